@@ -1,0 +1,1 @@
+"""Image classification: vision transformers that learn, forget and retain."""

@@ -1,0 +1,1 @@
+"""Object detection: DINO that learns, forgets and retains."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation: Mask2Former that learns, forgets and retains."""
