@@ -1,0 +1,135 @@
+"""Dataclasses as command-line flags, and YAML that cannot run code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line: what came, what is allowed, what to type next."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flags = [o for action in self._actions for o in action.option_strings]
+            near = difflib.get_close_matches(unknown.split()[0].split("=")[0], flags, 1)
+            message += f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"{message}; `{self.prog} --help` lists every flag.")
+
+
+def help_formatter(prog: str) -> argparse.HelpFormatter:
+    """Help with defaults, wide enough to read."""
+    return argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=34, width=110)
+
+
+def flag(name: str) -> str:
+    """'lora_rank' -> '--lora-rank'."""
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type, title: str = "", **defaults: Any) -> None:
+    """One flag per field of the dataclass `config`, with its help, choices and default.
+
+    Args:
+        title: heading in --help; the first line of the class docstring when empty.
+        defaults: values that replace the fields' own (a domain's constants).
+
+    A flag that exists already is left as it is, so that two configs may share a field.
+    """
+    known = {option for action in parser._actions for option in action.option_strings}
+    group = parser.add_argument_group(title or (config.__doc__ or config.__name__).splitlines()[0])
+    hints = typing.get_type_hints(config)
+    for item in dataclasses.fields(config):
+        if flag(item.name) in known or item.metadata.get("flag") is False:
+            continue
+        kind, optional = _plain(hints[item.name])
+        default = defaults.get(item.name, _default(item))
+        text = item.metadata.get("help", "").replace("%", "%%")
+        if kind is bool:
+            group.add_argument(flag(item.name), default=default, action=argparse.BooleanOptionalAction, help=text)
+            continue
+        group.add_argument(
+            flag(item.name), type=_reader(kind, item.name), default=default, help=text or " ",
+            choices=item.metadata.get("choices"), metavar=None if item.metadata.get("choices") else kind.__name__.upper(),
+        )  # fmt: skip
+
+
+def from_args(config: type, args: argparse.Namespace) -> Any:
+    """The dataclass filled from parsed flags; its own checks run."""
+    names = [f.name for f in dataclasses.fields(config) if hasattr(args, f.name)]
+    return config(**{name: getattr(args, name) for name in names})
+
+
+def _plain(hint: Any) -> tuple[type, bool]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [t for t in typing.get_args(hint) if t is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def _default(item: dataclasses.Field) -> Any:
+    if item.default is not dataclasses.MISSING:
+        return item.default
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return None
+
+
+def _reader(kind: type, name: str):
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise UserError(f"`{flag(name)}` takes {'a whole number' if kind is int else 'a number'}, got {text!r}.") from None
+
+    return str if kind is str else read
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read safely.
+
+    Raises:
+        UserError: missing, not YAML, not a mapping, or holding a tag that would run code.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"{path}: {error.problem}; a config holds data only, it cannot run code.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold `name: value` lines.")
+    return data
+
+
+def apply_yaml(parser: argparse.ArgumentParser, path: str | Path) -> None:
+    """Makes the values of a YAML file the defaults of the flags of the same name; flags given still win."""
+    dests = {action.dest: action for action in parser._actions}
+    for key, value in read_yaml(path).items():
+        name = str(key).replace("-", "_")
+        if name not in dests:
+            near = difflib.get_close_matches(name, dests, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; `{parser.prog} --help` lists every flag."
+            raise UserError(f"{path}: unknown key {key!r}{hint}")
+        action = dests[name]
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        if action.choices and value not in action.choices:
+            raise UserError(f"{path}: {key} must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
+        if action.type and value is not None:
+            value = action.type(str(value))
+        parser.set_defaults(**{name: value})

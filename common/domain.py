@@ -1,0 +1,135 @@
+"""The protocol a domain fills in. Read this first, then `trainer.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.streams import Stream
+
+Batch = Any  # the loop never looks inside
+
+
+class Prediction(NamedTuple):
+    """One forward pass.
+
+    loss:      scalar, the domain's own supervised loss, mean over the batch.
+    scores:    [N, C] class logits; row i belongs to annotated item i (image, object, segment).
+    embedding: [N, D] what the classifier reads, same rows.
+    labels:    [N] logit row of the true class of each item.
+    item_loss: [N] supervised loss of each item, or None where the loss does not split into items.
+    """
+
+    loss: Tensor
+    scores: Tensor
+    embedding: Tensor
+    labels: Tensor
+    item_loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Class name <-> logit row; `ids` are the numbers a data set gives its classes (COCO ids), where it does."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        twice = sorted({n for n in self.names if self.names.count(n) > 1})
+        if twice:
+            raise UserError(f"class name {twice[0]!r} stands for two logit rows; names must differ.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def row(self, name: str) -> int:
+        """The logit row of a class. Raises UserError for an unknown name."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise UserError(f"unknown class {name!r}; there are: {', '.join(self.names)}.") from None
+
+    def rows(self, names: Iterable[str]) -> list[int]:
+        """The logit rows of several classes."""
+        return [self.row(name) for name in names]
+
+    def extended(self, new: Sequence[str]) -> ClassTable:
+        """The same table with rows for `new` names behind the old ones (names it has already keep their row)."""
+        return ClassTable(self.names + tuple(n for n in new if n not in self.names), self.ids)
+
+
+class GalleryItem(NamedTuple):
+    """One test picture for the report: what it shows, what the model says.
+
+    name:    identifies the picture, so that answers before and after can be put side by side.
+    picture: PNG or JPEG bytes, with boxes or masks drawn in where the domain draws them.
+    truth, answer: short text; answer may carry a confidence ("cat 97 %").
+    correct: whether the answer counts as right, or None where that is not yes or no.
+    """
+
+    name: str
+    picture: bytes
+    truth: str
+    answer: str
+    correct: bool | None
+
+
+class Domain(Protocol):
+    """Everything the loop needs to know about a kind of task. Inherit from it to get the defaults."""
+
+    name: str  # "classification"; names the folder under results/
+    metric: str  # "acc", "map", "miou": what tables show
+    metric_label: str  # "top-1 accuracy (%)": what axes show
+    classes: ClassTable
+
+    def build_model(self, pretrained: bool = True) -> nn.Module:
+        """The model with head rows for every class of the plan; `pretrained=False` starts it at random."""
+        ...
+
+    def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
+        """Position ("ffn", "attention") -> names of the modules that adapters can go on."""
+        ...
+
+    def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
+        """Parameter name -> rows that belong to `classes` (head weight, bias, label embedding, ...)."""
+        ...
+
+    def size(self, classes: Sequence[str], *, train: bool) -> int:
+        """Number of items (images) that `loader` draws from for these classes."""
+        ...
+
+    def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Batch]:
+        """Batches of the union of `classes`.
+
+        train: one endless shuffled stream, batch k being exactly what `stream` says; otherwise one ordered
+        pass over this rank's share of the test split.
+        """
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """One forward pass with gradients."""
+        ...
+
+    def predict_together(self, model: nn.Module, batches: Sequence[Batch]) -> list[Prediction]:
+        """`predict` for several batches; a domain whose batches can be joined does it in one forward."""
+        return [self.predict(model, batch) for batch in batches]
+
+    def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
+        """{"total": score, class name: score, ...} on the test split, 0..100, over all ranks."""
+        ...
+
+    def item_names(self, batch: Batch) -> list[str]:
+        """File names of a batch, for error messages."""
+        ...
+
+    def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+        """Up to `count` test pictures of `classes`, the same ones at every call; may be empty."""
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        """What a record must hold to repeat the run: data folders, image counts, model name, split."""
+        return {}

@@ -1,0 +1,288 @@
+"""Low-rank adapters that live inside the layers they adapt, with loralib's parameter names."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.sparsity import block_of
+
+
+@dataclass
+class LoraConfig:
+    """What is adapted and how much."""
+
+    lora_rank: int = field(default=8, metadata={"help": "rank of each adapter"})
+    lora_alpha: float = field(
+        default=0.0,
+        metadata={"help": "update is scaled by alpha / rank; 0 means alpha = rank (loralib's own default is 1)"},
+    )
+    lora_position: str = field(
+        default="ffn", metadata={"help": "layers to adapt", "choices": ["ffn", "attention", "all"]}
+    )
+    lora_targets: str = field(
+        default="", metadata={"help": "glob patterns of module names, comma separated; replaces --lora-position"}
+    )
+    lora_blocks: str = field(
+        default="", metadata={"help": "which blocks: '0-3,8', 'first4' or 'last4'; empty means all"}
+    )
+    lora_init: str = field(
+        default="loralib",
+        metadata={"help": "A ~ kaiming uniform with a = sqrt(5) or, as published, sqrt(50)",
+                  "choices": ["loralib", "published"]},
+    )
+    lora_between_phases: str = field(
+        default="continue",
+        metadata={"help": "one adapter through all phases, or freeze it and stack a fresh one per phase",
+                  "choices": ["continue", "stack"]},
+    )
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1:
+            raise UserError(f"`--lora-rank` must be at least 1, got {self.lora_rank}.")
+        if self.lora_alpha < 0:
+            raise UserError(f"`--lora-alpha` must not be negative, got {self.lora_alpha}.")
+
+    @property
+    def alpha(self) -> float:
+        """The numerator of the scale."""
+        return self.lora_alpha or float(self.lora_rank)
+
+
+class Adapter:
+    """What every adapted layer offers, whatever its shape.
+
+    `scale` times `B @ A` (from `factors()`) is the update of `base_weight`, which is never written to.
+    """
+
+    scale: float
+    merged: Tensor | None
+
+    def base_weight(self) -> Tensor:
+        """The frozen weight that the adapter updates, [out, in]."""
+        raise AssertionError("an adapter names its base weight")
+
+    def live(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """The trainable factors: A [parts * r, in] and B [out, r], as loralib lays them out."""
+        return self.lora_A, self.lora_B
+
+    def init_adapter(self, out: int, inp: int, rank: int, alpha: float, parts: int) -> None:
+        """Creates the factors. Raises UserError when the rank does not fit the layer."""
+        limit = min(out // parts, inp)
+        if not 1 <= rank <= limit:
+            raise UserError(
+                f"`--lora-rank` must be between 1 and {limit} for a layer of {inp} inputs and {out} outputs, "
+                f"got {rank}."
+            )
+        weight = self.base_weight()
+        self.rank, self.parts, self.scale, self.merged = rank, parts, alpha / rank, None
+        self.lora_A = nn.Parameter(weight.new_empty(parts * rank, inp))
+        self.lora_B = nn.Parameter(weight.new_empty(out, rank))
+        self.register_buffer("past_A", weight.new_zeros(0, inp))
+        self.register_buffer("past_B", weight.new_zeros(out, 0))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None, a: float = math.sqrt(5)) -> None:
+        """Back to an update of zero: A ~ U(-b, b) with b = sqrt(6 / ((1 + a^2) in)), B = 0."""
+        bound = math.sqrt(6 / ((1 + a * a) * self.lora_A.shape[1]))
+        fresh = torch.rand(self.lora_A.shape, generator=generator) * (2 * bound) - bound
+        self.lora_A.copy_(fresh)
+        self.lora_B.zero_()
+
+    @torch.no_grad()
+    def stack(self, generator: torch.Generator | None = None, a: float = math.sqrt(5)) -> None:
+        """Freezes the present update as it is and starts a fresh one on top: no output changes."""
+        big_a, big_b = self.factors()
+        self.past_A, self.past_B = big_a.clone(), big_b.clone()
+        self.reset(generator, a)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A [R, in] and B [out, R] of the whole update, fused parts as a block diagonal."""
+        a, b = self.live()
+        if self.parts > 1:
+            b = torch.block_diag(*b.chunk(self.parts))  # [out, parts * r]
+        return torch.cat([self.past_A, a]), torch.cat([self.past_B, b], dim=1)
+
+    def delta(self) -> Tensor:
+        """The update of the base weight, [out, in]."""
+        a, b = self.factors()
+        return self.scale * (b @ a)
+
+    def low_rank(self, x: Tensor) -> Tensor:
+        """scale * x A' B' without ever forming the [out, in] product; x is [..., in]."""
+        hidden = F.linear(x, self.lora_A)  # [..., parts * r]
+        if self.parts == 1:
+            out = F.linear(hidden, self.lora_B)
+        else:
+            pieces = zip(hidden.chunk(self.parts, -1), self.lora_B.chunk(self.parts), strict=True)
+            out = torch.cat([F.linear(h, b) for h, b in pieces], dim=-1)
+        if self.past_A.shape[0]:
+            out = out + F.linear(F.linear(x, self.past_A), self.past_B)
+        return self.scale * out
+
+
+class LoRALinear(Adapter, nn.Linear):
+    """y = x W' + b + alpha / r * (x A') B', with W and b frozen.
+
+    Args:
+        base: the layer to adapt; its weight and bias are shared, not copied, and frozen.
+        rank: r, at most min(out / parts, in).
+        alpha: numerator of the scale (loralib: `lora_alpha`).
+        parts: number of equal slices of the output with an adapter each (3 for a fused qkv, loralib's
+            MergedLinear layout: A [3r, in], B [out, r]).
+
+    Source: Hu et al., 2021, arXiv:2106.09685, section 4.1.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float = 1.0, parts: int = 1) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.weight.requires_grad_(False)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        self.init_adapter(base.out_features, base.in_features, rank, alpha, parts)
+        self.train(base.training)
+
+    def base_weight(self) -> Tensor:
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged is not None:
+            return F.linear(x, self.merged, self.bias)
+        return F.linear(x, self.weight, self.bias) + self.low_rank(x)
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """Every adapted layer of `model` by name, in depth order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
+
+
+def inject(
+    model: nn.Module, names: Iterable[str], rank: int, alpha: float = 1.0, parts: dict[str, int] | None = None
+) -> list[str]:
+    """Replaces the named layers by adapted ones, in place; returns their names.
+
+    A fresh adapter changes no output, bit for bit. nn.Linear layers become LoRALinear; nn.MultiheadAttention
+    modules get adapters on their packed input projection and on their output projection. Layers named in
+    `parts` are split into that many equal outputs; a layer called `qkv` is split in three unasked.
+
+    Raises:
+        UserError: a name is not in the model, is no linear layer, or the rank does not fit.
+    """
+    from common.lora_attention import LoRAMultiheadAttention
+
+    done = []
+    for name in names:
+        parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        layer = getattr(parent, leaf, None)
+        if isinstance(layer, Adapter):
+            raise UserError(f"layer `{name}` has an adapter already.")
+        if isinstance(layer, nn.MultiheadAttention):
+            new = LoRAMultiheadAttention(layer, rank, alpha)
+        elif isinstance(layer, nn.Linear):
+            split = (parts or {}).get(name, 3 if leaf == "qkv" else 1)
+            new = LoRALinear(layer, rank, alpha, split)
+        else:
+            raise UserError(f"`{name}` is a {type(layer).__name__}; adapters go on linear layers.")
+        setattr(parent, leaf, new)
+        done.append(name)
+    return done
+
+
+def select(available: dict[str, list[str]], config: LoraConfig, model: nn.Module) -> list[str]:
+    """The module names that `config` asks for, in depth order.
+
+    Args:
+        available: position ("ffn", "attention") -> module names, as a domain gives them.
+        model: searched by name when `lora_targets` holds patterns.
+
+    Raises:
+        UserError: nothing fits; says what there is.
+    """
+    if config.lora_targets:
+        kinds = (nn.Linear, nn.MultiheadAttention)
+        linear = [n for n, m in model.named_modules() if isinstance(m, kinds) and not n.endswith(".out_proj")]
+        patterns = [p.strip() for p in config.lora_targets.split(",")]
+        names = [n for n in linear if any(fnmatch.fnmatch(n, p) for p in patterns)]
+        if not names:
+            raise UserError(
+                f"`--lora-targets {config.lora_targets}` matches no linear layer; the first are {', '.join(linear[:5])}."
+            )
+    else:
+        positions = list(available) if config.lora_position == "all" else [config.lora_position]
+        names = [name for position in positions for name in available.get(position, [])]
+        if not names:
+            raise UserError(
+                f"this model has no layers at `--lora-position {config.lora_position}`; "
+                f"it has: {', '.join(k for k, v in available.items() if v)}."
+            )
+    depth = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    names = sorted(names, key=depth.__getitem__)
+    return pick_blocks(names, config.lora_blocks) if config.lora_blocks else names
+
+
+def pick_blocks(names: list[str], text: str) -> list[str]:
+    """The names whose block is chosen by `text`: '0-3,8', 'first4' or 'last4', counted in depth order."""
+    blocks = list(dict.fromkeys(block_of(name) for name in names))
+    error = UserError(f"`--lora-blocks {text}` must look like '0-3,8', 'first4' or 'last4' with blocks 0-{len(blocks) - 1}.")
+    try:
+        if text.startswith("first"):
+            chosen = set(range(int(text[5:])))
+        elif text.startswith("last"):
+            chosen = set(range(len(blocks) - int(text[4:]), len(blocks)))
+        else:
+            chosen = set()
+            for piece in text.split(","):
+                low, _, high = piece.partition("-")
+                chosen |= set(range(int(low), int(high or low) + 1))
+    except ValueError:
+        raise error from None
+    if not chosen or not chosen <= set(range(len(blocks))):
+        raise error
+    wanted = {blocks[i] for i in chosen}
+    return [name for name in names if block_of(name) in wanted]
+
+
+def fresh(model: nn.Module, config: LoraConfig, seed: int, stack: bool = False) -> None:
+    """(Re-)initialises every adapter from `seed` alone, so that all ranks hold the same numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    a = math.sqrt(50 if config.lora_init == "published" else 5)
+    for adapter in adapters(model).values():
+        (adapter.stack if stack else adapter.reset)(generator, a)
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, every adapted layer runs as one plain layer with W + scale B A; W itself is not written to."""
+    layers = list(adapters(model).values())
+    with torch.no_grad():
+        for layer in layers:
+            layer.merged = layer.base_weight() + layer.delta().to(layer.base_weight().dtype)
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.merged = None
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the model answers as if it had no adapters: a teacher that costs no memory."""
+    layers = list(adapters(model).values())
+    for layer in layers:
+        layer.merged = layer.base_weight()
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.merged = None

@@ -1,0 +1,46 @@
+"""Losses that several methods share."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from common import distributed
+from common.domain import Prediction
+
+
+def bounded_forgetting(prediction: Prediction, bound: float, per_item: bool = True) -> Tensor:
+    """How far the items are from being forgotten: relu(bound - loss). Scalar, 0 when done.
+
+    Args:
+        prediction: of items to be forgotten, with their true labels.
+        bound: the loss, in the units of the domain's loss (nats), at which an item counts as forgotten.
+        per_item: the hinge is applied to every item and averaged, so that no class can pay for another;
+            False applies it to the mean over the batch, and over all ranks (as published). Domains whose loss
+            does not split into items always get the latter.
+
+    Source: GS-LoRA, arXiv:2403.11530, eq. 5.
+    """
+    if per_item and prediction.item_loss is not None:
+        return F.relu(bound - prediction.item_loss).mean()
+    return F.relu(bound - distributed.mean(prediction.loss))
+
+
+def soft_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Divergence KL(teacher || student) of two score tensors, both softened. Scalar, in nats, times T^2.
+
+    Args:
+        student: [N, C] scores with gradients.
+        teacher: [N, C] scores of another model for the same N items; treated as constant.
+        temperature: above 1 flattens both; the result is scaled by its square.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: Hinton et al., 2015, arXiv:1503.02531, section 2.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"`student` is {tuple(student.shape)} but `teacher` is {tuple(teacher.shape)}.")
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2

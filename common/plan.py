@@ -1,0 +1,185 @@
+"""Groups of classes, phases, the four orders, and the keep rule.
+
+A run is a plan: a list of phases, each of which learns or forgets named groups of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+ORDERS = {
+    "fltf": ("learn", "forget"),
+    "fftl": ("forget", "learn"),
+    "lfl": ("learn", "forget", "learn"),
+    "flf": ("forget", "learn", "forget"),
+}
+ACTIONS = ("learn", "forget")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of a plan.
+
+    index:  1-based; phase 0 in the records is the state before training.
+    action: "learn" or "forget".
+    groups: names of the groups that the phase trains.
+    target: their classes.
+    keep:   classes that the phase must not damage (computed, see `Plan`).
+    """
+
+    index: int
+    action: str
+    groups: tuple[str, ...]
+    target: tuple[str, ...]
+    keep: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """'1 learn' and the like, for tables and axes."""
+        return f"{self.index} {self.action}" + (f" {'+'.join(self.groups)}" if self.groups != (self.action,) else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Named groups of classes and the phases that learn or forget them.
+
+    groups: group name -> class names; groups that no phase names are retained throughout.
+    steps:  (action, group names) per phase.
+    keep_until_forgotten: requests arrive one by one, so that a class to be forgotten in a later phase is
+        retained until then (continual forgetting); otherwise it is left alone (knowledge swapping, where the
+        learn phase never sees the forget set).
+    """
+
+    name: str
+    groups: Mapping[str, tuple[str, ...]]
+    steps: tuple[tuple[str, tuple[str, ...]], ...]
+    keep_until_forgotten: bool = False
+
+    def __post_init__(self) -> None:
+        _check_disjoint(self.groups)
+        if not self.steps:
+            raise UserError(f"plan {self.name!r} has no phases; list at least one 'learn:' or 'forget:'.")
+        known: set[str] = {n for n in self.groups if n not in self.learned_groups}
+        for action, names in self.steps:
+            for name in names:
+                if name not in self.groups:
+                    raise UserError(f"plan {self.name!r} names group {name!r}; it has: {', '.join(self.groups)}.")
+                if action == "forget" and name not in known:
+                    raise UserError(f"plan {self.name!r} forgets group {name!r} before it is learned.")
+            known = known | set(names)
+
+    @property
+    def learned_groups(self) -> tuple[str, ...]:
+        """Groups whose first phase learns them: the model does not know them at the start."""
+        first: dict[str, str] = {}
+        for action, names in self.steps:
+            for name in names:
+                first.setdefault(name, action)
+        return tuple(n for n, action in first.items() if action == "learn")
+
+    @property
+    def new_classes(self) -> tuple[str, ...]:
+        """Classes that need new head rows."""
+        return tuple(c for name in self.learned_groups for c in self.groups[name])
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The phases with their keep sets: retained, plus all learned so far, minus all forgotten so far."""
+        touched = {name for _, names in self.steps for name in names}
+        keep = [n for n in self.groups if n not in touched]
+        if self.keep_until_forgotten:
+            keep = [n for n in self.groups if n not in self.learned_groups]
+        result = []
+        for index, (action, names) in enumerate(self.steps, 1):
+            now = [n for n in keep if n not in names]
+            result.append(Phase(index, action, names, self._classes(names), self._classes(now)))
+            keep = now + list(names) if action == "learn" else now
+        return result
+
+    def _classes(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(c for name in names for c in self.groups[name])
+
+    def record(self) -> dict[str, Any]:
+        """Plain data from which `from_record` makes the same plan."""
+        return {**asdict(self), "groups": {k: list(v) for k, v in self.groups.items()}}
+
+
+def from_record(data: Mapping[str, Any]) -> Plan:
+    """The plan that `Plan.record` described."""
+    groups = {k: tuple(v) for k, v in data["groups"].items()}
+    steps = tuple((action, tuple(names)) for action, names in data["steps"])
+    return Plan(data["name"], groups, steps, data["keep_until_forgotten"])
+
+
+def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: Sequence[str]) -> Plan:
+    """The plan of one of the four orders, or of its one-phase parts "learn" and "forget".
+
+    Raises:
+        UserError: unknown order, or a class in two groups.
+    """
+    actions = {**ORDERS, "learn": ("learn",), "forget": ("forget",)}.get(order)
+    if actions is None:
+        raise UserError(f"`--order` must be one of {', '.join((*ORDERS, 'learn', 'forget'))}, got {order}.")
+    groups = {"learn": tuple(learn), "forget": tuple(forget), "retain": tuple(retain)}
+    for action in set(actions):
+        if not groups[action]:
+            raise UserError(f"order {order!r} needs classes to {action}; name them with --{action}.")
+    groups = {name: classes for name, classes in groups.items() if classes}
+    return Plan(order, groups, tuple((action, (action,)) for action in actions))
+
+
+def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
+    """The plan of a YAML file with `groups` and `phases`; a group given as `rest` holds all classes left over.
+
+    Args:
+        available: every class name there is, base and new, in order.
+
+    Raises:
+        UserError: the file is no plan, or names something unknown.
+    """
+    from common.config import read_yaml
+    from common.splits import resolve
+
+    data = read_yaml(path)
+    extra = set(data) - {"name", "groups", "phases", "keep_until_forgotten"}
+    if extra or not isinstance(data.get("groups"), dict) or not isinstance(data.get("phases"), list):
+        raise UserError(
+            f"{path} is no plan: it needs `groups` (name: classes) and `phases` (a list of `learn: group` or "
+            f"`forget: group`)" + (f"; unknown: {', '.join(map(str, sorted(extra)))}." if extra else ".")
+        )
+    groups: dict[str, tuple[str, ...]] = {}
+    for name, classes in data["groups"].items():
+        if classes != "rest":
+            groups[str(name)] = tuple(resolve(classes, available, f"group {name!r} of {path}"))
+    taken = {c for classes in groups.values() for c in classes}
+    for name, classes in data["groups"].items():
+        if classes == "rest":
+            groups[str(name)] = tuple(c for c in available if c not in taken)
+            taken.update(groups[str(name)])
+    groups = {str(name): groups[str(name)] for name in data["groups"]}
+    steps = tuple(_step(entry, path) for entry in data["phases"])
+    return Plan(str(data.get("name", Path(path).stem)), groups, steps, bool(data.get("keep_until_forgotten", False)))
+
+
+def _step(entry: Any, path: str | Path) -> tuple[str, tuple[str, ...]]:
+    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in ACTIONS:
+        raise UserError(f"{path}: a phase is `learn: group` or `forget: group`, got {entry!r}.")
+    action, names = next(iter(entry.items()))
+    names = names if isinstance(names, list) else [names]
+    return action, tuple(str(n) for n in names)
+
+
+def _check_disjoint(groups: Mapping[str, Sequence[str]]) -> None:
+    owner: dict[str, str] = {}
+    for name, classes in groups.items():
+        for c in classes:
+            if c in owner:
+                raise UserError(
+                    f"class {c!r} is in both `{owner[c]}` and `{name}`; each class belongs to exactly one group."
+                )
+            owner[c] = name

@@ -1,0 +1,226 @@
+"""The run folder. The only file that writes files: to a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+
+METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
+
+
+@dataclass
+class RecordConfig:
+    """Where results go."""
+
+    output_dir: str = field(default="", metadata={"help": "folder of the run; default results/<domain>/<name of plan and method>"})
+    overwrite: bool = field(default=False, metadata={"help": "start anew in a folder that holds another run"})
+    report: bool = field(default=True, metadata={"help": "write report.html at the end"})
+    tensorboard: bool = field(default=False, metadata={"help": "also write TensorBoard events (needs tensorboard)"})
+    wandb: str = field(default="", metadata={"help": "also log to this Weights & Biases project (needs wandb and your login)"})
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a whole file or nothing: a temporary name in the same folder, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes readable JSON, atomically."""
+    write_bytes(path, (json.dumps(data, indent=1, default=str) + "\n").encode())
+
+
+def save_tensors(path: Path, data: Any) -> None:
+    """`torch.save`, atomically."""
+    import io
+
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(data, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class Run:
+    """One run folder: config.json, metrics.jsonl, steps.jsonl, gallery.json, adapter/, state.pt, report.html."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.sinks: list[Any] = []
+
+    def path(self, name: str) -> Path:
+        """A file of this run."""
+        return self.folder / name
+
+    def open(self, identity: Mapping[str, Any], description: Mapping[str, Any], overwrite: bool) -> bool:
+        """Claims the folder for a run; returns whether an earlier, unfinished or finished, run is continued.
+
+        Args:
+            identity: everything that changes the numbers; must equal that of the run found in the folder.
+            description: versions, command, data; recorded, not compared.
+
+        Raises:
+            UserError: the folder holds another run (says what differs), or cannot be written.
+        """
+        config = self.path("config.json")
+        found = read_json(config) if config.exists() and not overwrite else None
+        identity = json.loads(json.dumps(identity, default=str))
+        if found is not None:
+            different = first_difference(found.get("identity", {}), identity)
+            if different:
+                key, old, new = different
+                raise UserError(
+                    f"{self.folder} holds a run with {key} {old!r}, this command has {new!r}; "
+                    f"choose another --output-dir, or add --overwrite to start anew there."
+                )
+            return True
+        for name in (METRICS, STEPS, "state.pt", "gallery.json", "report.html", "done.json"):
+            self.path(name).unlink(missing_ok=True)
+        write_json(config, {"identity": identity, **description})
+        return False
+
+    def append(self, name: str, records: list[Mapping[str, Any]]) -> None:
+        """Adds records to a JSON-lines file in one write and tells the other loggers."""
+        text = "".join(json.dumps(record, default=float) + "\n" for record in records)
+        try:
+            with self.path(name).open("a") as file:
+                file.write(text)
+                file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path(name))) from None
+        for sink in self.sinks:
+            for record in records:
+                sink(name, record)
+
+    def truncate(self, name: str, count: int) -> None:
+        """Cuts a JSON-lines file back to its first `count` records: what came after the last saved state."""
+        path = self.path(name)
+        lines = path.read_text().splitlines(keepends=True)[:count] if path.exists() else []
+        write_bytes(path, "".join(lines).encode())
+
+    def save_gallery(self, moment: str, items: list[Any]) -> None:
+        """Stores the pictures and answers of one moment ("before", "1 learn", ...) for the report."""
+        path = self.path("gallery.json")
+        gallery = read_json(path) if path.exists() else {}
+        gallery[moment] = [
+            {**item._asdict(), "picture": base64.b64encode(item.picture).decode()} for item in items
+        ]
+        write_json(path, gallery)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content. Raises UserError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except json.JSONDecodeError:
+        raise UserError(f"{path} is damaged; remove the folder or add --overwrite.") from None
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """(dotted key, old, new) of the first place where two JSON values differ, or None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*new, *(k for k in old if k not in new)]:
+            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if old == new else (key, old, new)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, commit and command, for config.json and the report."""
+    from importlib import metadata
+
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "timm", "transformers", "numpy"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "command": " ".join(["python", *map(_quote, sys.argv)]),
+        "versions": versions,
+        "commit": commit or None,
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _quote(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def open_sinks(run: Run, config: RecordConfig, name: str) -> None:
+    """Attaches TensorBoard and Weights & Biases where asked for; neither is on by default."""
+    if config.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
+        writer = SummaryWriter(str(run.folder / "tensorboard"))
+
+        def to_tensorboard(file: str, record: Mapping[str, Any]) -> None:
+            for key, value in flat_numbers(record):
+                writer.add_scalar(f"{Path(file).stem}/{key}", value, record.get("step", 0))
+            writer.flush()
+
+        run.sinks.append(to_tensorboard)
+    if config.wandb:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--wandb needs the wandb package: pip install wandb") from None
+        session = wandb.init(project=config.wandb, name=name, dir=str(run.folder))
+        run.sinks.append(lambda file, record: session.log({f"{Path(file).stem}/{k}": v for k, v in flat_numbers(record)}))
+
+
+def flat_numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The numbers of one record under readable names: the group's score, or each loss term."""
+    if "score" in record:
+        return [(f"{record.get('group', '')}", float(record["score"]))]
+    return [(k, float(v)) for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "phase", "epoch")]

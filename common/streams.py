@@ -1,0 +1,62 @@
+"""One endless shuffled stream of items whose batch k is a function of (seed, k) alone.
+
+That is what makes a killed run resume exactly (start at batch k), and two ranks equal one process with the
+doubled batch (rank r takes the r-th part of every global batch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+def derive(seed: int, *words: object) -> int:
+    """A 63-bit seed from a seed and any words, the same on every machine."""
+    digest = hashlib.blake2b(repr((seed, *words)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Draw(NamedTuple):
+    """Which item to load, and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A slice of the stream: where to start, how much per batch, which rank's part.
+
+    seed:       one per phase and role, so that target and keep streams are independent.
+    batch_size: items per batch on this rank; a global batch holds batch_size * world.
+    start:      number of batches to leave out (a resumed run).
+    """
+
+    seed: int
+    batch_size: int
+    start: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def batches(self, size: int) -> Iterator[list[Draw]]:
+        """Endless lists of draws from `size` items: every item once per round, each round newly shuffled."""
+        order, current = torch.empty(0, dtype=torch.long), -1
+        first = (self.start * self.world + self.rank) * self.batch_size
+        while True:
+            batch = []
+            for position in range(first, first + self.batch_size):
+                if position // size != current:
+                    current = position // size
+                    generator = torch.Generator().manual_seed(derive(self.seed, "round", current))
+                    order = torch.randperm(size, generator=generator)
+                batch.append(Draw(int(order[position % size]), derive(self.seed, "item", position)))
+            yield batch
+            first += self.batch_size * self.world
+
+    def steps(self, size: int) -> int:
+        """Batches in one pass over `size` items, the last one filled up from the next round."""
+        return -(-size // (self.batch_size * self.world))
