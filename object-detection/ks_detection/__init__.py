@@ -1,1 +1,22 @@
-"""Object detection: DINO that learns, forgets and retains."""
+"""Object detection: DINO that learns, forgets and retains.
+
+`build_dino(config)` and `load_checkpoint(path_or_state, config=None)` give a model;
+`model(images)` the raw outputs, `model.detect(images, score_threshold)` finished boxes.
+"""
+
+_HOME = {
+    "DinoConfig": "ks_detection.dino.config",
+    "build_dino": "ks_detection.dino.model",
+    "load_checkpoint": "ks_detection.checkpoints.load",
+    "export_official": "ks_detection.checkpoints.export",
+    "DetectionDomain": "ks_detection.domain",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):  # imported on first use, so that `import ks_detection` does not cost a second of torch
+    if name in _HOME:
+        import importlib
+
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

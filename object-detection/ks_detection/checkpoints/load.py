@@ -1,0 +1,92 @@
+"""A model from a checkpoint, with a clear word about everything that does not fit."""
+
+import logging
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from common.errors import UserError
+from ks_detection.checkpoints.infer import infer_backbone, infer_config
+from ks_detection.checkpoints.names import to_ours
+from ks_detection.checkpoints.read import read_checkpoint
+from ks_detection.dino.config import DinoConfig
+from ks_detection.dino.model import Dino
+
+log = logging.getLogger(__name__)
+
+
+def load_checkpoint(
+    path_or_state: str | Path | dict, config: DinoConfig | dict | None = None, *, ema: bool = False
+) -> nn.Module:
+    """A DINO in eval mode with the weights of an official, Knowledge Swapping or own checkpoint.
+
+    Args:
+        path_or_state: a file, a loaded checkpoint or a state dict, with published key names.
+        config: without one, the file's own config is used (files written here have it), else backbone,
+            levels, classes, queries and LoRA rank are read off keys and shapes.
+        ema: take the averaged weights (`ema_model`).
+
+    The result has `class_table` (a `ClassTable`, or None if the file has no names). Adapters keep loralib's
+    scale, `lora_alpha` / rank with alpha 1, and stay adapters; `export_official` merges them.
+
+    Raises:
+        UserError: unreadable file, missing or mismatched keys, another backbone or number of classes.
+    """
+    checkpoint = read_checkpoint(path_or_state, ema)
+    state = to_ours(checkpoint.state)
+    if config is None:
+        config = DinoConfig.from_dict(checkpoint.config) if checkpoint.config else infer_config(state)
+    elif not isinstance(config, DinoConfig):
+        config = DinoConfig.from_dict(dict(config))
+    model = Dino(config)
+    check_backbone(state, config)
+    adapted = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
+    if adapted:
+        from common.lora import inject
+
+        inject(model, adapted, state[f"{adapted[0]}.lora_A"].shape[0], config.lora_alpha)
+    put_state(model, state)
+    model.class_table = checkpoint.classes
+    return model.eval()
+
+
+def check_backbone(state: dict[str, Tensor], config: DinoConfig) -> None:
+    """Raises UserError if the checkpoint's backbone is visibly another than the config's."""
+    try:
+        found = infer_backbone(state)
+    except UserError:
+        return  # a small backbone, or a damaged file: the key report says more
+    if found != config.backbone:
+        raise UserError(
+            f"checkpoint has backbone {found}, the config wants {config.backbone}; set `backbone` to {found}."
+        )
+
+
+def put_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copies a state under our names into the model.
+
+    Raises:
+        UserError: naming the missing keys and mismatched shapes. Unexpected keys are logged and passed over.
+    """
+    own = model.state_dict()
+    optional = ("past_A", "past_B", "lora_A", "lora_B")
+    missing = [name for name in own if name not in state and not name.endswith(optional)]
+    unexpected = [name for name in state if name not in own]
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if unexpected:
+        log.warning("checkpoint: %d keys are not used: %s", len(unexpected), _some(unexpected))
+    if "class_embed.weight" in wrong:
+        raise UserError(
+            f"checkpoint has {state['class_embed.weight'].shape[0]} classes, the config wants "
+            f"{own['class_embed.weight'].shape[0]}; load it without a config and extend it with new classes."
+        )
+    if wrong:
+        shapes = [f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}" for name in wrong]
+        raise UserError(f"checkpoint: {len(wrong)} tensors have another shape: {_some(shapes)}.")
+    if missing:
+        raise UserError(f"checkpoint: {len(missing)} keys are missing: {_some(missing)}.")
+    model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,145 @@
+"""DINO's loss: focal, L1 and generalised IoU on the final, auxiliary, intermediate and denoising outputs."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common import distributed
+from ks_detection.boxes import cxcywh_to_xyxy, generalized_iou
+from ks_detection.dino.config import DinoConfig
+from ks_detection.dino.denoising import Denoising
+from ks_detection.dino.matcher import Matches, match, pad_targets
+
+
+def focal_loss(logits: Tensor, wanted: Tensor, alpha: float) -> Tensor:
+    """Elementwise sigmoid focal loss with gamma 2. Same shape as `logits`.
+
+    Source: Lin et al., 2017, arXiv:1708.02002, equation 5.
+    """
+    probability = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    miss = probability + wanted - 2 * probability * wanted  # 1 - p of the right answer
+    return (alpha * wanted + (1 - alpha) * (1 - wanted)) * entropy * miss**2
+
+
+class Criterion:
+    """Terms of the loss by their published names, and their weighted sum."""
+
+    def __init__(self, config: DinoConfig) -> None:
+        self.config = config
+
+    def __call__(self, outputs: dict, targets: list[dict]) -> dict[str, Tensor]:
+        """Unweighted terms: `loss_{ce,bbox,giou}` of the last layer, `_0`.. of the layers before, `_interm`,
+        `_dn`, `_dn_0`..; for the log `class_error`, `cardinality_error`, `loss_xy`, `loss_hw`.
+
+        Args:
+            outputs: what `Dino` returns; targets: per image labels [T] and boxes [T, 4] cxcywh.
+        """
+        with torch.autocast(outputs["pred_boxes"].device.type, enabled=False):
+            return self._terms(outputs, targets)
+
+    def _terms(self, outputs: dict, targets: list[dict]) -> dict[str, Tensor]:
+        layers = [outputs, *outputs["aux_outputs"], outputs["interm_outputs"]]
+        suffixes = ["", *(f"_{i}" for i in range(len(outputs["aux_outputs"]))), "_interm"]
+        logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # [L, B, Q, C]
+        boxes = torch.stack([layer["pred_boxes"].float() for layer in layers])
+        matches = match(logits, boxes, targets, self.config)
+        count = self.object_count(targets, boxes.device)
+        terms = self._layer_terms(logits, boxes, matches, targets, count, suffixes)
+        terms |= self._log_terms(logits[0], matches[0], targets)
+        return terms | self._denoising_terms(outputs, targets, count)
+
+    def object_count(self, targets: list[dict], device: torch.device) -> Tensor:
+        """Objects per rank, averaged over ranks, at least 1."""
+        total = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=device)
+        return (distributed.total(total) / distributed.world()).clamp(min=1)
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum (39 terms for 6 decoder layers) that is trained on."""
+        return sum(self.weight(name) * term for name, term in terms.items() if self.weight(name))
+
+    def classification(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the focal terms alone."""
+        return sum(self.weight(name) * term for name, term in terms.items() if name.startswith("loss_ce"))
+
+    def weight(self, name: str) -> float:
+        """Factor of a term in the total; 0 for the terms that are only logged."""
+        config = self.config
+        kinds = {
+            "loss_ce": config.cls_loss_coef,
+            "loss_bbox": config.bbox_loss_coef,
+            "loss_giou": config.giou_loss_coef,
+        }
+        kind = next((kind for kind in kinds if name == kind or name.startswith(kind + "_")), None)
+        if kind is None:
+            return 0.0
+        return kinds[kind] * (config.interm_loss_coef if name.endswith("_interm") else 1.0)
+
+    def _layer_terms(self, logits, boxes, matches: list[Matches], targets, count, suffixes) -> dict:
+        labels, objects = pad_targets(targets, boxes.device)
+        wanted = torch.zeros_like(logits)
+        layer = torch.cat([torch.full_like(m.rows, i) for i, m in enumerate(matches)])
+        rows, queries, found = (torch.cat(part) for part in zip(*matches, strict=True))
+        wanted[layer, rows, queries, labels[rows, found]] = 1.0
+        focal = focal_loss(logits, wanted, self.config.focal_alpha).sum((1, 2, 3)) / count  # [L]
+        paired = self._box_terms(boxes[layer, rows, queries], objects[rows, found])
+        summed = {name: _sum_by(layer, value, len(matches)) / count for name, value in paired.items()}
+        terms = {}
+        for i, suffix in enumerate(suffixes):
+            terms[f"loss_ce{suffix}"] = focal[i]
+            terms |= {f"{name}{suffix}": value[i] for name, value in summed.items()}
+        return terms
+
+    @staticmethod
+    def _box_terms(boxes: Tensor, objects: Tensor) -> dict[str, Tensor]:
+        """[M] per matched pair."""
+        distance = (boxes - objects).abs()
+        overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(objects))
+        return {
+            "loss_bbox": distance.sum(-1),
+            "loss_giou": 1 - overlap,
+            "loss_xy": distance[:, :2].sum(-1).detach(),
+            "loss_hw": distance[:, 2:].sum(-1).detach(),
+        }
+
+    @staticmethod
+    @torch.no_grad()
+    def _log_terms(logits: Tensor, found: Matches, targets: list[dict]) -> dict[str, Tensor]:
+        labels, _ = pad_targets(targets, logits.device)
+        best = logits.argmax(-1)
+        right = best[found.rows, found.queries] == labels[found.rows, found.objects]
+        sizes = logits.new_tensor([float(len(target["labels"])) for target in targets])
+        guessed = (best != logits.shape[-1] - 1).sum(1).float()  # as published; the last row is no background
+        error = 100 - 100 * right.float().mean() if len(right) else logits.new_zeros(())
+        return {"class_error": error, "cardinality_error": (guessed - sizes).abs().mean()}
+
+    def _denoising_terms(self, outputs: dict, targets: list[dict], count: Tensor) -> dict[str, Tensor]:
+        layers, denoising = outputs.get("dn_outputs"), outputs.get("denoising")
+        suffixes = ["_dn", *(f"_dn_{i}" for i in range(len(outputs["aux_outputs"])))]
+        if denoising is None:
+            zero = outputs["pred_boxes"].new_zeros(())
+            kinds = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw")
+            return {f"{kind}{suffix}": zero for suffix in suffixes for kind in kinds}
+        ordered = [layers[-1], *layers[:-1]]
+        logits = torch.stack([layer["pred_logits"].float() for layer in ordered])
+        boxes = torch.stack([layer["pred_boxes"].float() for layer in ordered])
+        matches = [positive_matches(denoising, targets)] * len(ordered)
+        return self._layer_terms(logits, boxes, matches, targets, count * denoising.groups, suffixes)
+
+
+def positive_matches(denoising: Denoising, targets: list[dict]) -> Matches:
+    """The positives' pairs, known by construction: slot t of every group belongs to object t."""
+    device = denoising.labels.device
+    starts = torch.arange(denoising.groups, device=device) * 2 * denoising.slots
+    rows, queries, objects = [], [], []
+    for row, target in enumerate(targets):
+        own = torch.arange(len(target["labels"]), device=device)
+        queries.append((starts[:, None] + own).flatten())
+        objects.append(own.repeat(denoising.groups))
+        rows.append(torch.full_like(queries[-1], row))
+    return Matches(torch.cat(rows), torch.cat(queries), torch.cat(objects))
+
+
+def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
+    """[size] sums of the values that share an index."""
+    return values.new_zeros(size).index_add(0, index, values)

@@ -1,0 +1,222 @@
+"""The DINO detector: images in, class logits and boxes of every decoder layer out."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from ks_detection.boxes import inverse_sigmoid
+from ks_detection.dino.backbones import build_backbone
+from ks_detection.dino.config import DinoConfig
+from ks_detection.dino.decoder import Decoder
+from ks_detection.dino.deformable import DeformableAttention, Levels
+from ks_detection.dino.denoising import Denoising, blocked_pairs, make_denoising
+from ks_detection.dino.encoder import Encoder
+from ks_detection.dino.mlp import MLP
+from ks_detection.dino.padding import Padded, pad_images, resize_mask, valid_ratio
+from ks_detection.dino.positions import pixel_positions
+from ks_detection.dino.postprocess import Detections, post_process
+from ks_detection.dino.proposals import QuerySelection
+
+PRIOR_BIAS = -math.log(99)  # every class starts at probability 0.01
+
+
+class Tokens(NamedTuple):
+    """All levels, flattened: content [B, S, D], positions [B, S, D], how they lie, which are padding."""
+
+    content: Tensor
+    positions: Tensor
+    levels: Levels
+
+
+class Transformer(nn.Module):
+    """Encoder, query selection and decoder under one name, as the published checkpoints have them."""
+
+    def __init__(self, config: DinoConfig) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.level_embed = nn.Parameter(torch.randn(config.num_feature_levels, width))
+        self.tgt_embed = nn.Embedding(config.num_queries, width)
+        self.encoder = Encoder(config)
+        self.selection = QuerySelection(config)
+        self.decoder = Decoder(config)
+
+
+class Dino(nn.Module):
+    """DINO with contrastive denoising, mixed query selection and look-forward-twice.
+
+    Source: Zhang et al., 2022, arXiv:2203.03605. Images are normalised by the caller (ImageNet statistics).
+    """
+
+    def __init__(self, config: DinoConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_dim
+        self.backbone = build_backbone(config)
+        self.input_proj = input_projections(self.backbone.channels, config)
+        self.transformer = Transformer(config)
+        self.class_embed = nn.Linear(width, config.num_classes)  # shared by all decoder layers
+        self.bbox_embed = MLP(width, width, 4, 3)
+        self.label_enc = nn.Embedding(config.dn_labelbook_size + 1, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for the transformer, the prior for class biases, zero for the last box layers."""
+        for parameter in self.transformer.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.transformer.modules():
+            if isinstance(module, DeformableAttention):
+                module.reset_parameters()
+        nn.init.normal_(self.transformer.level_embed)
+        nn.init.normal_(self.transformer.tgt_embed.weight)
+        for head in (self.class_embed, self.transformer.selection.enc_out_class_embed):
+            nn.init.constant_(head.bias, PRIOR_BIAS)
+        for mlp in (self.bbox_embed, self.transformer.selection.enc_out_bbox_embed):
+            nn.init.zeros_(mlp.layers[-1].weight)
+            nn.init.zeros_(mlp.layers[-1].bias)
+
+    def forward(self, images: list[Tensor] | Padded, targets: list[dict] | None = None) -> dict:
+        """Outputs of the last decoder layer, with `aux_outputs` of the others and `interm_outputs`.
+
+        Args:
+            images: list of normalised [3, H, W], or a batch already padded.
+            targets: per image {"labels": [T], "boxes": [T, 4] cxcywh in 0..1}; only read in training mode,
+                where they add `dn_outputs` (per layer) and `denoising`.
+
+        Returns:
+            `pred_logits` [B, Q, C], `pred_boxes` [B, Q, 4] cxcywh in 0..1, `queries` [B, Q, D] (what the
+            class head reads), `aux_outputs` list of {pred_logits, pred_boxes}, `interm_outputs` the same of
+            the encoder's picks.
+        """
+        padded = images if isinstance(images, Padded) else pad_images(images)
+        return self.decode(self.backbone(padded.pixels), padded.mask, targets)
+
+    def decode(self, maps: list[Tensor], mask: Tensor, targets: list[dict] | None = None) -> dict:
+        """The same outputs from backbone maps and the pixel mask [B, H, W]."""
+        transformer = self.transformer
+        tokens = self.tokens(maps, mask)
+        memory = transformer.encoder(tokens.content, tokens.positions, tokens.levels)
+        selected = transformer.selection(memory, tokens.levels)
+        boxes = selected.boxes.detach()
+        content = transformer.tgt_embed.weight[: boxes.shape[1]].expand(boxes.shape[0], -1, -1)
+        denoising = make_denoising(self.config, targets) if self.training and targets is not None else None
+        blocked = None
+        if denoising is not None:
+            extra, extra_boxes = self.noised_queries(denoising)
+            blocked = blocked_pairs(denoising, boxes.shape[1])
+            content, boxes = torch.cat([extra, content], dim=1), torch.cat([extra_boxes, boxes], dim=1)
+        queries, starts = transformer.decoder(content, boxes, memory, tokens.levels, blocked, self.bbox_embed)
+        if self.training and denoising is None and self.label_enc.weight.requires_grad:
+            queries[0] = queries[0] + self.label_enc.weight[0, 0] * 0.0  # DDP wants every parameter used
+        return self.outputs(queries, starts, selected, denoising)
+
+    def outputs(
+        self, queries: list[Tensor], starts: list[Tensor], selected, denoising: Denoising | None
+    ) -> dict:
+        """Heads on every layer; denoising queries split off."""
+        hidden = torch.stack(queries)  # [layers, B, P + Q, D]
+        logits = self.class_embed(hidden)
+        boxes = (self.bbox_embed(hidden).float() + inverse_sigmoid(torch.stack(starts))).sigmoid()
+        extra = 0 if denoising is None else denoising.labels.shape[1]
+        layers = _layers(logits[:, :, extra:], boxes[:, :, extra:])
+        result = {
+            **layers[-1],
+            "queries": queries[-1][:, extra:],
+            "aux_outputs": layers[:-1],
+            "interm_outputs": {"pred_logits": selected.logits, "pred_boxes": selected.boxes},
+        }
+        if denoising is not None:
+            result["dn_outputs"] = _layers(logits[:, :, :extra], boxes[:, :, :extra])
+            result["denoising"] = denoising
+        return result
+
+    def noised_queries(self, denoising: Denoising) -> tuple[Tensor, Tensor]:
+        """[B, P, D] label embeddings and [B, P, 4] boxes; empty slots are zeros at the centre."""
+        used = denoising.used[..., None]
+        content = self.label_enc(denoising.labels) * used
+        start = torch.where(used, inverse_sigmoid(denoising.boxes), 0.0).sigmoid()
+        return content, start
+
+    def tokens(self, maps: list[Tensor], mask: Tensor) -> Tokens:
+        """Projected levels with their position encodings; levels beyond the backbone's are strided convs."""
+        source, projected = maps[-1], []
+        for level, projection in enumerate(self.input_proj):
+            if level > len(maps):
+                source = projected[-1]
+            projected.append(projection(maps[level] if level < len(maps) else source))
+        sizes = tuple((level.shape[-2], level.shape[-1]) for level in projected)
+        masks = [resize_mask(mask, h, w) for h, w in sizes]
+        config, embed = self.config, self.transformer.level_embed
+        temperatures = (config.pe_temperatureH, config.pe_temperatureW)
+        positions = [
+            pixel_positions(m, config.hidden_dim // 2, *temperatures) + embed[i] for i, m in enumerate(masks)
+        ]
+        shapes = torch.tensor(sizes, dtype=torch.long, device=mask.device)
+        tokens_per_level = shapes.prod(1)
+        starts = tokens_per_level.cumsum(0) - tokens_per_level
+        ratios = torch.stack([valid_ratio(m) for m in masks], dim=1)
+        levels = Levels(sizes, shapes, starts, ratios, torch.cat([m.flatten(1) for m in masks], dim=1))
+        content = torch.cat([level.flatten(2).transpose(1, 2) for level in projected], dim=1)
+        return Tokens(content, torch.cat(positions, dim=1), levels)
+
+    @torch.no_grad()
+    def detect(self, images: list[Tensor], score_threshold: float = 0.3) -> list[Detections]:
+        """Per image {scores [N], labels [N], boxes [N, 4] xyxy in its pixels}, best first, in eval mode.
+
+        Raises:
+            UserError: if `score_threshold` is not in 0..1.
+        """
+        if not 0 <= score_threshold <= 1:
+            raise UserError(f"`score_threshold` must be in 0..1, got {score_threshold}.")
+        was_training = self.training
+        self.eval()
+        outputs = self(images)
+        self.train(was_training)
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        return post_process(outputs, sizes, self.config.num_select, score_threshold)
+
+
+def input_projections(channels: list[int], config: DinoConfig) -> nn.ModuleList:
+    """One projection per level: 1x1 convolutions of the backbone's maps, then strided 3x3 ones."""
+    width, projections = config.hidden_dim, []
+    for level in range(config.num_feature_levels):
+        if level < len(channels):
+            conv = nn.Conv2d(channels[level], width, 1)
+        else:
+            conv = nn.Conv2d(channels[-1] if level == len(channels) else width, width, 3, 2, 1)
+        nn.init.xavier_uniform_(conv.weight)
+        nn.init.zeros_(conv.bias)
+        projections.append(nn.Sequential(conv, nn.GroupNorm(min(32, width // 4), width)))
+    return nn.ModuleList(projections)
+
+
+def _layers(logits: Tensor, boxes: Tensor) -> list[dict]:
+    return [{"pred_logits": l, "pred_boxes": b} for l, b in zip(logits, boxes, strict=True)]
+
+
+def build_dino(config: DinoConfig | dict) -> Dino:
+    """A DINO with fresh weights; with `lora_rank` above 0 adapters sit on every FFN linear, base frozen.
+
+    Args:
+        config: a `DinoConfig`, or the dictionary that `read_config` gives for a published file.
+    """
+    config = config if isinstance(config, DinoConfig) else DinoConfig.from_dict(dict(config))
+    model = Dino(config)
+    if config.lora_rank:
+        from common.lora import inject
+
+        inject(model, ffn_linears(model), config.lora_rank, config.lora_alpha)
+    return model
+
+
+def ffn_linears(model: nn.Module) -> list[str]:
+    """Names of all FFN linears: backbone `mlp.fc1/fc2`, encoder and decoder `linear1/linear2`."""
+    ends = (".mlp.fc1", ".mlp.fc2", ".linear1", ".linear2")
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(ends)
+    ]

@@ -1,0 +1,36 @@
+"""Sine encodings of pixels (temperature 20) and of boxes (temperature 10000)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _waves(values: Tensor, features: int, temperature: float) -> Tensor:
+    """[..., features] sines and cosines, interleaved, of [...] angles."""
+    index = torch.arange(features, dtype=torch.float32, device=values.device)
+    rates = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
+    angles = values[..., None] / rates
+    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+
+def pixel_positions(mask: Tensor, features: int, temperature_y: float, temperature_x: float) -> Tensor:
+    """[B, H * W, 2 * features] encoding of where each valid pixel lies in its image, y before x.
+
+    Args:
+        mask: [B, H, W] bool, True on padding.
+        features: numbers per axis.
+    """
+    valid = ~mask
+    y = valid.cumsum(1, dtype=torch.float32)
+    x = valid.cumsum(2, dtype=torch.float32)
+    y = y / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
+    x = x / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
+    waves = [_waves(y, features, temperature_y), _waves(x, features, temperature_x)]
+    return torch.cat(waves, dim=-1).flatten(1, 2)
+
+
+def box_positions(boxes: Tensor, features: int = 128) -> Tensor:
+    """[..., 4 * features] encoding of [..., 4] cxcywh boxes in 0..1, in the order y, x, w, h."""
+    waves = _waves(boxes * (2 * math.pi), features, 10000.0)  # [..., 4, features]
+    return waves[..., [1, 0, 2, 3], :].flatten(-2)
