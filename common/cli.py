@@ -30,7 +30,10 @@ def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = N
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         place = f" at {error.filename}" if error.filename else ""
-        print(f"error: cannot write{place}: {error.strerror}; free space or choose another --output-dir.", file=sys.stderr)
+        print(
+            f"error: cannot write{place}: {error.strerror}; free space or choose another --output-dir.",
+            file=sys.stderr,
+        )
         return 2
 
 

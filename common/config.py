@@ -90,7 +90,9 @@ def _reader(kind: type, name: str):
         try:
             return kind(text)
         except ValueError:
-            raise UserError(f"`{flag(name)}` takes {'a whole number' if kind is int else 'a number'}, got {text!r}.") from None
+            raise UserError(
+                f"`{flag(name)}` takes {'a whole number' if kind is int else 'a number'}, got {text!r}."
+            ) from None
 
     return str if kind is str else read
 

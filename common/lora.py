@@ -29,20 +29,25 @@ class LoraConfig:
         default="ffn", metadata={"help": "layers to adapt", "choices": ["ffn", "attention", "all"]}
     )
     lora_targets: str = field(
-        default="", metadata={"help": "glob patterns of module names, comma separated; replaces --lora-position"}
+        default="",
+        metadata={"help": "glob patterns of module names, comma separated; replaces --lora-position"},
     )
     lora_blocks: str = field(
         default="", metadata={"help": "which blocks: '0-3,8', 'first4' or 'last4'; empty means all"}
     )
     lora_init: str = field(
         default="loralib",
-        metadata={"help": "A ~ kaiming uniform with a = sqrt(5) or, as published, sqrt(50)",
-                  "choices": ["loralib", "published"]},
+        metadata={
+            "help": "A ~ kaiming uniform with a = sqrt(5) or, as published, sqrt(50)",
+            "choices": ["loralib", "published"],
+        },
     )
     lora_between_phases: str = field(
         default="continue",
-        metadata={"help": "one adapter through all phases, or freeze it and stack a fresh one per phase",
-                  "choices": ["continue", "stack"]},
+        metadata={
+            "help": "one adapter through all phases, or freeze it and stack a fresh one per phase",
+            "choices": ["continue", "stack"],
+        },
     )
 
     def __post_init__(self) -> None:
@@ -234,7 +239,9 @@ def select(available: dict[str, list[str]], config: LoraConfig, model: nn.Module
 def pick_blocks(names: list[str], text: str) -> list[str]:
     """The names whose block is chosen by `text`: '0-3,8', 'first4' or 'last4', counted in depth order."""
     blocks = list(dict.fromkeys(block_of(name) for name in names))
-    error = UserError(f"`--lora-blocks {text}` must look like '0-3,8', 'first4' or 'last4' with blocks 0-{len(blocks) - 1}.")
+    error = UserError(
+        f"`--lora-blocks {text}` must look like '0-3,8', 'first4' or 'last4' with blocks 0-{len(blocks) - 1}."
+    )
     try:
         if text.startswith("first"):
             chosen = set(range(int(text[5:])))

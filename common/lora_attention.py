@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,39 +36,60 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
 
     def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
                 average_attn_weights=True, is_causal=False):  # fmt: skip
-        """(output, None) with output shaped like `query`; the attention weights are not formed.
+        """(output, attention weights or None), as nn.MultiheadAttention gives them.
 
-        Raises:
-            ValueError: `need_weights=True` in an unmerged forward cannot be served without them, so it falls
-                back to the merged product and PyTorch's own function.
+        With `need_weights=True` torch's own function runs on the updated weights, which costs a full product;
+        without, the low-rank path.
         """
         if need_weights or self.merged is not None:
-            return self._plain(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return self._plain(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0 if self.batch_first else 1) for t in (query, key, value))
-        if not self.batch_first:
+        if self.batch_first:  # the layout of torch's own function, so that a fresh adapter gives its bits
+            same = query is key, key is value
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-        q, k, v = (self._heads(self._project(t, i)) for i, t in enumerate((query, key, value)))
+            key = query if same[0] else key
+            value = key if same[1] else value
+        q, k, v = (self._heads(t) for t in self._project(query, key, value))
         mask = self._mask(attn_mask, key_padding_mask, q, k)
         out = F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=is_causal and mask is None
+            q,
+            k,
+            v,
+            mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal and mask is None,
         )
-        out = self.out_proj(out.transpose(1, 2).flatten(2))  # [B, L, E]
-        if not self.batch_first:
+        length, batch = out.shape[2], out.shape[0]
+        out = self.out_proj(out.permute(2, 0, 1, 3).reshape(length * batch, self.embed_dim)).view(length, batch, -1)
+        if self.batch_first:
             out = out.transpose(0, 1)
         return (out if batched else out.squeeze(0 if self.batch_first else 1)), None
 
-    def _project(self, x: Tensor, i: int) -> Tensor:
-        weight = self.in_proj_weight.chunk(3)[i]
-        bias = None if self.in_proj_bias is None else self.in_proj_bias.chunk(3)[i]
-        update = F.linear(F.linear(x, self.lora_A.chunk(3)[i]), self.lora_B.chunk(3)[i])
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, [L, B, E] each; equal inputs share one product, as in torch."""
+        if query is key and key is value:
+            return tuple(t.contiguous() for t in self._linear(query, 0, 3).chunk(3, dim=-1))
+        if key is value:
+            k, v = self._linear(key, 1, 3).chunk(2, dim=-1)
+            return self._linear(query, 0, 1), k.contiguous(), v.contiguous()
+        return self._linear(query, 0, 1), self._linear(key, 1, 2), self._linear(value, 2, 3)
+
+    def _linear(self, x: Tensor, first: int, last: int) -> Tensor:
+        """The packed projections `first` up to `last` (q 0, k 1, v 2) with their updates."""
+        rows = slice(first * self.embed_dim, last * self.embed_dim)
+        bias = None if self.in_proj_bias is None else self.in_proj_bias[rows]
+        pieces = zip(self.lora_A.chunk(3)[first:last], self.lora_B.chunk(3)[first:last], strict=True)
+        update = torch.cat([F.linear(F.linear(x, a), b) for a, b in pieces], dim=-1)
         if self.past_A.shape[0]:
-            update = update + F.linear(F.linear(x, self.past_A), self.past_B.chunk(3)[i])
-        return F.linear(x, weight, bias) + self.scale * update
+            update = update + F.linear(F.linear(x, self.past_A), self.past_B[rows])
+        return F.linear(x, self.in_proj_weight[rows], bias) + self.scale * update
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B, H, L, E/H]
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)  # [L, B, E] -> [B, H, L, E/H]
 
     def _mask(self, attn_mask, key_padding_mask, q: Tensor, k: Tensor):
         """One additive mask [B, H or 1, L, S] from torch's two kinds, or None."""
@@ -101,4 +123,3 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
             average_attn_weights=average, is_causal=is_causal and attn_mask is not None and not need_weights,
         )  # fmt: skip
         return (out.transpose(0, 1) if transpose else out), attention
-

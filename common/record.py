@@ -24,11 +24,16 @@ METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
 class RecordConfig:
     """Where results go."""
 
-    output_dir: str = field(default="", metadata={"help": "folder of the run; default results/<domain>/<name of plan and method>"})
+    output_dir: str = field(
+        default="", metadata={"help": "folder of the run; default results/<domain>/<name of plan and method>"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "start anew in a folder that holds another run"})
     report: bool = field(default=True, metadata={"help": "write report.html at the end"})
     tensorboard: bool = field(default=False, metadata={"help": "also write TensorBoard events (needs tensorboard)"})
-    wandb: str = field(default="", metadata={"help": "also log to this Weights & Biases project (needs wandb and your login)"})
+    wandb: str = field(
+        default="",
+        metadata={"help": "also log to this Weights & Biases project (needs wandb and your login)"},
+    )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -140,9 +145,7 @@ class Run:
         """Stores the pictures and answers of one moment ("before", "1 learn", ...) for the report."""
         path = self.path("gallery.json")
         gallery = read_json(path) if path.exists() else {}
-        gallery[moment] = [
-            {**item._asdict(), "picture": base64.b64encode(item.picture).decode()} for item in items
-        ]
+        gallery[moment] = [{**item._asdict(), "picture": base64.b64encode(item.picture).decode()} for item in items]
         write_json(path, gallery)
 
 
@@ -216,11 +219,15 @@ def open_sinks(run: Run, config: RecordConfig, name: str) -> None:
         except ImportError:
             raise UserError("--wandb needs the wandb package: pip install wandb") from None
         session = wandb.init(project=config.wandb, name=name, dir=str(run.folder))
-        run.sinks.append(lambda file, record: session.log({f"{Path(file).stem}/{k}": v for k, v in flat_numbers(record)}))
+        run.sinks.append(
+            lambda file, record: session.log({f"{Path(file).stem}/{k}": v for k, v in flat_numbers(record)})
+        )
 
 
 def flat_numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     """The numbers of one record under readable names: the group's score, or each loss term."""
     if "score" in record:
         return [(f"{record.get('group', '')}", float(record["score"]))]
-    return [(k, float(v)) for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "phase", "epoch")]
+    return [
+        (k, float(v)) for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "phase", "epoch")
+    ]

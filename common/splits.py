@@ -53,7 +53,9 @@ def shorten(names: Sequence[str], limit: int = 60) -> str:
     return shown + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
-def groups_from_flags(learn: str, forget: str, retain: str, base: Sequence[str], new: Sequence[str]) -> dict[str, list[str]]:
+def groups_from_flags(
+    learn: str, forget: str, retain: str, base: Sequence[str], new: Sequence[str]
+) -> dict[str, list[str]]:
     """{"learn": ..., "forget": ..., "retain": ...} from three flags; without `retain`, all other base classes.
 
     Args:
@@ -76,7 +78,9 @@ def groups_from_flags(learn: str, forget: str, retain: str, base: Sequence[str],
         raise UserError(f"--forget: the model does not know class {stranger[0]!r}; it knows: {shorten(base)}.")
     known = [c for c in chosen["learn"] if c in base]
     if known:
-        raise UserError(f"--learn: the model knows class {known[0]!r} already; new ones are: {shorten([n for n in new if n not in base])}.")
+        raise UserError(
+            f"--learn: the model knows class {known[0]!r} already; new ones are: {shorten([n for n in new if n not in base])}."
+        )
     if retain:
         chosen["retain"] = resolve(retain, base, "--retain")
     else:
@@ -86,7 +90,9 @@ def groups_from_flags(learn: str, forget: str, retain: str, base: Sequence[str],
     return chosen
 
 
-def subset(labels: Sequence[int], seed: int, fraction: float = 1.0, shots: int = 0, stratified: bool = True) -> list[int]:
+def subset(
+    labels: Sequence[int], seed: int, fraction: float = 1.0, shots: int = 0, stratified: bool = True
+) -> list[int]:
     """Sorted indices of the items to use.
 
     Args:

@@ -1,0 +1,50 @@
+"""Replay: learn on the target batch or push it beyond a bound, while the keep batch is trained as usual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from common.domain import Prediction
+from common.errors import UserError
+from common.losses import bounded_forgetting
+from common.methods._base import Method, Step
+
+
+class Replay(Method):
+    """learn:  learn_weight L(target) + keep_weight L(keep)
+    forget: L(keep) + forget_weight relu(bound - L(target))
+
+    Source: Knowledge Swapping, arXiv:2502.08075, without its sparsity term. There `keep_weight` is 0.2 on
+    images (beta) and 1 elsewhere, `learn_weight` 1 and 0.9, `forget_weight` 0.2 (beta again).
+    """
+
+    @dataclass
+    class Config(Method.Config):
+        learn_weight: float = field(default=1.0, metadata={"help": "weight of the target loss in a learn phase"})
+        keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep loss in a learn phase"})
+        forget_weight: float = field(default=0.2, metadata={"help": "weight of the bounded forget loss"})
+        bound: float = field(
+            default=10.0,
+            metadata={"help": "loss (nats) at which an item counts as forgotten; BND in the paper"},
+        )
+        bound_per_item: bool = field(
+            default=True,
+            metadata={"help": "bound the loss of every item, not their mean (published: the mean)"},
+        )
+
+        def __post_init__(self) -> None:
+            if self.bound <= 0:
+                raise UserError(f"`--bound` must be above 0, got {self.bound}.")
+
+    def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
+        kept = 0.0 if keep is None else step.log("keep", keep.loss)
+        step.log("target", target.loss)
+        if step.phase.action == "learn":
+            return self.config.learn_weight * target.loss + self.config.keep_weight * kept
+        forget = bounded_forgetting(target, self.config.bound, self.config.bound_per_item)
+        return kept + self.config.forget_weight * step.log("bounded", forget)
+
+
+METHOD = Replay

@@ -1,0 +1,522 @@
+"""THE loop: every method, every plan, every domain. Read `domain.py` first."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import adapters, distributed, lora, precision
+from common.domain import Batch, Domain
+from common.errors import UserError
+from common.lora import LoraConfig
+from common.methods._base import Method, Step
+from common.plan import Phase, Plan
+from common.progress import Progress
+from common.record import METRICS, STEPS, RecordConfig, Run, environment, open_sinks, save_tensors, write_json
+from common.rows import TrainedRows
+from common.sparsity import group_norms, groups, zero_group_ratio
+from common.streams import Stream, derive
+
+
+class Interrupted(Exception):
+    """The run was stopped by the user after a whole step; its state is saved."""
+
+
+@dataclass
+class TrainConfig:
+    """The swap: what every domain's swap.py accepts."""
+
+    method: str = field(default="gs_lora", metadata={"help": "how to learn and forget: a file name in common/methods"})
+    epochs: int = field(default=5, metadata={"help": "epochs per phase; an epoch is one pass over the keep set"})
+    steps: int = field(default=0, metadata={"help": "steps per phase instead of epochs, when not 0"})
+    batch_size: int = field(
+        default=32, metadata={"help": "target items per step, and as many keep items, on each rank"}
+    )
+    accumulate: int = field(default=1, metadata={"help": "batches whose gradients are averaged before a step"})
+    lr: float = field(default=1e-3, metadata={"help": "AdamW peak learning rate"})
+    min_lr: float = field(default=1e-5, metadata={"help": "learning rate at the end of a cosine schedule"})
+    schedule: str = field(
+        default="cosine", metadata={"help": "learning rate over a phase", "choices": ["cosine", "constant"]}
+    )
+    schedule_per_epoch: bool = field(default=False, metadata={"help": "move the cosine once per epoch, as published"})
+    warmup: float = field(default=0.05, metadata={"help": "share of a phase's steps with linear warm-up, 0..1"})
+    weight_decay: float = field(default=0.05, metadata={"help": "decay of matrices; vectors and head rows have none"})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0 does not clip"})
+    carry_optimizer: bool = field(
+        default=False, metadata={"help": "keep Adam's moments from phase to phase, as published"}
+    )
+    train_head_rows: bool = field(
+        default=True, metadata={"help": "train the head rows of classes to be learned (published: frozen)"}
+    )
+    precision: str = field(
+        default="auto", metadata={"help": "number format of the forward pass; auto is bf16 where the hardware has it",
+                                  "choices": ["auto", "fp32", "bf16", "fp16"]},
+    )  # fmt: skip
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
+    seed: int = field(default=0, metadata={"help": "seed of data order, adapters, dropout and augmentation"})
+    eval_every: int = field(default=0, metadata={"help": "also score every so many epochs; 0 only at phase ends"})
+    save_every: float = field(
+        default=60.0, metadata={"help": "seconds between saved states (a killed run goes on from the last)"}
+    )
+    gallery: int = field(default=4, metadata={"help": "test pictures per group in the report"})
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("steps", "weight_decay", "clip", "eval_every", "gallery", "min_lr", "save_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
+        if not self.lr > 0:
+            raise UserError(f"`--lr` must be above 0, got {self.lr}.")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"`--warmup` is a share of a phase, 0 up to 1, got {self.warmup}.")
+
+
+NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a run
+
+
+class Objective(nn.Module):
+    """model + method as one module whose forward is the loss: what DDP wraps, so that a method may run the
+    model as often as it likes before the one backward."""
+
+    def __init__(self, model: nn.Module, method: Method, format: str, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = (method, format, device)
+
+    def forward(self, step: Step) -> Tensor:
+        method, format, device = self.settings
+        with precision.autocast(format, device):
+            return method.loss(step)
+
+
+class Trainer:
+    """One run: a plan carried out by a method on a domain, recorded in a folder."""
+
+    def __init__(
+        self, domain: Domain, plan: Plan, config: TrainConfig, lora_config: LoraConfig,
+        method: type[Method], method_config: Any, run: Run, record: RecordConfig,
+    ) -> None:  # fmt: skip
+        self.domain, self.plan, self.config, self.lora_config = domain, plan, config, lora_config
+        self.run, self.record = run, record
+        self.device = precision.choose_device(config.device, distributed.local_rank())
+        distributed.init(self.device)
+        self.format = precision.choose(config.precision, self.device)
+        torch.manual_seed(config.seed)
+        self.model = domain.build_model().to(self.device)
+        self.rows: TrainedRows | None = None
+        if method.uses_adapter:
+            self._adapt()
+        self.method = method(method_config, domain, self.model)
+        self.method.rows = self.rows
+        self.objective = Objective(self.model, self.method, self.format, self.device)
+        self.wrapped: nn.Module = self.objective
+        self.parameters = [p for p in self.method.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise UserError(
+                "nothing to train: no adapter and no head row; check --lora-position and --train-head-rows."
+            )
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
+        self.metrics: list[dict[str, Any]] = []
+        self.done = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0}
+        self.pending: list[dict[str, Any]] = []
+        self.stop = False
+
+    # ---- set-up ------------------------------------------------------------------------------------------
+
+    def _adapt(self) -> None:
+        self.model.requires_grad_(False)
+        targets = lora.select(self.domain.lora_targets(self.model), self.lora_config, self.model)
+        lora.inject(self.model, targets, self.lora_config.lora_rank, self.lora_config.alpha)
+        lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora"))
+        rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
+        self.rows = TrainedRows(self.model, rows)
+
+    def _identity(self) -> dict[str, Any]:
+        config = {k: v for k, v in asdict(self.config).items() if k not in NOT_IDENTITY}
+        return {
+            "domain": self.domain.name, "plan": self.plan.record(), "train": config,
+            "lora": asdict(self.lora_config), "method": asdict(self.method.config), "data": self.domain.describe(),
+            "world": distributed.world(),
+        }  # fmt: skip
+
+    def _description(self) -> dict[str, Any]:
+        trainable = sum(p.numel() for p in self.parameters)
+        if self.rows is not None:
+            frozen = {id(p): p.numel() for p in self.rows.parameters.values()}
+            trainable += self.rows.count() - sum(frozen.values())
+        return {
+            **environment(), "metric": self.domain.metric, "metric_label": self.domain.metric_label,
+            "phases": [asdict(p) | {"title": p.title} for p in self.plan.phases],
+            "precision": self.format, "device": str(self.device), "threads": torch.get_num_threads(),
+            "parameters": {"trainable": trainable, "total": sum(p.numel() for p in adapters.base_parameters(self.model))},
+        }  # fmt: skip
+
+    # ---- the run -----------------------------------------------------------------------------------------
+
+    def swap(self) -> list[dict[str, Any]]:
+        """Carries out the plan; returns the lines of metrics.jsonl. Continues a run found in the folder."""
+        identity = self._identity()
+        if distributed.is_main():
+            found = self.run.open(identity, self._description(), self.record.overwrite)
+            open_sinks(self.run, self.record, self.run.folder.name)
+        else:
+            found = False
+        if distributed.from_main(found):
+            self._resume()
+        with self._stopping():
+            if not self.metrics:
+                self._score(phase=0, action="start", epoch=0, step=0)
+                self._show("before")
+            for phase in self.plan.phases[self.done["phase"] - 1 :]:
+                self._train(phase)
+        if distributed.is_main():
+            write_json(
+                self.run.path("done.json"),
+                {"seconds": self.done["seconds"], "peak_memory": _peak_memory(self.device)},
+            )
+        return self.metrics
+
+    def _train(self, phase: Phase) -> None:
+        """One phase: loss, backward, clip, step; scores at its end."""
+        per_epoch, total = self._length(phase)
+        start = self.done["step"]
+        self._begin(phase, start)
+        batches = self._batches(phase, start)
+        began = time.monotonic()
+        saved = began
+        progress = Progress(f"phase {phase.title}", total, start, show=distributed.is_main())
+        for number in range(start, total):
+            lr = self._set_lr(number, total, per_epoch)
+            values = self._step(phase, number, total, per_epoch, batches, lr)
+            self.done["step"] = number + 1
+            self.pending.append(
+                {"phase": phase.index, "epoch": number // per_epoch, "step": number, "lr": lr, **values}
+            )
+            progress.update(values["loss"])
+            now = time.monotonic()
+            self.done["seconds"] += now - began
+            began = now
+            epoch = (number + 1) // per_epoch
+            every = self.config.eval_every
+            if every and (number + 1) % per_epoch == 0 and epoch % every == 0 and number + 1 < total:
+                self._score(phase.index, phase.action, epoch, number + 1)
+                began = time.monotonic()
+            if distributed.any_rank(self.stop, self.device):
+                progress.close()
+                self._save()
+                raise Interrupted(
+                    f"stopped after phase {phase.title}, step {number + 1} of {total}; the same command goes on from there."
+                )
+            if now - saved >= self.config.save_every:
+                self._save()
+                saved = now
+        progress.close()
+        self._end(phase, total, per_epoch)
+
+    def _step(
+        self, phase: Phase, number: int, total: int, per_epoch: int, batches: Iterator, lr: float
+    ) -> dict[str, float]:
+        """Forward and backward on `accumulate` pairs of batches, one optimizer step; the loss and its terms."""
+        torch.manual_seed(derive(self.config.seed, "dropout", phase.index, number, distributed.rank()))
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for part in range(self.config.accumulate):
+            target, keep = next(batches)
+            step = Step(phase, number // per_epoch, number, total, target, keep)
+            last = part == self.config.accumulate - 1
+            with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
+                loss = self.wrapped(step)
+                self.scaler.scale(loss / self.config.accumulate).backward()
+            for name, value in {"loss": loss.detach(), **step.terms}.items():
+                sums[name] = sums.get(name, 0) + value.float() / self.config.accumulate
+        values = dict(
+            zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)
+        )  # the step's one device-to-host copy
+        self._check_finite(values["loss"], phase, number, step)
+        self.scaler.unscale_(self.optimizer)
+        if self.config.clip:
+            values["grad_norm"] = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.method.after_step(step, lr)
+        return values
+
+    def _check_finite(self, loss: float, phase: Phase, number: int, step: Step) -> None:
+        bad = not torch.isfinite(torch.tensor(loss))
+        if not distributed.any_rank(bad, self.device):
+            return
+        names = self.domain.item_names(step.target) + ([] if step.keep is None else self.domain.item_names(step.keep))
+        raise UserError(
+            f"the loss is {loss} in phase {phase.title}, step {number + 1}; the batch was: {', '.join(names)}; "
+            f"lower --lr, or use --precision fp32. What was saved is intact in {self.run.folder}."
+        )
+
+    # ---- pieces of a phase -------------------------------------------------------------------------------
+
+    def _length(self, phase: Phase) -> tuple[int, int]:
+        """(steps per epoch, steps of the phase); the keep set drives the epoch, the target set where there is none."""
+        classes = phase.keep or phase.target
+        size = self.domain.size(classes, train=True)
+        per_epoch = -(-size // (self.config.batch_size * distributed.world() * self.config.accumulate))
+        return per_epoch, self.config.steps or per_epoch * self.config.epochs
+
+    def _begin(self, phase: Phase, start: int) -> None:
+        fresh = start == 0
+        if fresh and phase.index > 1 and self.rows is not None and self.lora_config.lora_between_phases == "stack":
+            lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora", phase.index), stack=True)
+        if fresh:
+            self.model.eval()
+            torch.manual_seed(derive(self.config.seed, "begin", phase.index))
+            with precision.autocast(self.format, self.device):
+                self.method.begin_phase(phase)
+        if self.optimizer is None or (fresh and not self.config.carry_optimizer):
+            self.optimizer = torch.optim.AdamW(self._optimizer_groups(), lr=self.config.lr)
+        if self.resumed is not None:
+            self.optimizer.load_state_dict(self.resumed)
+            self.resumed = None
+        self.wrapped = distributed.wrap(self.objective, self.device)
+        self.factors = _factors(self.model) if fresh or not hasattr(self, "factors") else self.factors
+
+    resumed: dict[str, Any] | None = None
+
+    def _optimizer_groups(self) -> list[dict[str, Any]]:
+        rows = {id(p) for p in self.rows.parameters.values()} if self.rows is not None else set()
+        decay = [p for p in self.parameters if p.dim() > 1 and id(p) not in rows]
+        plain = [p for p in self.parameters if p.dim() <= 1 or id(p) in rows]
+        return [
+            {"params": decay, "weight_decay": self.config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+
+    def _set_lr(self, number: int, total: int, per_epoch: int) -> float:
+        c = self.config
+        lr = precision.learning_rate(
+            number,
+            total,
+            c.lr,
+            min(c.min_lr, c.lr),
+            c.schedule,
+            round(c.warmup * total),
+            per_epoch if c.schedule_per_epoch else 0,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _batches(self, phase: Phase, start: int) -> Iterator[tuple[Batch, Batch | None]]:
+        """Pairs of target and keep batches, from step `start` on."""
+
+        def stream(role: str) -> Stream:
+            seed = derive(self.config.seed, "stream", phase.index, role)
+            return Stream(
+                seed,
+                self.config.batch_size,
+                start * self.config.accumulate,
+                distributed.rank(),
+                distributed.world(),
+            )
+
+        target = iter(self.domain.loader(phase.target, train=True, stream=stream("target")))
+        if not phase.keep:
+            return ((batch, None) for batch in target)
+        keep = iter(self.domain.loader(phase.keep, train=True, stream=stream("keep")))
+        return zip(target, keep, strict=False)
+
+    def _end(self, phase: Phase, total: int, per_epoch: int) -> None:
+        self.model.eval()
+        with precision.autocast(self.format, self.device):
+            self.method.end_phase(phase)
+        self._score(phase.index, phase.action, total // per_epoch, total)
+        self._record_adapters(phase)
+        self._show(phase.title)
+        self.done.update(phase=phase.index + 1, step=0)
+        self._export()
+        self._save()
+
+    # ---- scores and records ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """The model in inference mode, adapters merged."""
+        self.model.eval()
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(lora.merged(self.model))
+            stack.enter_context(precision.autocast(self.format, self.device))
+            yield
+
+    def _score(self, phase: int, action: str, epoch: int, step: int) -> None:
+        """Scores every group of the plan and records a line each."""
+        lines = []
+        with self._answering():
+            for group, classes in self.plan.groups.items():
+                scores = dict(self.domain.evaluate(self.model, classes))
+                lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "group": group,
+                              "metric": self.domain.metric, "score": scores.pop("total"), "per_class": scores})  # fmt: skip
+        self._write(lines)
+        if distributed.is_main():
+            scores = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
+            print(
+                f"  {'before' if phase == 0 else f'phase {phase} {action}, epoch {epoch}'}: {self.domain.metric}  {scores}",
+                flush=True,
+            )
+
+    def _record_adapters(self, phase: Phase) -> None:
+        """The profile over depth: each group's norm, how far its update moved in this phase, and zero groups."""
+        members = groups(self.model)
+        if not members:
+            return
+        norms = dict(zip(members, group_norms(members).tolist(), strict=True))
+        moved = _moved(self.factors, _factors(self.model))
+        self._write([{"phase": phase.index, "action": phase.action, "adapter_norm": norms, "adapter_moved": moved,
+                      "zero_groups": zero_group_ratio(members)}])  # fmt: skip
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        self.metrics += lines
+        if distributed.is_main():
+            self.run.append(METRICS, lines)
+
+    def _show(self, moment: str) -> None:
+        if not (self.config.gallery and distributed.is_main()):
+            return
+        with self._answering():
+            items = [
+                i
+                for classes in self.plan.groups.values()
+                for i in self.domain.gallery(self.model, classes, self.config.gallery)
+            ]
+        if items:
+            self.run.save_gallery(moment, items)
+
+    def _export(self) -> None:
+        """The result so far: the adapter folder, or the whole model where all parameters train."""
+        if not distributed.is_main():
+            return
+        info = {
+            "classes": list(self.domain.classes.names),
+            "method": self.config.method,
+            "plan": self.plan.record(),
+        }
+        if self.rows is not None:
+            adapters.save(self.model, self.run.path("adapter"), self.rows.rows, info)
+        else:
+            adapters.save_model(self.model, self.run.path("model"), info)
+
+    # ---- stop and resume ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Ctrl-C ends the run after the step in progress; a second one ends it at once."""
+
+        def ask(signum: int, frame: Any) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+
+        try:
+            before = signal.signal(signal.SIGINT, ask)
+        except ValueError:  # not in the main thread: the caller handles Ctrl-C
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _save(self) -> None:
+        """state.pt: everything that the rest of the run depends on, at a step boundary."""
+        if not distributed.is_main():
+            return
+        self.run.append(STEPS, self.pending)
+        self.done["steps"] += len(self.pending)
+        self.done["metrics"] = len(self.metrics)
+        self.pending = []
+        save_tensors(self.run.path("state.pt"), {
+            "done": dict(self.done), "model": self._model_state(), "factors": self.factors,
+            "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(), "scaler": self.scaler.state_dict(),
+        })  # fmt: skip
+
+    def _model_state(self) -> dict[str, Tensor]:
+        """What may have changed: trained parameters and all buffers."""
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        buffers = {name for name, _ in self.model.named_buffers()}
+        return {k: v for k, v in self.model.state_dict().items() if k in trained or k in buffers}
+
+    def _resume(self) -> None:
+        """Takes up the last saved state, or starts again where none was saved yet."""
+        path = self.run.path("state.pt")
+        if not distributed.from_main(path.exists()):
+            self._cut(0, 0)
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise UserError(f"{path} is damaged ({type(error).__name__}); add --overwrite to start anew.") from None
+        own = self.model.state_dict(keep_vars=True)
+        for name, value in state["model"].items():
+            if own[name].shape != value.shape:  # stacked adapters grow
+                layer, _, leaf = name.rpartition(".")
+                setattr(self.model.get_submodule(layer), leaf, value.clone())
+            else:
+                own[name].data.copy_(value)
+        self.method.load_state_dict(state["method"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.done, self.resumed, self.factors = state["done"], state["optimizer"], state["factors"]
+        self._cut(self.done["metrics"], self.done["steps"])
+        if distributed.is_main() and self.done["phase"] <= len(self.plan.phases):
+            print(
+                f"continuing {self.run.folder} at phase {self.done['phase']}, step {self.done['step']}",
+                flush=True,
+            )
+
+    def _cut(self, metrics: int, steps: int) -> None:
+        if distributed.is_main():
+            self.run.truncate(METRICS, metrics)
+            self.run.truncate(STEPS, steps)
+        from common.record import read_lines
+
+        distributed.barrier()
+        self.metrics = read_lines(self.run.path(METRICS))
+
+
+def _factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, scale B) of every adapter, detached."""
+    return {
+        n: tuple(f.detach().clone() for f in (a, layer.scale * b))
+        for n, layer in lora.adapters(model).items()
+        for a, b in [layer.factors()]
+    }
+
+
+def _moved(before: dict[str, tuple[Tensor, Tensor]], after: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Frobenius norm, per block, of the change of the weight updates B A, from r x r products alone."""
+    from common.sparsity import block_of
+
+    squares: dict[str, float] = {}
+    for name, (a1, b1) in after.items():
+        a0, b0 = before[name]
+        a, b = torch.cat([a1, a0]).double(), torch.cat([b1, -b0], dim=1).double()
+        square = ((b.T @ b) * (a @ a.T)).sum().item()
+        squares[block_of(name)] = squares.get(block_of(name), 0.0) + square
+    return {name: max(0.0, square) ** 0.5 for name, square in squares.items()}
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's peak where one is used, else the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
