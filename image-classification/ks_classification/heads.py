@@ -14,6 +14,8 @@ from common.errors import UserError
 class Softmax(nn.Linear):
     """logits = z W' + b; the same with and without labels."""
 
+    is_classifier = True
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         nn.init.xavier_uniform_(self.weight)
@@ -29,6 +31,8 @@ class Softmax(nn.Linear):
 
 class _Cosine(nn.Module):
     """Logits s cos(theta_j), theta_j the angle between the embedding and row j of the weight."""
+
+    is_classifier = True
 
     def __init__(self, in_features: int, out_features: int, scale: float) -> None:
         super().__init__()
