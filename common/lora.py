@@ -124,15 +124,15 @@ class Adapter:
 
     def low_rank(self, x: Tensor) -> Tensor:
         """scale * x A' B' without ever forming the [out, in] product; x is [..., in]."""
-        hidden = F.linear(x, self.lora_A)  # [..., parts * r]
+        hidden = F.linear(x, self.lora_A) * self.scale  # [..., parts * r]; scaled while it is narrow
         if self.parts == 1:
             out = F.linear(hidden, self.lora_B)
         else:
             pieces = zip(hidden.chunk(self.parts, -1), self.lora_B.chunk(self.parts), strict=True)
             out = torch.cat([F.linear(h, b) for h, b in pieces], dim=-1)
         if self.past_A.shape[0]:
-            out = out + F.linear(F.linear(x, self.past_A), self.past_B)
-        return self.scale * out
+            out = out + F.linear(F.linear(x, self.past_A) * self.scale, self.past_B)
+        return out
 
 
 class LoRALinear(Adapter, nn.Linear):
@@ -152,6 +152,7 @@ class LoRALinear(Adapter, nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
+        self.affine = getattr(base, "affine", F.linear)  # a fresh adapter changes no bit of the base's product
         self.weight.requires_grad_(False)
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -163,8 +164,8 @@ class LoRALinear(Adapter, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged is not None:
-            return F.linear(x, self.merged, self.bias)
-        return F.linear(x, self.weight, self.bias) + self.low_rank(x)
+            return self.affine(x, self.merged, self.bias)
+        return self.affine(x, self.weight, self.bias).add_(self.low_rank(x))
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:

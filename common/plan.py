@@ -6,7 +6,7 @@ A run is a plan: a list of phases, each of which learns or forgets named groups 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +122,21 @@ def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: S
     Raises:
         UserError: unknown order, or a class in two groups.
     """
-    actions = {**ORDERS, "learn": ("learn",), "forget": ("forget",)}.get(order)
-    if actions is None:
-        raise UserError(f"`--order` must be one of {', '.join((*ORDERS, 'learn', 'forget'))}, got {order}.")
+    check_order(order)
+    actions = {**ORDERS, "learn": ("learn",), "forget": ("forget",)}[order]
     groups = {"learn": tuple(learn), "forget": tuple(forget), "retain": tuple(retain)}
     for action in set(actions):
         if not groups[action]:
             raise UserError(f"order {order!r} needs classes to {action}; name them with --{action}.")
     groups = {name: classes for name, classes in groups.items() if classes}
     return Plan(order, groups, tuple((action, (action,)) for action in actions))
+
+
+def check_order(order: str) -> None:
+    """Raises UserError for an unknown order."""
+    known = (*ORDERS, "learn", "forget")
+    if order not in known:
+        raise UserError(f"`--order` must be one of {', '.join(known)}, got {order}.")
 
 
 def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
@@ -183,3 +189,36 @@ def _check_disjoint(groups: Mapping[str, Sequence[str]]) -> None:
                     f"class {c!r} is in both `{owner[c]}` and `{name}`; each class belongs to exactly one group."
                 )
             owner[c] = name
+
+
+@dataclass
+class PlanConfig:
+    """The plan: what is learned, forgotten and retained, and in which order."""
+
+    order: str = field(
+        default="fltf",
+        metadata={"help": "fltf (learn, then forget), fftl, lfl, flf; or just learn, or just forget"},
+    )
+    plan: str = field(default="", metadata={"help": "YAML file with groups and phases, instead of an order"})
+    learn: str = field(default="", metadata={"help": "classes to learn: names or indices, comma separated, or @file"})
+    forget: str = field(default="", metadata={"help": "classes to forget, likewise"})
+    retain: str = field(default="", metadata={"help": "classes to retain; default all others that the model knows"})
+
+
+def plan_from(config: PlanConfig, base: Sequence[str], new: Sequence[str]) -> Plan:
+    """The plan that the flags ask for.
+
+    Args:
+        base: classes the pretrained model knows.
+        new: classes that the training data offers beyond them.
+
+    Raises:
+        UserError: unknown order or class, overlaps, an unreadable plan.
+    """
+    from common.splits import groups_from_flags
+
+    if config.plan:
+        return read_plan(config.plan, [*base, *new])
+    check_order(config.order)
+    groups = groups_from_flags(config.learn, config.forget, config.retain, base, new)
+    return make_plan(config.order, **groups)
