@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,3 +89,42 @@ def _numpy_scalars() -> list[Any]:
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     return [*((scalar, name) for name in names), np.dtype, Float32DType, Float64DType, Int64DType]
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Admits numbers, text, containers and numpy arrays; everything else could run code."""
+
+    PARTS = {("numpy", "ndarray"), ("numpy", "dtype")} | {
+        (f"{package}.{module}", name)
+        for package in ("numpy.core", "numpy._core")
+        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.PARTS:
+            return super().find_class(module, name)
+        if (module, name) == ("_codecs", "encode"):  # how old pickles write bytes
+            return _latin1
+        raise pickle.UnpicklingError(f"holds {module}.{name}; numbers, text and numpy arrays are read only")
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"holds text in {encoding}")
+    return text.encode("latin1")
+
+
+def read_pickle(path: str | Path, encoding: str = "latin1") -> Any:
+    """The content of a pickle of numbers, text and numpy arrays; nothing in it is run.
+
+    encoding: how to read the strings of Python 2; "bytes" leaves them as bytes.
+
+    Raises:
+        UserError: no such file, damaged, or holds anything else.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return _ArraysOnly(file, encoding=encoding).load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason[:160]}.") from None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.weights import read_pickle
 
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances of unit vectors lie in 0..4
 
@@ -164,34 +163,15 @@ def read_bin(path: str | Path) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """
     from PIL import Image
 
-    path = Path(path)
     try:
-        data = _NumpyOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        encoded, same = data
+        encoded, same = read_pickle(path, encoding="bytes")
         pictures = [np.asarray(Image.open(io.BytesIO(bytes(item))).convert("RGB")) for item in encoded]
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    except Exception as error:  # pickle and PIL raise many kinds for damaged files; the reason is passed on
-        raise UserError(
-            f"{path} is no verification file ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})."
+    except (OSError, TypeError, ValueError) as error:  # UserError is a ValueError and says more
+        raise (
+            error if isinstance(error, UserError) else UserError(f"{path} is no verification file: {error}.")
         ) from None
     same = np.asarray(same, dtype=bool)
     if len(images) != 2 * len(same):
         raise UserError(f"{path} has {len(images)} images for {len(same)} answers, expected two per answer.")
     return images, np.arange(len(images)).reshape(-1, 2), same
-
-
-class _NumpyOnly(pickle.Unpickler):
-    """An unpickler that can make numpy arrays and nothing else."""
-
-    ALLOWED: Mapping[str, tuple[str, ...]] = {
-        "multiarray": ("_reconstruct", "scalar"),
-        "numeric": ("_frombuffer",),
-        "numpy": ("ndarray", "dtype"),
-        "_codecs": ("encode",),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        home = module.rpartition(".")[2] if module.startswith(("numpy.core.", "numpy._core.")) else module
-        if name not in self.ALLOWED.get(home, ()):
-            raise pickle.UnpicklingError(f"holds {module}.{name}, which is not read")
-        return super().find_class(module, name)
