@@ -1,0 +1,1 @@
+"""Scores per group, attacks on forgetting, distance to a retrained model."""
