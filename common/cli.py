@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from common import methods
-from common.config import Parser, add_flags, apply_yaml, from_args, help_formatter
+from common import distributed, methods
+from common.config import Parser, add_flags, apply_yaml, from_args, help_formatter, read_yaml
+from common.domain import Domain
 from common.errors import UserError
 from common.lora import LoraConfig
-from common.record import RecordConfig
-from common.trainer import Interrupted, TrainConfig
+from common.methods._base import Method
+from common.plan import Plan, PlanConfig
+from common.record import RecordConfig, Run
+from common.trainer import Interrupted, TrainConfig, Trainer
 
 
 def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -37,49 +41,87 @@ def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = N
         return 2
 
 
-def swap_parser(prog: str, description: str, domain_config: type, argv: Sequence[str], **defaults: object) -> Parser:
+class Swap(NamedTuple):
+    """What the flags of a swap.py say.
+
+    domain: the domain's own configs, in the order of `domain_configs`; flags: everything as given, for the record.
+    """
+
+    domain: list[Any]
+    plan: PlanConfig
+    train: TrainConfig
+    lora: LoraConfig
+    method: type[Method]
+    method_config: Any
+    record: RecordConfig
+    flags: dict[str, Any]
+
+
+def swap_parser(
+    prog: str,
+    description: str,
+    domain_configs: Sequence[type],
+    argv: Sequence[str],
+    reference: Path | None = None,
+    **defaults: object,
+) -> Parser:
     """The parser of a domain's swap.py: the domain's own flags, the swap's, and those of the chosen method.
 
     Args:
-        domain_config: dataclass of the domain (data and model).
+        domain_configs: dataclasses of the domain (data and model), one heading each.
         argv: looked at for --method, --config and --reference before the real parse, so that --help shows
-            the flags of the method that was chosen.
+            the flags of the method that was chosen and files can set defaults.
+        reference: YAML file of the published settings, which --reference makes the defaults.
         defaults: the domain's constants, by field name.
     """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--method", default="gs_lora")
+    peek.add_argument("--method")
     peek.add_argument("--config", default="")
+    peek.add_argument("--reference", action="store_true")
     known, _ = peek.parse_known_args(list(argv))
+    files = ([str(reference)] if known.reference and reference else []) + ([known.config] if known.config else [])
+    chosen = [str(read_yaml(file)["method"]) for file in files if "method" in read_yaml(file)]
+    method = known.method or (chosen[-1] if chosen else defaults.get("method", TrainConfig.method))
     parser = Parser(prog=prog, description=description, formatter_class=help_formatter, allow_abbrev=False)
     parser.add_argument("--config", default="", metavar="FILE", help="YAML file of defaults (`flag: value`)")
-    add_flags(parser, domain_config, **defaults)
-    add_flags(parser, TrainConfig, **defaults)
-    add_flags(parser, LoraConfig, **defaults)
-    method = known.method
-    if known.config:
-        from common.config import read_yaml
-
-        method = str(read_yaml(known.config).get("method", method)) if "--method" not in argv else method
+    if reference:
+        text = "the published settings as defaults, bugs included (see configs/reference.yaml)"
+        parser.add_argument("--reference", action="store_true", help=text)
+    for config in (*domain_configs, PlanConfig, TrainConfig, LoraConfig):
+        add_flags(parser, config, **defaults)
     add_flags(parser, methods.load(method).Config, f"--method {method}", **defaults)
     add_flags(parser, RecordConfig, **defaults)
-    if known.config:
-        apply_yaml(parser, known.config)
+    for file in files:
+        apply_yaml(parser, file)
     return parser
 
 
-def swap_configs(parser: Parser, argv: Sequence[str], domain_config: type):
-    """(domain config, train config, LoRA config, method, method config, record config) from the flags."""
+def swap_flags(parser: Parser, argv: Sequence[str], domain_configs: Sequence[type]) -> Swap:
+    """The parsed flags as configs, each with its own checks run."""
     args = parser.parse_args(list(argv))
     method = methods.load(args.method)
-    return (
-        from_args(domain_config, args), from_args(TrainConfig, args), from_args(LoraConfig, args),
-        method, from_args(method.Config, args), from_args(RecordConfig, args),
-    )  # fmt: skip
+    return Swap(
+        [from_args(config, args) for config in domain_configs],
+        from_args(PlanConfig, args),
+        from_args(TrainConfig, args),
+        from_args(LoraConfig, args),
+        method,
+        from_args(method.Config, args),
+        from_args(RecordConfig, args),
+        vars(args),
+    )
 
 
-def quiet_threads() -> None:
-    """Leaves the number of threads to torch, but never more than this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        import torch
+def carry_out(domain: Domain, plan: Plan, swap: Swap) -> Trainer:
+    """Runs the plan in its folder and writes report.html; the trainer, for what the domain still wants to save."""
+    folder = swap.record.output_dir or f"results/{domain.name}/{plan.name}-{swap.train.method}-seed{swap.train.seed}"
+    run = Run(folder, swap.flags)
+    trainer = Trainer(domain, plan, swap.train, swap.lora, swap.method, swap.method_config, run, swap.record)
+    trainer.swap()
+    if distributed.is_main():
+        if swap.record.report:
+            from common import report
 
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)))))
+            report.write([run.folder], run.path("report.html"))
+        print(f"results in {run.folder}" + (f"; open {run.path('report.html')}" if swap.record.report else ""))
+    return trainer

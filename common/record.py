@@ -87,8 +87,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Run:
     """One run folder: config.json, metrics.jsonl, steps.jsonl, gallery.json, adapter/, state.pt, report.html."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, flags: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
+        self.flags = dict(flags or {})  # as given, so that evaluate.py can set the same things up again
         self.sinks: list[Any] = []
 
     def path(self, name: str) -> Path:
@@ -119,7 +120,7 @@ class Run:
             return True
         for name in (METRICS, STEPS, "state.pt", "gallery.json", "report.html", "done.json"):
             self.path(name).unlink(missing_ok=True)
-        write_json(config, {"identity": identity, **description})
+        write_json(config, {"identity": identity, "flags": self.flags, **description})
         return False
 
     def append(self, name: str, records: list[Mapping[str, Any]]) -> None:

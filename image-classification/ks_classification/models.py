@@ -140,9 +140,9 @@ def widen(model: nn.Module, count: int, seed: int = 0) -> nn.Module:
     if rows == count:
         return model
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.empty(count, old.weight.shape[1])
-    nn.init.xavier_uniform_(weight, generator=generator)
-    weight[:rows] = old.weight
+    fresh = torch.empty(count - rows, old.weight.shape[1])
+    nn.init.xavier_uniform_(fresh, generator=generator)
+    weight = torch.cat([old.weight.float().cpu(), fresh])
     old.weight = nn.Parameter(weight.to(old.weight), requires_grad=old.weight.requires_grad)
     if getattr(old, "bias", None) is not None:
         bias = torch.zeros(count)
@@ -154,6 +154,18 @@ def widen(model: nn.Module, count: int, seed: int = 0) -> nn.Module:
     if hasattr(model, "num_classes"):
         model.num_classes = count
     return model
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Sets the dropout after the position embedding and in the FFNs of a timm ViT; 0 leaves the model as built."""
+    if not p:
+        return
+    found = [m for n, m in model.named_modules() if re.search(r"(^pos_drop|mlp\.drop[12]?)$", n)]
+    layers = [m for m in found if isinstance(m, nn.Dropout)]
+    if not layers:
+        raise UserError(f"{type(model).__name__} has no dropout layers to set; leave out --dropout.")
+    for layer in layers:
+        layer.p = p
 
 
 def save_folder(folder: str | Path, spec: ModelSpec) -> None:

@@ -1,0 +1,34 @@
+"""Learn, forget and retain image classes: one run, from a pretrained model to a report."""
+
+import sys
+from pathlib import Path
+
+from common import adapters, cli, distributed
+
+EXAMPLE = """Learn classes 8 and 9, forget 0 and 1, retain the rest, on scikit-learn's digits:
+  python image-classification/pretrain.py --data digits --classes 0,1,2,3,4,5,6,7 --output-dir results/base ...
+  python image-classification/swap.py --checkpoint results/base --learn 8,9 --forget 0,1 --order fltf
+Stopped or killed? The same command goes on where it was."""
+
+
+def run(argv: list[str]) -> None:
+    """One swap from flags."""
+    from ks_classification import models
+    from ks_classification.domain import ImageConfig
+    from ks_classification.session import SourceConfig, open_swap
+
+    configs = (SourceConfig, ImageConfig)
+    reference = Path(__file__).parent / "configs" / "reference.yaml"
+    parser = cli.swap_parser("swap.py", f"{__doc__}\n\n{EXAMPLE}", configs, argv, reference)
+    swap = cli.swap_flags(parser, argv, configs)
+    domain, plan = open_swap(*swap.domain, swap.plan, swap.train.seed)
+    trainer = cli.carry_out(domain, plan, swap)
+    whole = trainer.run.path("model")
+    if distributed.is_main() and (whole / adapters.SWAP).exists():
+        domain.spec.classes = list(domain.classes.names)
+        models.save_folder(whole, domain.spec)
+    distributed.close()
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(run))

@@ -1,0 +1,3 @@
+from ks_classification.published import main
+
+main("fltf")
