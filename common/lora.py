@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.cpu import linear
 from common.errors import UserError
 from common.sparsity import block_of
 
@@ -124,14 +125,14 @@ class Adapter:
 
     def low_rank(self, x: Tensor) -> Tensor:
         """scale * x A' B' without ever forming the [out, in] product; x is [..., in]."""
-        hidden = F.linear(x, self.lora_A) * self.scale  # [..., parts * r]; scaled while it is narrow
+        hidden = linear(x, self.lora_A) * self.scale  # [..., parts * r]; scaled while it is narrow
         if self.parts == 1:
-            out = F.linear(hidden, self.lora_B)
+            out = linear(hidden, self.lora_B)
         else:
             pieces = zip(hidden.chunk(self.parts, -1), self.lora_B.chunk(self.parts), strict=True)
-            out = torch.cat([F.linear(h, b) for h, b in pieces], dim=-1)
+            out = torch.cat([linear(h, b) for h, b in pieces], dim=-1)
         if self.past_A.shape[0]:
-            out = out + F.linear(F.linear(x, self.past_A) * self.scale, self.past_B)
+            out = out + linear(linear(x, self.past_A) * self.scale, self.past_B)
         return out
 
 

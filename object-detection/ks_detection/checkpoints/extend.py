@@ -39,9 +39,7 @@ def extend_classes(model: nn.Module, num_classes: int) -> nn.Module:
 
 
 def _longer_head(head: nn.Linear, added: int) -> nn.Linear:
-    new = nn.Linear(
-        head.in_features, head.out_features + added, device=head.weight.device, dtype=head.weight.dtype
-    )
+    new = nn.Linear(head.in_features, head.out_features + added, device=head.weight.device, dtype=head.weight.dtype)
     new.weight[: head.out_features] = head.weight
     new.bias[: head.out_features] = head.bias
     new.bias[head.out_features :] = PRIOR_BIAS

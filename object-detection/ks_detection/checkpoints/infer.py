@@ -52,9 +52,7 @@ def infer_backbone(state: dict[str, Tensor]) -> str:
     else:
         name = _infer_swin(state)
     if name is None:
-        raise UserError(
-            "checkpoint: the backbone is no ResNet-50/101 or Swin-T/S/B/L; give a config that names it."
-        )
+        raise UserError("checkpoint: the backbone is no ResNet-50/101 or Swin-T/S/B/L; give a config that names it.")
     return name
 
 
@@ -66,17 +64,13 @@ def _infer_swin(state: dict[str, Tensor]) -> str | None:
     depth = _count(state, r"backbone\.layers\.2\.blocks\.(\d+)\.norm1\.weight")
     window = (round(table.shape[0] ** 0.5) + 1) // 2
     wanted = (width, depth, window)
-    return next(
-        (name for name, (w, depths, _, size) in SIZES.items() if (w, depths[2], size) == wanted), None
-    )
+    return next((name for name, (w, depths, _, size) in SIZES.items() if (w, depths[2], size) == wanted), None)
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
     found = [int(match[1]) for name in state if (match := re.fullmatch(pattern, name))]
     if not found:
-        raise UserError(
-            f"checkpoint: no key like `{pattern.replace(chr(92), '')}`; this is not a DINO detector."
-        )
+        raise UserError(f"checkpoint: no key like `{pattern.replace(chr(92), '')}`; this is not a DINO detector.")
     return max(found) + 1
 
 

@@ -37,12 +37,8 @@ def read_checkpoint(source: str | Path | dict, ema: bool = False) -> Checkpoint:
         raise UserError("the checkpoint has no `ema_model`; load it without ema.")
     state = data.get(name, data)
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            "the checkpoint holds no weights: expected a state dict or a dictionary with key `model`."
-        )
-    tensors = {
-        key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)
-    }
+        raise UserError("the checkpoint holds no weights: expected a state dict or a dictionary with key `model`.")
+    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     classes = data.get("classes")
     if isinstance(classes, dict):
         classes = ClassTable(tuple(classes["names"]), tuple(classes.get("ids", ())))
@@ -68,7 +64,5 @@ def _load(path: Path) -> dict:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"checkpoint {path}: cannot be read safely ({reason[0][:160]}).") from None
     if not isinstance(data, dict):
-        raise UserError(
-            f"checkpoint {path}: holds a {type(data).__name__}, expected a dictionary of weights."
-        )
+        raise UserError(f"checkpoint {path}: holds a {type(data).__name__}, expected a dictionary of weights.")
     return data

@@ -58,14 +58,10 @@ class DinoConfig:
 
     num_classes: int = field(default=91, metadata={"help": "logit rows; COCO ids run to 90, so 91"})
     dn_labelbook_size: int = field(default=0, metadata={"help": "label_enc has one row more; 0: num_classes"})
-    backbone: str = field(
-        default="resnet50", metadata={"help": "a published name, mobilenet_v2, tiny, timm:NAME"}
-    )
+    backbone: str = field(default="resnet50", metadata={"help": "a published name, mobilenet_v2, tiny, timm:NAME"})
     return_interm_indices: tuple[int, ...] = (1, 2, 3)  # backbone stages used; (0, 1, 2, 3) for 5 scales
     num_feature_levels: int = 4
-    use_checkpoint: bool = (
-        False  # recompute Swin blocks in backward (non-reentrant, so adapters get gradients)
-    )
+    use_checkpoint: bool = False  # recompute Swin blocks in backward (non-reentrant, so adapters get gradients)
     drop_path_rate: float = 0.2  # Swin only
     hidden_dim: int = 256
     nheads: int = 8
@@ -98,13 +94,9 @@ class DinoConfig:
         self.return_interm_indices = tuple(self.return_interm_indices)
         self.dn_labelbook_size = self.dn_labelbook_size or self.num_classes
         if self.backbone not in BACKBONES and not self.backbone.startswith("timm:"):
-            raise UserError(
-                f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME."
-            )
+            raise UserError(f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME.")
         if self.hidden_dim % self.nheads or self.hidden_dim % 4:
-            raise UserError(
-                f"`hidden_dim` must divide by `nheads` ({self.nheads}) and by 4, got {self.hidden_dim}."
-            )
+            raise UserError(f"`hidden_dim` must divide by `nheads` ({self.nheads}) and by 4, got {self.hidden_dim}.")
         if self.num_feature_levels < len(self.return_interm_indices):
             raise UserError(
                 f"`num_feature_levels` is {self.num_feature_levels} but `return_interm_indices` names "

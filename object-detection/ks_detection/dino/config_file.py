@@ -63,9 +63,7 @@ def _merge(values: dict, update: dict) -> None:
         if isinstance(value, dict) and isinstance(values.get(name), dict) and not value.get("_delete_"):
             _merge(values[name], value)
         else:
-            values[name] = (
-                {k: v for k, v in value.items() if k != "_delete_"} if isinstance(value, dict) else value
-            )
+            values[name] = {k: v for k, v in value.items() if k != "_delete_"} if isinstance(value, dict) else value
 
 
 def _set_option(values: dict, option: str) -> None:

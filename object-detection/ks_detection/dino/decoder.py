@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.cpu import Linear
 from ks_detection.boxes import inverse_sigmoid
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.deformable import DeformableAttention, Levels
@@ -17,14 +18,12 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DinoConfig) -> None:
         super().__init__()
         width = config.hidden_dim
-        self.cross_attn = DeformableAttention(
-            width, config.num_feature_levels, config.nheads, config.dec_n_points
-        )
+        self.cross_attn = DeformableAttention(width, config.num_feature_levels, config.nheads, config.dec_n_points)
         self.norm1 = nn.LayerNorm(width)
         self.self_attn = nn.MultiheadAttention(width, config.nheads, config.dropout, batch_first=True)
         self.norm2 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, config.dim_feedforward)
-        self.linear2 = nn.Linear(config.dim_feedforward, width)
+        self.linear1 = Linear(width, config.dim_feedforward)
+        self.linear2 = Linear(config.dim_feedforward, width)
         self.norm3 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -42,7 +41,7 @@ class DecoderLayer(nn.Module):
         mixed = self.self_attn(query, query, x, attn_mask=blocked, need_weights=False)[0]
         x = self.norm2(x + self.dropout(mixed))
         x = self.norm1(x + self.dropout(self.cross_attn(x + positions, boxes, memory, levels)))
-        hidden = self.dropout(F.relu(self.linear1(x)))
+        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
         return self.norm3(x + self.dropout(self.linear2(hidden)))
 
 

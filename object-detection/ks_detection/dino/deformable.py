@@ -7,6 +7,8 @@ import torch
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
+from common.cpu import Linear
+
 
 class Levels(NamedTuple):
     """How the flattened tokens of all feature levels lie.
@@ -28,10 +30,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, width: int, levels: int, heads: int, points: int) -> None:
         super().__init__()
         self.levels, self.heads, self.points = levels, heads, points
-        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(width, heads * levels * points)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
+        self.sampling_offsets = Linear(width, heads * levels * points * 2)
+        self.attention_weights = Linear(width, heads * levels * points)
+        self.value_proj = Linear(width, width)
+        self.output_proj = Linear(width, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

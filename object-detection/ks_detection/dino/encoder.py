@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.cpu import Linear
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.deformable import DeformableAttention, Levels
 
@@ -14,18 +15,16 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: DinoConfig) -> None:
         super().__init__()
         width = config.hidden_dim
-        self.self_attn = DeformableAttention(
-            width, config.num_feature_levels, config.nheads, config.enc_n_points
-        )
+        self.self_attn = DeformableAttention(width, config.num_feature_levels, config.nheads, config.enc_n_points)
         self.norm1 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, config.dim_feedforward)
-        self.linear2 = nn.Linear(config.dim_feedforward, width)
+        self.linear1 = Linear(width, config.dim_feedforward)
+        self.linear2 = Linear(config.dim_feedforward, width)
         self.norm2 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: Levels) -> Tensor:
         x = self.norm1(x + self.dropout(self.self_attn(x + positions, references, x, levels)))
-        hidden = self.dropout(F.relu(self.linear1(x)))
+        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
         return self.norm2(x + self.dropout(self.linear2(hidden)))
 
 

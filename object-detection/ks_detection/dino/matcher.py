@@ -45,9 +45,7 @@ def match_costs(logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor, 
     distance = (boxes - objects).abs().sum(-1)
     overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(objects))
     return (
-        config.set_cost_class * (positive - negative)
-        + config.set_cost_bbox * distance
-        - config.set_cost_giou * overlap
+        config.set_cost_class * (positive - negative) + config.set_cost_bbox * distance - config.set_cost_giou * overlap
     )
 
 

@@ -113,9 +113,7 @@ class Dino(nn.Module):
             queries[0] = queries[0] + self.label_enc.weight[0, 0] * 0.0  # DDP wants every parameter used
         return self.outputs(queries, starts, selected, denoising)
 
-    def outputs(
-        self, queries: list[Tensor], starts: list[Tensor], selected, denoising: Denoising | None
-    ) -> dict:
+    def outputs(self, queries: list[Tensor], starts: list[Tensor], selected, denoising: Denoising | None) -> dict:
         """Heads on every layer; denoising queries split off."""
         hidden = torch.stack(queries)  # [layers, B, P + Q, D]
         logits = self.class_embed(hidden)
@@ -151,9 +149,7 @@ class Dino(nn.Module):
         masks = [resize_mask(mask, h, w) for h, w in sizes]
         config, embed = self.config, self.transformer.level_embed
         temperatures = (config.pe_temperatureH, config.pe_temperatureW)
-        positions = [
-            pixel_positions(m, config.hidden_dim // 2, *temperatures) + embed[i] for i, m in enumerate(masks)
-        ]
+        positions = [pixel_positions(m, config.hidden_dim // 2, *temperatures) + embed[i] for i, m in enumerate(masks)]
         shapes = torch.tensor(sizes, dtype=torch.long, device=mask.device)
         tokens_per_level = shapes.prod(1)
         starts = tokens_per_level.cumsum(0) - tokens_per_level
@@ -215,8 +211,4 @@ def build_dino(config: DinoConfig | dict) -> Dino:
 def ffn_linears(model: nn.Module) -> list[str]:
     """Names of all FFN linears: backbone `mlp.fc1/fc2`, encoder and decoder `linear1/linear2`."""
     ends = (".mlp.fc1", ".mlp.fc2", ".linear1", ".linear2")
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(ends)
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.endswith(ends)]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from common.cpu import Linear
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.deformable import Levels
 from ks_detection.dino.mlp import MLP
@@ -51,9 +52,9 @@ class QuerySelection(nn.Module):
         super().__init__()
         width = config.hidden_dim
         self.num_queries = config.num_queries
-        self.enc_output = nn.Linear(width, width)
+        self.enc_output = Linear(width, width)
         self.enc_output_norm = nn.LayerNorm(width)
-        self.enc_out_class_embed = nn.Linear(width, config.num_classes)
+        self.enc_out_class_embed = Linear(width, config.num_classes)
         self.enc_out_bbox_embed = MLP(width, width, 4, 3)
 
     def forward(self, memory: Tensor, levels: Levels) -> Selection:

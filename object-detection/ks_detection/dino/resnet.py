@@ -44,9 +44,7 @@ class Bottleneck(nn.Module):
         self.bn3 = FrozenNorm(outputs)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), FrozenNorm(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), FrozenNorm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from common.cpu import Linear
+
 # width, depths, heads, window
 SIZES = {
     "swin_T_224_1k": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
@@ -64,8 +66,8 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", relative_index(window), persistent=False)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B, W, N, C] of [B, W, N, C]; mask [W, N, N] or None."""
@@ -84,8 +86,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -133,7 +135,7 @@ class PatchMerging(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.reduction = Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[1:3]
@@ -149,8 +151,7 @@ class SwinStage(nn.Module):
         super().__init__()
         self.window = window
         self.blocks = nn.ModuleList(
-            SwinBlock(width, heads, window, shifted=i % 2 == 1, path_rate=rate)
-            for i, rate in enumerate(rates)
+            SwinBlock(width, heads, window, shifted=i % 2 == 1, path_rate=rate) for i, rate in enumerate(rates)
         )
         self.downsample = None if last else PatchMerging(width)
 

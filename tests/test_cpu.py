@@ -1,0 +1,42 @@
+"""The fast CPU product is F.linear with other rounding, to the second derivative."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.cpu import Linear, keep_freed_memory, linear
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 300, 12), (0, 12), (1, 12)])
+@pytest.mark.parametrize("outputs", [3, 40])
+def test_product_and_gradients_equal_those_of_torch(shape, outputs):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(outputs, 12), torch.randn(outputs)
+    results = []
+    for function in (linear, F.linear):
+        inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        out = function(*inputs)
+        gradients = torch.autograd.grad(out.square().sum() / max(1, out.numel()), inputs, create_graph=True)
+        second = torch.autograd.grad(gradients[1].square().sum(), inputs)
+        results.append((out, *gradients, *second))
+    for mine, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=1e-4, atol=1e-4)
+
+
+def test_result_may_be_written_into():
+    layer, x = Linear(8, 6), torch.randn(2, 4, 8, requires_grad=True)
+    expected = F.linear(x, layer.weight, layer.bias).relu().sum()
+    (wanted,) = torch.autograd.grad(expected, x)
+    (got,) = torch.autograd.grad(layer(x).relu_().sum(), x)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_other_number_formats_and_autocast_take_the_plain_path():
+    layer = Linear(8, 6)
+    assert linear(torch.randn(3, 8).double(), layer.weight.double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(3, 8)).dtype == torch.bfloat16
+
+
+def test_keeping_memory_answers_whether_it_could():
+    assert keep_freed_memory() in (True, False)
