@@ -125,7 +125,7 @@ def _check_names(state: dict[str, Tensor], names: dict[str, tuple[str, ...]], wh
 def _fit_head(model: nn.Module, state: dict[str, Tensor], rehead: bool, where: str) -> None:
     """Spreads a smaller class layer over ours: old classes keep their rows, "no object" stays the last.
 
-    Rows in between are fresh: as wide as the old ones on average, with a bias that keeps them silent.
+    Rows in between start as the mean of the old ones, so that they say nothing in particular.
     """
     if CLASS_KEYS[0] not in state:
         return
@@ -133,17 +133,10 @@ def _fit_head(model: nn.Module, state: dict[str, Tensor], rehead: bool, where: s
     if have == want:
         return
     if have > want or not rehead:
-        raise UserError(
-            f"{where} knows {have} classes and the config {want}; "
-            + (f"set {CLASSES_KEY} {have}." if have > want or not rehead else "")
-        )
+        raise UserError(f"{where} knows {have} classes and the config {want}; set {CLASSES_KEY} {have}.")
     for key in CLASS_KEYS:
         old = state[key].float()
-        fresh = torch.zeros(want - have, *old.shape[1:])
-        if old.dim() == 2:
-            nn.init.normal_(fresh, std=float(old[:-1].std()) if have > 1 else 0.02)
-        else:
-            fresh += old[:-1].mean()
+        fresh = old[:-1].mean(0, keepdim=True).expand(want - have, *old.shape[1:])
         state[key] = torch.cat([old[:-1], fresh, old[-1:]])
     log.info("%s: class layer grown from %d to %d classes; rows %d-%d are fresh", where, have, want, have, want - 1)
 
