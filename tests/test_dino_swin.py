@@ -42,9 +42,7 @@ def theirs_from_ours(ours: dict, theirs: dict) -> dict:
             layers, stage, blocks, block, *rest = name.split(".")
             rest = ".".join(rest)
             stem = next(word for word in words if rest.startswith(word))
-            state[f"{prefix}encoder.{layers}.{stage}.{blocks}.{block}." + rest.replace(stem, words[stem])] = (
-                value
-            )
+            state[f"{prefix}encoder.{layers}.{stage}.{blocks}.{block}." + rest.replace(stem, words[stem])] = value
         else:
             state[f"{prefix}encoder.{name}"] = value
     return state
@@ -86,9 +84,7 @@ def test_checkpointing_gives_every_backbone_parameter_its_gradient():
         backbone.zero_grad()
         backbone.use_checkpoint = use_checkpoint
         sum(level.square().mean() for level in backbone(image)).backward()
-        gradients.append(
-            {n: p.grad.clone() for n, p in backbone.layers.named_parameters() if p.grad is not None}
-        )
+        gradients.append({n: p.grad.clone() for n, p in backbone.layers.named_parameters() if p.grad is not None})
     assert set(gradients[0]) == set(gradients[1]) == {n for n, _ in backbone.layers.named_parameters()}
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name])

@@ -65,7 +65,7 @@ class DeformableAttention(nn.Module):
         value = value.view(b, memory.shape[1], self.heads, -1)
         grid = (b, q, self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query).view(*grid, 2).float()
-        weights = self.attention_weights(query).view(b, q, self.heads, -1).softmax(-1).view(grid)
+        weights = self.attention_weights(query).float().view(b, q, self.heads, -1).softmax(-1).view(grid)
         if references.shape[-1] == 2:
             step = 1.0 / levels.shapes.flip(-1)[None, None, None, :, None]  # one cell, as x, y
             locations = references[:, :, None, :, None] + offsets * step

@@ -188,7 +188,7 @@ class Swin(nn.Module):
         self.stages, self.use_checkpoint = stages, use_checkpoint
         self.channels = [width * 2**stage for stage in stages]
         self.patch_embed = PatchEmbed(width)
-        rates = torch.linspace(0, path_rate, sum(depths)).tolist()
+        rates = [path_rate * block / (sum(depths) - 1) for block in range(sum(depths))]
         self.layers = nn.ModuleList()
         for stage, depth in enumerate(depths):
             used, rates = rates[:depth], rates[depth:]
