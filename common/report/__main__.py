@@ -1,0 +1,48 @@
+"""`python -m common.report RESULTS…`: a Markdown table over many runs, and a page that compares them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from common.cli import main
+from common.config import Parser
+
+HELP = """Prints a Markdown table over runs: scores of every group before and after, drop, H-mean, trainable
+parameters, time and memory. Runs that differ only in the seed share a row, as mean ± standard deviation.
+
+  python -m common.report results                        every run below results/
+  python -m common.report results/classification/fltf*   some of them
+  python -m common.report results --html compare.html    also one page with plots and pictures
+
+A single run writes its own page, report.html in its folder, when it ends. A run that is still going on or was
+stopped can be looked at with --html too; the page says how far it came."""
+
+
+def body(argv: list[str]) -> int:
+    """Prints the table, writes the page where asked for; the exit code."""
+    parser = Parser(
+        prog="python -m common.report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="run folders, or folders that hold runs")
+    parser.add_argument("--html", default="", metavar="FILE", help="also write a self-contained page there")
+    parser.add_argument("--title", default="", help="heading of the page; default the names of the runs")
+    args = parser.parse_args(argv)
+    from common.report.runs import find_runs
+    from common.report.table import markdown
+
+    runs = find_runs(args.results)
+    print(markdown(runs), end="")
+    if args.html:
+        from common.record import write_bytes
+        from common.report.page import render
+
+        write_bytes(Path(args.html), render(runs, args.title).encode())
+        print(f"page in {args.html}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(body))

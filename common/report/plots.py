@@ -1,0 +1,165 @@
+"""The curves of a run: scores and loss terms over steps, adapters over depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from common.report.runs import RunRecord
+from common.report.svg import Axes, Line, chart
+
+HUES = {"learn": (150, 195), "forget": (8, 48), "retain": (215, 285)}  # span of the colour circle per role
+DASHES = ("", "6 3", "2 3")
+RUN_KEYS = ("phase", "epoch", "step")
+POINTS = 240  # per curve; more cannot be told apart at this size
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn chart and the legend that belongs to it: (name, hue, dash) per curve."""
+
+    title: str
+    svg: Markup
+    legend: Sequence[tuple[str, float, str]] = ()
+
+
+def hues(run: RunRecord) -> dict[str, float]:
+    """A hue for every group of classes: green for learn, red for forget, blue for retain, spread within each."""
+    result = {}
+    for role, span in HUES.items():
+        names = [g for g in run.groups if run.role(g) == role]
+        result.update(_spread(names, span))
+    return result
+
+
+def _spread(names: Sequence[str], span: tuple[float, float]) -> dict[str, float]:
+    width = span[1] - span[0]
+    return {name: span[0] + width * i / max(1, len(names) - 1) for i, name in enumerate(names)}
+
+
+def _phase_hues(run: RunRecord) -> dict[int, float]:
+    result = {}
+    for role in ("learn", "forget"):
+        result.update(_spread([p["index"] for p in run.phases if p["action"] == role], HUES[role]))
+    return result
+
+
+def spans(run: RunRecord) -> dict[int, tuple[float, float]]:
+    """First and last optimizer step of each phase that has begun, counted over the whole run."""
+    result, start = {}, 0.0
+    for phase in run.phases:
+        seen = [line["step"] for line in run.scored if line["phase"] == phase["index"]]
+        seen += [line["step"] + 1 for line in run.steps if line["phase"] == phase["index"]]
+        if not seen:
+            break
+        result[phase["index"]] = (start, start + max(seen))
+        start += max(seen)
+    return result
+
+
+def _bands(run: RunRecord) -> list[tuple[float, float, str]]:
+    titles = {p["index"]: p.get("title", str(p["index"])) for p in run.phases}
+    return [(start, end, titles[index]) for index, (start, end) in spans(run).items()]
+
+
+def scores(run: RunRecord) -> Plot | None:
+    """Score of each group over the optimizer steps."""
+    starts = {0: 0.0, **{index: start for index, (start, _) in spans(run).items()}}
+    colour, lines = hues(run), []
+    for number, group in enumerate(run.groups):
+        points = [
+            (starts[line["phase"]] + line["step"], _finite(line["score"]))
+            for line in run.scored if line["group"] == group and line["phase"] in starts
+        ]  # fmt: skip
+        if points:
+            lines.append(Line(group, colour[group], points, marks=True, dash=_dash(run, group, number)))
+    if not lines or len(starts) == 1:
+        return None
+    axes = Axes("optimizer step", run.metric_label, (0, 100), _bands(run), title="score of each group over the steps")
+    return Plot("Scores over steps", chart(lines, axes), [(line.name, line.hue, line.dash) for line in lines])
+
+
+def _dash(run: RunRecord, group: str, number: int) -> str:
+    role = run.role(group)
+    return DASHES[[g for g in run.groups if run.role(g) == role].index(group) % len(DASHES)]
+
+
+def losses(run: RunRecord) -> list[Plot]:
+    """The loss and each of its terms over the optimizer steps, one small chart each, then the step's own figures."""
+    names = list(dict.fromkeys(k for line in run.steps for k in line if k not in RUN_KEYS))
+    names.sort(key=lambda name: (name == "lr", name == "grad_norm", name != "loss"))
+    units = {"lr": "learning rate", "grad_norm": "gradient norm", "loss": "loss"}
+    titles = {"loss": "Loss (weighted sum)", "lr": "Learning rate", "grad_norm": "Gradient norm before clipping"}
+    starts, bands = {i: s for i, (s, _) in spans(run).items()}, _bands(run)
+    plots = []
+    for name in names:
+        points = _thinned(run.steps, name, starts)
+        axes = Axes("optimizer step", units.get(name, "value"), None, bands, width=280, height=180, title=name)
+        hue = 215 if name in units else 265
+        plots.append(Plot(titles.get(name, f"Term: {name}"), chart([Line(name, hue, points)], axes)))
+    return plots
+
+
+def _thinned(steps: Sequence[Mapping[str, Any]], name: str, starts: Mapping[int, float]) -> list:
+    """At most about POINTS (x, mean of y) points; phases without the term interrupt the curve."""
+    size = max(1, math.ceil(len(steps) / POINTS))
+    points: list = []
+    for phase, start in starts.items():
+        rows = [(start + line["step"], _finite(line.get(name))) for line in steps if line["phase"] == phase]
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            known = [y for _, y in part if y is not None]
+            points.append((sum(x for x, _ in part) / len(part), sum(known) / len(known) if known else None))
+        points.append((start, None))
+    return points
+
+
+def adapters(run: RunRecord) -> list[Plot]:
+    """Per block in depth order: how far each phase moved the adapters' update, and their norm after each phase."""
+    if not run.adapters:
+        return []
+    colour, titles = _phase_hues(run), {p["index"]: p.get("title", str(p["index"])) for p in run.phases}
+    plots = []
+    for key, title, unit in (
+        ("adapter_moved", "How far each phase moved each block", "change of the weights (Frobenius norm)"),
+        ("adapter_norm", "Adapter norm after each phase", "norm of A and B (Frobenius)"),
+    ):
+        blocks = list(dict.fromkeys(b for line in run.adapters for b in line.get(key, {})))
+        if not blocks:
+            continue
+        lines, legend = [], []
+        for line in run.adapters:
+            values = line.get(key, {})
+            curve = [(float(i), _finite(values.get(b))) for i, b in enumerate(blocks)]
+            name, hue = titles.get(line["phase"], str(line["phase"])), colour.get(line["phase"], 215)
+            lines.append(Line(name, hue, curve, marks=True))
+            legend.append((name + (_centre(curve) if key == "adapter_moved" else ""), hue, ""))
+        labels, prefix = _block_labels(blocks)
+        axes = Axes(f"{prefix or 'block'}, in order of depth", unit, None, labels=labels, title=title)
+        plots.append(Plot(title, chart(lines, axes), legend))
+    return plots
+
+
+def _centre(curve: Sequence[tuple[float, float | None]]) -> str:
+    """Where in depth a movement has its centre of gravity: ', centre at 62 % of depth'."""
+    total = sum(y for _, y in curve if y)
+    if not total or len(curve) < 2:
+        return ""
+    return f", centre at {100 * sum(x * y for x, y in curve if y) / total / (len(curve) - 1):.0f} % of depth"
+
+
+def _block_labels(blocks: Sequence[str]) -> tuple[list[str], str]:
+    """Short names of the blocks and what was cut: 'blocks.0', 'blocks.1' -> '0', '1' and 'blocks'."""
+    heads = {b.rpartition(".")[0] for b in blocks}
+    if len(heads) == 1:
+        return [b.rpartition(".")[2] for b in blocks], heads.pop()
+    parts = [b.split(".") for b in blocks]
+    return [f"{p[0][:3]}{p[-1]}" if len(p) > 1 else p[0] for p in parts], ""
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,0 +1,217 @@
+"""Reads run folders and says what is known at each moment of a run: before training and after each phase."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.evaluation.scores import drop, h_mean
+from common.record import METRICS, STEPS, read_json, read_lines
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The state before training (index 0) or after a phase.
+
+    scores: group -> 0..100, groups without a usable score left out.
+    per_class: class -> 0..100, likewise.
+    """
+
+    index: int
+    title: str
+    scores: Mapping[str, float]
+    per_class: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder holds, finished or not."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
+    steps: Sequence[Mapping[str, Any]]
+    gallery: Mapping[str, Sequence[Mapping[str, Any]]]
+    done: Mapping[str, Any] | None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self.config["identity"]
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def plan(self) -> str:
+        return str(self.identity["plan"]["name"])
+
+    @property
+    def train(self) -> Mapping[str, Any]:
+        return self.identity.get("train", {})
+
+    @property
+    def method(self) -> str:
+        return str(self.train.get("method", ""))
+
+    @property
+    def groups(self) -> Mapping[str, Sequence[str]]:
+        return self.identity["plan"]["groups"]
+
+    @property
+    def phases(self) -> Sequence[Mapping[str, Any]]:
+        return self.config.get("phases", [])
+
+    @property
+    def metric_label(self) -> str:
+        """What the scores are, with its unit: 'top-1 accuracy (%)'."""
+        return str(self.config.get("metric_label") or self.config.get("metric") or "score")
+
+    @property
+    def unit(self) -> str:
+        """' %' where the scores are percentages, else ''."""
+        return " %" if "%" in self.metric_label else ""
+
+    @cached_property
+    def scored(self) -> list[Mapping[str, Any]]:
+        """The lines that hold a group's score, in order of time."""
+        return [line for line in self.lines if "score" in line]
+
+    @cached_property
+    def adapters(self) -> list[Mapping[str, Any]]:
+        """One line per finished phase: adapter norms, how far they moved, zero groups. Empty without adapters."""
+        return [line for line in self.lines if "adapter_norm" in line]
+
+    @cached_property
+    def moments(self) -> list[Moment]:
+        """Before training and after every finished phase."""
+        titles = {0: "before", **{p["index"]: p.get("title") or f"{p['index']} {p['action']}" for p in self.phases}}
+        found = []
+        for index, title in titles.items():
+            ends = [line for line in self.scored if line["phase"] == index and self._ends(line)]
+            if not ends:
+                break
+            scores = {line["group"]: line["score"] for line in ends if _number(line["score"])}
+            classes = {c: s for line in ends for c, s in line.get("per_class", {}).items() if _number(s)}
+            found.append(Moment(index, title, scores, classes))
+        return found
+
+    def _ends(self, line: Mapping[str, Any]) -> bool:
+        """Whether a score was taken at the end of its phase, not on the way."""
+        if line["phase"] == 0 or not self.train:
+            return True
+        if self.train.get("steps"):
+            return line["step"] >= self.train["steps"]
+        return line["epoch"] >= self.train.get("epochs", 0)
+
+    @property
+    def finished(self) -> bool:
+        return self.done is not None
+
+    def standing(self, group: str, index: int) -> str:
+        """What a group is after phase `index`: "learn", "forget", or "retain" where no phase has touched it yet."""
+        state = "retain"
+        for phase in self.phases[:index]:
+            if group in phase["groups"]:
+                state = phase["action"]
+        return state
+
+    def role(self, group: str) -> str:
+        """The group's last action in the whole plan."""
+        return self.standing(group, len(self.phases))
+
+    def groups_of(self, classes: Iterable[str]) -> list[str]:
+        """The groups that are made of these classes."""
+        chosen = set(classes)
+        return [name for name, members in self.groups.items() if members and chosen.issuperset(members)]
+
+    def pooled(self, groups: Sequence[str], moment: Moment) -> float | None:
+        """One score for several groups, weighted by their number of classes; None where nothing was scored."""
+        known = [g for g in groups if g in moment.scores]
+        count = sum(len(self.groups[g]) for g in known)
+        return sum(moment.scores[g] * len(self.groups[g]) for g in known) / count if count else None
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Drop and H-mean at one moment, by both definitions of "before". Scores 0..100."""
+
+    groups: tuple[str, ...]
+    drop_pretrained: float
+    drop_phase_start: float
+    h_pretrained: float
+    h_phase_start: float
+
+
+def forgetting(run: RunRecord, index: int) -> Forgetting | None:
+    """How the latest forget phase stands after phase `index`; None before any forget phase.
+
+    The forgotten set is that of the latest forget phase; the retained score is that of every class to be known
+    at this moment (the phase's keep set and, after a learn phase, what it learned).
+
+    Source: GS-LoRA, Zhao et al., CVPR 2024, arXiv:2403.11530; at the end of a forget phase it is their H-mean.
+    """
+    if not 1 <= index < len(run.moments):
+        return None
+    latest = max((p["index"] for p in run.phases[:index] if p["action"] == "forget"), default=0)
+    if not latest:
+        return None
+    groups = [g for g in run.phases[latest - 1]["groups"] if run.standing(g, index) == "forget"]
+    now, phase = run.moments[index], run.phases[index - 1]
+    known = [*phase["keep"], *(phase["target"] if phase["action"] == "learn" else ())]
+    retain, after = run.pooled(run.groups_of(known), now), run.pooled(groups, now)
+    starts = [run.pooled(groups, run.moments[i]) for i in (0, latest - 1)]
+    if retain is None or after is None or None in starts:
+        return None
+    drops = [drop(start, after) for start in starts]
+    return Forgetting(tuple(groups), *drops, *(h_mean(retain, d) for d in drops))
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """The record of a run folder.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.json; name the --output-dir of a finished swap.")
+    config = read_json(path)
+    if not isinstance(config, dict) or "plan" not in config.get("identity", {}):
+        raise UserError(f"{path} is not the config.json of a run; name the --output-dir of a finished swap.")
+    gallery, done = ({}, None)
+    if (folder / "gallery.json").is_file():
+        gallery = read_json(folder / "gallery.json")
+    if (folder / "done.json").is_file():
+        done = read_json(folder / "done.json")
+    return RunRecord(folder, config, read_lines(folder / METRICS), read_lines(folder / STEPS), gallery, done)
+
+
+def find_runs(places: Sequence[str | Path]) -> list[RunRecord]:
+    """The runs in these folders and below them, each once, in order.
+
+    Raises:
+        UserError: a place does not exist or holds no run.
+    """
+    found: dict[Path, RunRecord] = {}
+    for place in map(Path, places):
+        if not place.is_dir():
+            raise UserError(f"{place} is no folder; name run folders, or a folder of them such as results/.")
+        folders = [Path(top) for top, _, files in sorted(os.walk(place)) if {"config.json", METRICS} <= set(files)]
+        if not folders:
+            raise UserError(f"no run in {place}: no folder there holds config.json and {METRICS}.")
+        for folder in folders:
+            if folder.resolve() not in found:
+                found[folder.resolve()] = read_run(folder)
+    return list(found.values())
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,161 @@
+"""What the page shows of one run, as plain data for the template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.report import plots
+from common.report.runs import RunRecord, forgetting
+from common.report.table import NONE, duration, memory
+from common.report.verdict import verdicts
+
+MANY = 120  # classes of a group; above, the bars show those that changed most
+
+
+def section(run: RunRecord, title: str) -> dict[str, Any]:
+    """Everything the template needs to show a run."""
+    colour = plots.hues(run)
+    curves = [p for p in (plots.scores(run),) if p]
+    return {
+        "run": run, "title": title, "hues": colour, "status": status(run), "verdicts": verdicts(run),
+        "rows": score_rows(run), "extra": extra_rows(run), "facts": facts(run), "curves": curves,
+        "losses": plots.losses(run), "adapters": plots.adapters(run), "bars": class_bars(run),
+        "pictures": pictures(run), "config": json.dumps(run.config, indent=1, ensure_ascii=False),
+    }  # fmt: skip
+
+
+def status(run: RunRecord) -> str:
+    """One sentence about a run that is not finished; empty for a finished one."""
+    if run.finished:
+        return ""
+    last = run.steps[-1] if run.steps else None
+    ended = len(run.moments) - 1
+    if not run.moments:
+        return "This run is unfinished: it stopped before its first scores."
+    if ended >= len(run.phases):
+        return "This run is unfinished: all phases are trained, but it was stopped before it closed its records."
+    where = f"; the last saved step is step {last['step'] + 1} of phase {last['phase']}" if last else ""
+    return f"This run is unfinished: {max(0, ended)} of {len(run.phases)} phases are done{where}."
+
+
+def score_rows(run: RunRecord) -> list[dict[str, Any]]:
+    """Per group: its score at every moment, and the change from first to last."""
+    rows = []
+    for group in run.groups:
+        scores = [m.scores.get(group) for m in run.moments]
+        known = None not in (scores[0], scores[-1]) if len(scores) > 1 else False
+        change = f"{scores[-1] - scores[0]:+.1f}" if known else NONE
+        rows.append({
+            "group": group, "role": run.role(group), "count": len(run.groups[group]), "change": change,
+            "cells": [(_fixed(s), run.standing(group, i) if _touched(run, group, i) else "") for i, s in enumerate(scores)],
+        })  # fmt: skip
+    return rows
+
+
+def _touched(run: RunRecord, group: str, index: int) -> bool:
+    """Whether phase `index` trained the group."""
+    return index > 0 and group in run.phases[index - 1]["groups"]
+
+
+def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:
+    """Rows below the scores: drops, H-means and zero groups at every moment, where the run has them."""
+    states = [forgetting(run, i) for i in range(len(run.moments))]
+    names = (
+        ("drop since the pretrained model", "drop_pretrained"), ("H-mean, drop since the pretrained model", "h_pretrained"),
+        ("drop since the forget phase began", "drop_phase_start"), ("H-mean, drop since the forget phase began", "h_phase_start"),
+    )  # fmt: skip
+    rows = []
+    if any(states):
+        rows += [(label, [_fixed(getattr(s, name)) if s else "" for s in states]) for label, name in names]
+    if run.adapters:
+        zero = {line["phase"]: (line["zero_groups"], len(line["adapter_norm"])) for line in run.adapters}
+        cells = [
+            f"{round(share * count)} of {count}" for share, count in (zero.get(m.index, (0, 0)) for m in run.moments)
+        ]
+        rows.append(
+            (
+                "adapter groups that are zero",
+                [c if m.index in zero else "" for c, m in zip(cells, run.moments, strict=True)],
+            )
+        )
+    return rows
+
+
+def facts(run: RunRecord) -> list[tuple[str, str]]:
+    """Size, cost, data and origin of a run, as (name, text)."""
+    found: list[tuple[str, Any]] = []
+    parameters, done, data = run.config.get("parameters", {}), run.done or {}, run.identity.get("data", {})
+    if parameters:
+        share = 100 * parameters["trainable"] / max(1, parameters["total"])
+        found.append(
+            ("trainable parameters", f"{parameters['trainable']:,} of {parameters['total']:,} ({share:.2f} %)")
+        )
+    found.append(("training time", duration(done["seconds"]) if "seconds" in done else NONE))
+    found.append(("peak memory", memory(done["peak_memory"]) if done.get("peak_memory") else NONE))
+    skipped = data.get("skipped", 0)
+    skipped = len(skipped) if isinstance(skipped, list) else skipped
+    found += [("model", data.get("model")), ("data", data.get("data")),
+              ("left out", f"{skipped} damaged or foreign files were skipped" if skipped else "no file was skipped")]  # fmt: skip
+    machine = run.config.get("machine", {})
+    place = f"{machine.get('system', '')}, {machine.get('cores', '?')} cores" if machine else None
+    versions = ", ".join(f"{k} {v}" for k, v in run.config.get("versions", {}).items())
+    found += [("method", run.method), ("seed", run.train.get("seed")), ("precision", run.config.get("precision")),
+              ("device", run.config.get("device")), ("processes", run.identity.get("world")), ("machine", place),
+              ("versions", versions), ("commit", run.config.get("commit")), ("started", run.config.get("started")),
+              ("folder", str(run.folder))]  # fmt: skip
+    return [(name, str(text)) for name, text in found if text not in (None, "")]
+
+
+def class_bars(run: RunRecord) -> list[dict[str, Any]]:
+    """Per group: (class, before, after) with scores or None; of very many classes, those that changed most."""
+    if not run.moments:
+        return []
+    first, last = run.moments[0].per_class, run.moments[-1].per_class
+    result = []
+    for group, members in run.groups.items():
+        rows = [(c, first.get(c), last.get(c) if len(run.moments) > 1 else None) for c in map(str, members)]
+        rows = [row for row in rows if row[1] is not None or row[2] is not None]
+        shown = rows
+        if len(rows) > MANY:
+            chosen = {r[0] for r in sorted(rows, key=lambda r: -abs((r[2] or 0) - (r[1] or 0)))[:MANY]}
+            shown = [r for r in rows if r[0] in chosen]
+        if rows:
+            result.append({"group": group, "rows": shown, "left_out": len(rows) - len(shown)})
+    return result
+
+
+def pictures(run: RunRecord) -> list[dict[str, Any]]:
+    """The gallery by group: per test picture its truth, and (views) each distinct picture with its answers."""
+    moments = list(run.gallery)
+    if not moments:
+        return []
+    titles = moments if len(moments) <= 3 else [moments[0], moments[-1]]
+    owner = {str(c): g for g, members in run.groups.items() for c in members}
+    result: dict[str, list[dict[str, Any]]] = {}
+    for name in dict.fromkeys(item["name"] for t in titles for item in run.gallery[t]):
+        seen = [(t, item) for t in titles for item in run.gallery[t] if item["name"] == name]
+        truth = str(seen[0][1]["truth"])
+        group = owner.get(truth, "")
+        result.setdefault(group, []).append({"name": name, "truth": truth, "views": _views(seen)})
+    return [{"group": g, "items": items} for g, items in result.items()]
+
+
+def _views(seen: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Equal pictures once, with all their answers below; pictures that differ side by side."""
+    views: dict[str, dict[str, Any]] = {}
+    for title, item in seen:
+        view = views.setdefault(item["picture"], {"source": _source(item["picture"]), "answers": []})
+        view["answers"].append((title, str(item["answer"]), item.get("correct")))
+    return list(views.values())
+
+
+def _source(encoded: str) -> str:
+    """A data address. A line break, which browsers skip, keeps chance letters from reading like a web address."""
+    kind = "jpeg" if encoded.startswith("/9j/") else "png"
+    return f"data:image/{kind};base64,{encoded}".replace("http", "ht\ntp")
+
+
+def _fixed(score: float | None) -> str:
+    return NONE if score is None else f"{score:.1f}"
