@@ -425,3 +425,13 @@ def test_weights_tell_what_stood_beside_them():
     weights = read_weights({"model": tiny_bird(), "epoch": 4})
     assert weights.beside == {"epoch": 4} and "head.bias" in weights.state
     assert isinstance(load_checkpoint(tiny_bird(rank=2)).blocks[0].mlp.fc1, LoRALinear)
+
+
+def test_variants_with_other_arithmetic_are_refused():
+    import timm
+
+    for name, word in (("deit_tiny_distilled_patch16_224", "distilled"), ("vit_xsmall_patch16_clip_224", "norm_pre")):
+        state = timm.create_model(name, depth=1, num_classes=2).state_dict()
+        with pytest.raises(UserError, match=word) as error:
+            load_checkpoint(state)
+        one_line(error)

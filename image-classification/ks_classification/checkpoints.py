@@ -40,7 +40,9 @@ def load_checkpoint(
     """The model in a checkpoint, in eval mode and float32; architecture, class rows and LoRA are read off the keys.
 
     A Knowledge Swapping ("vit_bird"), timm or .npz file becomes timm's VisionTransformer, a torchvision one
-    torchvision's, a Face Transformer `FaceTransformer`. LoRA keys become live adapters (`common.lora`).
+    torchvision's, a Face Transformer `FaceTransformer`. LoRA keys become live adapters (`common.lora`). Of timm's
+    ViTs those with a plain patch embedding and learned positions are read; post-norm ones ("rpn") have the same
+    keys as the others and cannot be told apart.
 
     Args:
         lora_alpha: the update is scaled by lora_alpha / rank; loralib's 1 is what the published files use.
@@ -181,12 +183,13 @@ def _put(model: nn.Module, state: dict[str, Tensor]) -> None:
         for name in own
         if name in state and own[name].shape != state[name].shape
     ]
-    for names, what in ((missing, "missing"), (wrong, "of another shape"), (unknown, "unknown")):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(
-                f"checkpoint: {len(names)} keys of this {type(model).__name__} are {what}: {', '.join(names[:3])}{more}."
-            )
+    found = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for names, what in ((missing, "missing"), (unknown, "unknown"), (wrong, "of another shape"))
+        if names
+    ]
+    if found:
+        raise UserError(f"checkpoint: its keys are nearly those of a {type(model).__name__}, but {'; '.join(found)}.")
     model.load_state_dict(state, strict=False)
 
 

@@ -177,6 +177,8 @@ def timm_arguments(state: dict[str, Tensor], heads: int | None) -> dict[str, Any
     missing = [key for key in needed if key not in state]
     if missing:
         raise UserError(f"checkpoint: a ViT, but `{missing[0]}` is missing.")
+    if "dist_token" in state:
+        raise UserError("checkpoint: a distilled DeiT with two heads, which is not read; use the plain DeiT.")
     width, channels, patch, patch_w = state["patch_embed.proj.weight"].shape
     if patch != patch_w:
         raise UserError(f"checkpoint: patches of {patch}x{patch_w} are not square.")
