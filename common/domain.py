@@ -105,8 +105,9 @@ class Domain(Protocol):
     def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Batch]:
         """Batches of the union of `classes`.
 
-        train: one endless shuffled stream, batch k being exactly what `stream` says; otherwise one ordered
-        pass over this rank's share of the test split.
+        train: exactly the batches of draws that `stream.batches(self.size(classes, train=True))` gives (endless,
+        or one pass for streams.Ordered); a draw without a seed is loaded without augmentation. Otherwise one
+        ordered pass over this rank's share of the test split.
         """
         ...
 

@@ -21,10 +21,10 @@ def derive(seed: int, *words: object) -> int:
 
 
 class Draw(NamedTuple):
-    """Which item to load, and the seed of its augmentation."""
+    """Which item to load, and the seed of its augmentation; None loads it as a test item, without any."""
 
     index: int
-    seed: int
+    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,27 @@ class Stream:
     def steps(self, size: int) -> int:
         """Batches in one pass over `size` items, the last one filled up from the next round."""
         return -(-size // (self.batch_size * self.world))
+
+
+class Ordered(Stream):
+    """One finite pass over this rank's share, in order and without augmentation: for importances and means."""
+
+    def positions(self, size: int) -> list[int]:
+        """This rank's items in the order of its batches."""
+        return list(range(self.rank, size, self.world))
+
+    def batches(self, size: int) -> Iterator[list[Draw]]:
+        share = self.positions(size)
+        for i in range(0, len(share), self.batch_size):
+            yield [Draw(position, None) for position in share[i : i + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class Chosen(Stream):
+    """The endless stream over some of the items only: a small memory of old examples."""
+
+    items: tuple[int, ...] = ()
+
+    def batches(self, size: int) -> Iterator[list[Draw]]:
+        for batch in super().batches(len(self.items)):
+            yield [Draw(self.items[d.index], d.seed) for d in batch]

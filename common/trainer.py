@@ -23,6 +23,7 @@ from common.record import METRICS, STEPS, RecordConfig, Run, environment, open_s
 from common.rows import TrainedRows
 from common.sparsity import group_norms, groups, zero_group_ratio
 from common.streams import Stream, derive
+from common.teacher import fill
 
 
 class Interrupted(Exception):
@@ -89,7 +90,7 @@ class Objective(nn.Module):
 
     def __init__(self, model: nn.Module, method: Method, format: str, device: torch.device) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.own = model, method.own
         self.settings = (method, format, device)
 
     def forward(self, step: Step) -> Tensor:
@@ -113,10 +114,15 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = domain.build_model().to(self.device)
         self.rows: TrainedRows | None = None
-        if method.uses_adapter:
+        scope = method.scope(method_config)
+        if scope == "adapter":
             self._adapt()
+        elif scope == "backbone":
+            self._freeze_head()
         self.method = method(method_config, domain, self.model)
-        self.method.rows = self.rows
+        self.method.rows, self.method.run = self.rows, config
+        if self.method.own is not None:
+            self.method.own.to(self.device)
         self.objective = Objective(self.model, self.method, self.format, self.device)
         self.wrapped: nn.Module = self.objective
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
@@ -138,6 +144,15 @@ class Trainer:
         targets = lora.select(self.domain.lora_targets(self.model), self.lora_config, self.model)
         lora.inject(self.model, targets, self.lora_config.lora_rank, self.lora_config.alpha)
         lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora"))
+        rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
+        self.rows = TrainedRows(self.model, rows)
+
+    def _freeze_head(self) -> None:
+        """All but the head trains, and the rows of classes to be learned."""
+        head = self.domain.head_rows(self.model, self.domain.classes.names)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name in head:
+            parameters[name].requires_grad_(False)
         rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
         self.rows = TrainedRows(self.model, rows)
 
@@ -233,7 +248,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for part in range(self.config.accumulate):
             target, keep = next(batches)
-            step = Step(phase, number // per_epoch, number, total, target, keep)
+            step = Step(phase, number // per_epoch, number, total, target, keep, per_epoch)
             last = part == self.config.accumulate - 1
             with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
                 loss = self.wrapped(step)
@@ -245,6 +260,7 @@ class Trainer:
         )  # the step's one device-to-host copy
         self._check_finite(values["loss"], phase, number, step)
         self.scaler.unscale_(self.optimizer)
+        self.method.before_step(step)
         if self.config.clip:
             values["grad_norm"] = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         self.scaler.step(self.optimizer)
@@ -265,15 +281,14 @@ class Trainer:
     # ---- pieces of a phase -------------------------------------------------------------------------------
 
     def _length(self, phase: Phase) -> tuple[int, int]:
-        """(steps per epoch, steps of the phase); the keep set drives the epoch, the target set where there is none."""
-        classes = phase.keep or phase.target
-        size = self.domain.size(classes, train=True)
+        """(steps per epoch, steps of the phase)."""
+        size = self.method.epoch_items(phase)
         per_epoch = -(-size // (self.config.batch_size * distributed.world() * self.config.accumulate))
-        return per_epoch, self.config.steps or per_epoch * self.config.epochs
+        return per_epoch, self.method.steps(phase, self.config.steps or per_epoch * self.config.epochs)
 
     def _begin(self, phase: Phase, start: int) -> None:
         fresh = start == 0
-        if fresh and phase.index > 1 and self.rows is not None and self.lora_config.lora_between_phases == "stack":
+        if fresh and phase.index > 1 and lora.adapters(self.model) and self.lora_config.lora_between_phases == "stack":
             lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora", phase.index), stack=True)
         if fresh:
             self.model.eval()
@@ -319,13 +334,9 @@ class Trainer:
 
         def stream(role: str) -> Stream:
             seed = derive(self.config.seed, "stream", phase.index, role)
-            return Stream(
-                seed,
-                self.config.batch_size,
-                start * self.config.accumulate,
-                distributed.rank(),
-                distributed.world(),
-            )
+            start_at = start * self.config.accumulate
+            own = Stream(seed, self.config.batch_size, start_at, distributed.rank(), distributed.world())
+            return self.method.stream(phase, role, own)
 
         target = iter(self.domain.loader(phase.target, train=True, stream=stream("target")))
         if not phase.keep:
@@ -408,7 +419,7 @@ class Trainer:
             "method": self.config.method,
             "plan": self.plan.record(),
         }
-        if self.rows is not None:
+        if lora.adapters(self.model):
             adapters.save(self.model, self.run.path("adapter"), self.rows.rows, info)
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
@@ -444,7 +455,8 @@ class Trainer:
         self.pending = []
         save_tensors(self.run.path("state.pt"), {
             "done": dict(self.done), "model": self._model_state(), "factors": self.factors,
-            "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(), "scaler": self.scaler.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(),
+            "own": self.method.own.state_dict() if self.method.own is not None else {}, "scaler": self.scaler.state_dict(),
         })  # fmt: skip
 
     def _model_state(self) -> dict[str, Tensor]:
@@ -463,13 +475,9 @@ class Trainer:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(f"{path} is damaged ({type(error).__name__}); add --overwrite to start anew.") from None
-        own = self.model.state_dict(keep_vars=True)
-        for name, value in state["model"].items():
-            if own[name].shape != value.shape:  # stacked adapters grow
-                layer, _, leaf = name.rpartition(".")
-                setattr(self.model.get_submodule(layer), leaf, value.clone())
-            else:
-                own[name].data.copy_(value)
+        fill(self.model, state["model"])
+        if self.method.own is not None:
+            self.method.own.load_state_dict(state["own"])
         self.method.load_state_dict(state["method"])
         self.scaler.load_state_dict(state["scaler"])
         self.done, self.resumed, self.factors = state["done"], state["optimizer"], state["factors"]

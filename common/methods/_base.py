@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from common import distributed
 from common.domain import Batch, Domain, Prediction
+from common.errors import UserError
 from common.plan import Phase
 from common.rows import TrainedRows
+from common.streams import Ordered, Stream
 
 
 class Step:
@@ -20,12 +23,20 @@ class Step:
     epoch:  0-based epoch of the phase; `number` counts steps of the phase, `total` is their number.
     target: a batch of the classes that the phase trains.
     keep:   a batch of the classes that it must not damage; None where there are none.
+    per_epoch: steps of one epoch.
     """
 
-    def __init__(self, phase: Phase, epoch: int, number: int, total: int, target: Batch, keep: Batch | None) -> None:
-        self.phase, self.epoch, self.number, self.total = phase, epoch, number, total
+    def __init__(
+        self, phase: Phase, epoch: int, number: int, total: int, target: Batch, keep: Batch | None, per_epoch: int = 1
+    ) -> None:
+        self.phase, self.epoch, self.number, self.total, self.per_epoch = phase, epoch, number, total, per_epoch
         self.target, self.keep = target, keep
         self.terms: dict[str, Tensor] = {}
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether this is the last step of its epoch, or of the phase."""
+        return (self.number + 1) % self.per_epoch == 0 or self.number + 1 == self.total
 
     def log(self, name: str, value: Tensor) -> Tensor:
         """Records a named term of the loss for the curves and gives it back."""
@@ -36,10 +47,11 @@ class Step:
 class Method:
     """A way to learn and forget. Subclasses override `swap_loss`, or `loss` to choose the forward passes.
 
-    uses_adapter: train adapters and new head rows on a frozen model; False trains all parameters.
+    trains: what moves, unless the method's Config has a field of that name: "adapter" (adapters and new head
+        rows on a frozen model), "backbone" (all but the head, and its new rows) or "all".
     """
 
-    uses_adapter = True
+    trains = "adapter"
 
     @dataclass
     class Config:
@@ -48,10 +60,36 @@ class Method:
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         self.config, self.domain, self.model = config, domain, model
         self.rows: TrainedRows | None = None  # set by the loop when head rows train
+        self.run: Any = None  # set by the loop: its TrainConfig (seed, batch_size, epochs, ...)
+        self.own: nn.Module | None = None  # parameters that the method adds and trains; saved and synchronised
+
+    @classmethod
+    def scope(cls, config: Any) -> str:
+        """What trains under this config: "adapter", "backbone" or "all"."""
+        return getattr(config, "trains", cls.trains)
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """What trains. Default: whatever requires a gradient."""
-        return (p for p in self.model.parameters() if p.requires_grad)
+        """What trains. Default: whatever requires a gradient, in the model and of the method's own."""
+        modules = [self.model] + ([] if self.own is None else [self.own])
+        return (p for module in modules for p in module.parameters() if p.requires_grad)
+
+    def epoch_items(self, phase: Phase) -> int:
+        """Number of items in one epoch. Default: the keep set, or the target set where nothing is kept."""
+        return self.domain.size(phase.keep or phase.target, train=True)
+
+    def steps(self, phase: Phase, planned: int) -> int:
+        """Steps of a phase; 0 for a method that changes the weights in `begin_phase` and trains nothing."""
+        return planned
+
+    def stream(self, phase: Phase, role: str, stream: Stream) -> Stream:
+        """The stream that draws "target" or "keep" items; a method with a small memory draws from that."""
+        return stream
+
+    def pass_over(self, classes: Sequence[str], batch_size: int = 0) -> Iterable[Batch]:
+        """This rank's share of the training items of `classes`, once, in order, without augmentation."""
+        size = batch_size or self.run.batch_size
+        stream = Ordered(self.run.seed, size, 0, distributed.rank(), distributed.world())
+        return self.domain.loader(classes, train=True, stream=stream)
 
     def begin_phase(self, phase: Phase) -> None:
         """Before the first step of a phase: take snapshots, measure importances."""
@@ -66,6 +104,9 @@ class Method:
         """The same, given one forward pass on the target and on the keep batch."""
         raise AssertionError("a method defines `loss` or `swap_loss`")
 
+    def before_step(self, step: Step) -> None:
+        """Before the optimizer moves, gradients ready (averaged, unscaled, not yet clipped): masks, importances."""
+
     def after_step(self, step: Step, lr: float) -> None:
         """After the optimizer moved: projections, proximal steps, moving averages."""
 
@@ -78,3 +119,17 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+
+
+def for_phase(values: str, default: float, phase: Phase, flag: str) -> float:
+    """The value of a phase: its entry in a comma separated list, or `default` where the list is empty.
+
+    Raises:
+        UserError: no number, or fewer entries than phases.
+    """
+    if not values:
+        return default
+    try:
+        return [float(v) for v in values.split(",")][phase.index - 1]
+    except (ValueError, IndexError):
+        raise UserError(f"`{flag}` takes one number per phase, comma separated, got {values!r}.") from None

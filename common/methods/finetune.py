@@ -8,7 +8,7 @@ from common.methods.replay import Replay
 class Finetune(Replay):
     """Replay with every parameter of the model trained: what adapters are compared with."""
 
-    uses_adapter = False
+    trains = "all"
 
 
 METHOD = Finetune

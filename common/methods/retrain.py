@@ -22,7 +22,7 @@ class Retrain(Method):
     Source: the "Retrain" row of GS-LoRA, arXiv:2403.11530, section 4.
     """
 
-    uses_adapter = False
+    trains = "all"
 
     @dataclass
     class Config(Method.Config):

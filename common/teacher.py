@@ -1,0 +1,64 @@
+"""A frozen copy of a model that shares every tensor that does not train."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.domain import Batch, Domain, Prediction
+
+
+class Teacher:
+    """The model as it is now, kept while the model itself goes on training.
+
+    Frozen parameters are shared, so that with adapters a teacher costs the adapters, the head and the buffers;
+    where everything trains it costs a second model. The copy is in eval mode and needs no gradient.
+
+    Args:
+        model: what is copied.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        self.module = copy.deepcopy(model, {id(p): p for p in frozen}).eval().requires_grad_(False)
+        shared = {id(p) for p in frozen}
+        self.kept = [n for n, t in self.module.state_dict(keep_vars=True).items() if id(t) not in shared]
+
+    @torch.no_grad()
+    def predict(self, domain: Domain, batches: Sequence[Batch]) -> list[Prediction]:
+        """What the copy says about the same batches, without gradients."""
+        return domain.predict_together(self.module, batches)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that are not shared."""
+        state = self.module.state_dict()
+        return {name: state[name] for name in self.kept}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `state_dict` gave; shared tensors are those of the model this was made from."""
+        fill(self.module, state)
+
+
+def restored(model: nn.Module, state: dict[str, Any] | None) -> Teacher | None:
+    """A teacher with saved tensors, or None where none was saved."""
+    if not state:
+        return None
+    teacher = Teacher(model)
+    teacher.load_state_dict(state)
+    return teacher
+
+
+@torch.no_grad()
+def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Writes tensors into the parameters and buffers of these names; a buffer may change its shape."""
+    own = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if own[name].shape != value.shape:  # stacked adapters grow
+            layer, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(layer), leaf, value.to(own[name].device, copy=True))
+        else:
+            own[name].copy_(value)
