@@ -80,6 +80,11 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def checksum(model: nn.Module) -> float:
+    """One number for all parameters of `model`: whether a run is continued on the weights it started from."""
+    return float(f"{sum(p.detach().double().abs().sum().item() for p in model.parameters()):.9e}")
+
+
 def base_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All parameters but the adapter factors."""
     factors = {id(f) for layer in adapters(model).values() for f in layer.live()}

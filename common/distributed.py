@@ -47,12 +47,17 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def wrap(module: nn.Module, device: torch.device) -> nn.Module:
-    """`module` under DistributedDataParallel, or itself in one process."""
+def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Module:
+    """`module` under DistributedDataParallel, or itself in one process.
+
+    unused: some trained parameters may take no part in a loss (a whole model may have such; adapters do not).
+    """
     if not active():
         return module
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(
+        module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=unused
+    )
 
 
 def mean(value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import platform
@@ -18,6 +19,9 @@ from typing import Any
 from common.errors import UserError
 
 METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
+RESULTS = ("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+           "model/swap.json", "model/model.safetensors")  # fmt: skip
+PART = ".part"  # how names of files end that are still being written
 
 
 @dataclass
@@ -38,8 +42,11 @@ class RecordConfig:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a whole file or nothing: a temporary name in the same folder, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -117,30 +124,55 @@ class Run:
                     f"{self.folder} holds a run with {key} {old!r}, this command has {new!r}; "
                     f"choose another --output-dir, or add --overwrite to start anew there."
                 )
+            self._sweep()
             return True
-        for name in (METRICS, STEPS, "state.pt", "gallery.json", "report.html", "done.json"):
+        self._sweep()
+        for name in (METRICS, STEPS, "state.pt", "gallery.json", "report.html", "done.json",
+                     *(RESULTS if config.exists() else ())):  # fmt: skip
             self.path(name).unlink(missing_ok=True)
         write_json(config, {"identity": identity, "flags": self.flags, **description})
         return False
 
+    def _sweep(self) -> None:
+        """Takes away what a kill in the middle of a write left behind."""
+        for folder in (self.folder, self.folder / "adapter", self.folder / "model"):
+            for path in folder.glob(f".*{PART}"):
+                path.unlink(missing_ok=True)
+
     def append(self, name: str, records: list[Mapping[str, Any]]) -> None:
         """Adds records to a JSON-lines file in one write and tells the other loggers."""
-        text = "".join(json.dumps(record, default=float) + "\n" for record in records)
+        path, text = self.path(name), "".join(json.dumps(record, default=float) + "\n" for record in records)
+        before = path.stat().st_size if path.exists() else 0
         try:
-            with self.path(name).open("a") as file:
-                file.write(text)
+            with path.open("ab") as file:
+                file.write(text.encode())
                 file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path(name))) from None
+            with contextlib.suppress(OSError):
+                os.truncate(path, before)  # no half line stays behind
+            raise OSError(error.errno, error.strerror, str(path)) from None
         for sink in self.sinks:
             for record in records:
                 sink(name, record)
 
-    def truncate(self, name: str, count: int) -> None:
-        """Cuts a JSON-lines file back to its first `count` records: what came after the last saved state."""
+    def truncate(self, name: str, count: int) -> list[dict[str, Any]]:
+        """Cuts a JSON-lines file back to its first `count` records, what came after the last saved state, and
+        returns those.
+
+        Raises:
+            UserError: there are fewer, or they are damaged.
+        """
         path = self.path(name)
-        lines = path.read_text().splitlines(keepends=True)[:count] if path.exists() else []
-        write_bytes(path, "".join(lines).encode())
+        records = read_lines(path)
+        if len(records) < count:
+            raise UserError(
+                f"{path} is damaged: {len(records)} whole lines where {count} were saved; add --overwrite to start anew."
+            )
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)[:count]
+            write_bytes(path, b"".join(lines))
+        return records[:count]
 
     def save_gallery(self, moment: str, items: list[Any]) -> None:
         """Stores the pictures and answers of one moment ("before", "1 learn", ...) for the report."""
@@ -181,9 +213,12 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError:  # git is not installed
+        commit = ""
     return {
         "command": " ".join(["python", *map(_quote, sys.argv)]),
         "versions": versions,

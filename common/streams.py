@@ -20,6 +20,17 @@ def derive(seed: int, *words: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def seed_all(seed: int) -> None:
+    """Seeds torch, and Python's and numpy's own generators for methods and domains that use them."""
+    import random
+
+    import numpy as np
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 class Draw(NamedTuple):
     """Which item to load, and the seed of its augmentation; None loads it as a test item, without any."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ from common.progress import Progress
 from common.record import METRICS, STEPS, RecordConfig, Run, environment, open_sinks, save_tensors, write_json
 from common.rows import TrainedRows
 from common.sparsity import group_norms, groups, zero_group_ratio
-from common.streams import Stream, derive
+from common.splits import shorten
+from common.streams import Stream, derive, seed_all
 from common.teacher import fill
 
 
@@ -111,8 +114,9 @@ class Trainer:
         self.device = precision.choose_device(config.device, distributed.local_rank())
         distributed.init(self.device)
         self.format = precision.choose(config.precision, self.device)
-        torch.manual_seed(config.seed)
+        seed_all(config.seed)
         self.model = domain.build_model().to(self.device)
+        self.base = adapters.checksum(self.model)
         self.rows: TrainedRows | None = None
         scope = method.scope(method_config)
         if scope == "adapter":
@@ -125,6 +129,8 @@ class Trainer:
             self.method.own.to(self.device)
         self.objective = Objective(self.model, self.method, self.format, self.device)
         self.wrapped: nn.Module = self.objective
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.frozen_norms = norms if lora.adapters(self.model) else []
         self.parameters = [p for p in self.method.parameters() if p.requires_grad]
         if not self.parameters:
             raise UserError(
@@ -133,7 +139,7 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
         self.metrics: list[dict[str, Any]] = []
-        self.done = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0}
+        self.done = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
         self.pending: list[dict[str, Any]] = []
         self.stop = False
 
@@ -161,7 +167,7 @@ class Trainer:
         return {
             "domain": self.domain.name, "plan": self.plan.record(), "train": config,
             "lora": asdict(self.lora_config), "method": asdict(self.method.config), "data": self.domain.describe(),
-            "world": distributed.world(),
+            "base": self.base, "world": distributed.world(),
         }  # fmt: skip
 
     def _description(self) -> dict[str, Any]:
@@ -194,11 +200,9 @@ class Trainer:
                 self._show("before")
             for phase in self.plan.phases[self.done["phase"] - 1 :]:
                 self._train(phase)
-        if distributed.is_main():
-            write_json(
-                self.run.path("done.json"),
-                {"seconds": self.done["seconds"], "peak_memory": _peak_memory(self.device)},
-            )
+        if distributed.is_main() and not self.run.path("done.json").exists():
+            names = ("seconds", "peak_memory")
+            write_json(self.run.path("done.json"), {name: self.done[name] for name in names})
         return self.metrics
 
     def _train(self, phase: Phase) -> None:
@@ -214,9 +218,9 @@ class Trainer:
             lr = self._set_lr(number, total, per_epoch)
             values = self._step(phase, number, total, per_epoch, batches, lr)
             self.done["step"] = number + 1
-            self.pending.append(
-                {"phase": phase.index, "epoch": number // per_epoch, "step": number, "lr": lr, **values}
-            )
+            if distributed.is_main():  # the others never write, and so would never empty the list
+                line = {"phase": phase.index, "epoch": number // per_epoch, "step": number, "lr": lr, **values}
+                self.pending.append(line)
             progress.update(values["loss"])
             now = time.monotonic()
             self.done["seconds"] += now - began
@@ -242,47 +246,65 @@ class Trainer:
         self, phase: Phase, number: int, total: int, per_epoch: int, batches: Iterator, lr: float
     ) -> dict[str, float]:
         """Forward and backward on `accumulate` pairs of batches, one optimizer step; the loss and its terms."""
-        torch.manual_seed(derive(self.config.seed, "dropout", phase.index, number, distributed.rank()))
-        self.model.train()
+        seed_all(derive(self.config.seed, "dropout", phase.index, number, distributed.rank()))
+        self._train_mode()
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
+        steps: list[Step] = []
         for part in range(self.config.accumulate):
             target, keep = next(batches)
             step = Step(phase, number // per_epoch, number, total, target, keep, per_epoch)
+            steps.append(step)
             last = part == self.config.accumulate - 1
             with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
                 loss = self.wrapped(step)
                 self.scaler.scale(loss / self.config.accumulate).backward()
             for name, value in {"loss": loss.detach(), **step.terms}.items():
                 sums[name] = sums.get(name, 0) + value.float() / self.config.accumulate
-        values = dict(
-            zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)
-        )  # the step's one device-to-host copy
-        self._check_finite(values["loss"], phase, number, step)
         self.scaler.unscale_(self.optimizer)
         self.method.before_step(step)
-        if self.config.clip:
-            values["grad_norm"] = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        sums["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
+        own = sums["loss"]
+        sums["loss"] = distributed.total(own) / distributed.world()
+        numbers = torch.stack([own, *(value.float() for value in sums.values())]).tolist()  # the one copy to the host
+        values = dict(zip(sums, numbers[1:], strict=True))
+        self._check_finite(values, numbers[0], phase, number, steps)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step(step, lr)
         return values
 
-    def _check_finite(self, loss: float, phase: Phase, number: int, step: Step) -> None:
-        bad = not torch.isfinite(torch.tensor(loss))
-        if not distributed.any_rank(bad, self.device):
+    def _check_finite(self, values: dict[str, float], own: float, phase: Phase, number: int, steps: list[Step]) -> None:
+        """Stops all ranks together, before the optimizer moves, and names the files of the ranks to blame."""
+        watched = ["loss"] if self.scaler.is_enabled() else ["loss", "grad_norm"]  # fp16 gradients may overflow
+        bad = [name for name in watched if not math.isfinite(values[name])]
+        if not bad:
             return
-        names = self.domain.item_names(step.target) + ([] if step.keep is None else self.domain.item_names(step.keep))
+        batches = [batch for step in steps for batch in (step.target, step.keep) if batch is not None]
+        names = [name for batch in batches for name in self.domain.item_names(batch)]
+        ranks = distributed.gather((math.isfinite(own), names))
+        blamed = [n for fine, n in ranks if not fine] or [n for _, n in ranks]
+        what = {"loss": "the loss", "grad_norm": "the gradient"}[bad[0]]
         raise UserError(
-            f"the loss is {loss} in phase {phase.title}, step {number + 1}; the batch was: {', '.join(names)}; "
+            f"{what} is {values[bad[0]]} in phase {phase.title}, step {number + 1}; the batch was: "
+            f"{', '.join(name for names in blamed for name in names)}; "
             f"lower --lr, or use --precision fp32. What was saved is intact in {self.run.folder}."
         )
+
+    def _train_mode(self) -> None:
+        """Training mode, except for the running statistics of a frozen base, which belong to its weights."""
+        self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
 
     # ---- pieces of a phase -------------------------------------------------------------------------------
 
     def _length(self, phase: Phase) -> tuple[int, int]:
         """(steps per epoch, steps of the phase)."""
         size = self.method.epoch_items(phase)
+        for part in (phase.target, phase.keep):
+            if part and not self.domain.size(part, train=True):
+                raise UserError(f"there are no training items of {shorten(part, 8)}, which phase {phase.title} needs.")
         per_epoch = -(-size // (self.config.batch_size * distributed.world() * self.config.accumulate))
         return per_epoch, self.method.steps(phase, self.config.steps or per_epoch * self.config.epochs)
 
@@ -292,15 +314,15 @@ class Trainer:
             lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora", phase.index), stack=True)
         if fresh:
             self.model.eval()
-            torch.manual_seed(derive(self.config.seed, "begin", phase.index))
+            seed_all(derive(self.config.seed, "begin", phase.index))
             with precision.autocast(self.format, self.device):
                 self.method.begin_phase(phase)
         if self.optimizer is None or (fresh and not self.config.carry_optimizer):
             self.optimizer = torch.optim.AdamW(self._optimizer_groups(), lr=self.config.lr)
-        if self.resumed is not None:
+        if self.resumed is not None and (not fresh or self.config.carry_optimizer):
             self.optimizer.load_state_dict(self.resumed)
-            self.resumed = None
-        self.wrapped = distributed.wrap(self.objective, self.device)
+        self.resumed = None  # else it belongs to the phase before
+        self.wrapped = distributed.wrap(self.objective, self.device, unused=not lora.adapters(self.model))
         self.factors = _factors(self.model) if fresh or not hasattr(self, "factors") else self.factors
 
     resumed: dict[str, Any] | None = None
@@ -452,6 +474,7 @@ class Trainer:
         self.run.append(STEPS, self.pending)
         self.done["steps"] += len(self.pending)
         self.done["metrics"] = len(self.metrics)
+        self.done["peak_memory"] = max(self.done["peak_memory"], _peak_memory(self.device))
         self.pending = []
         save_tensors(self.run.path("state.pt"), {
             "done": dict(self.done), "model": self._model_state(), "factors": self.factors,
@@ -468,19 +491,17 @@ class Trainer:
     def _resume(self) -> None:
         """Takes up the last saved state, or starts again where none was saved yet."""
         path = self.run.path("state.pt")
-        if not distributed.from_main(path.exists()):
+        state = distributed.from_main(_read_state(path) if distributed.is_main() else None)
+        if state is None:
             self._cut(0, 0)
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise UserError(f"{path} is damaged ({type(error).__name__}); add --overwrite to start anew.") from None
         fill(self.model, state["model"])
         if self.method.own is not None:
             self.method.own.load_state_dict(state["own"])
-        self.method.load_state_dict(state["method"])
+        self.method.load_state_dict(_on(self.device, state["method"]))
         self.scaler.load_state_dict(state["scaler"])
-        self.done, self.resumed, self.factors = state["done"], state["optimizer"], state["factors"]
+        self.done, self.resumed = state["done"], state["optimizer"]
+        self.factors = _on(self.device, state["factors"])
         self._cut(self.done["metrics"], self.done["steps"])
         if distributed.is_main() and self.done["phase"] <= len(self.plan.phases):
             print(
@@ -489,13 +510,30 @@ class Trainer:
             )
 
     def _cut(self, metrics: int, steps: int) -> None:
+        """Drops the lines that were written after the saved state."""
         if distributed.is_main():
-            self.run.truncate(METRICS, metrics)
             self.run.truncate(STEPS, steps)
-        from common.record import read_lines
+            self.metrics = self.run.truncate(METRICS, metrics)
+        self.metrics = distributed.from_main(self.metrics)
 
-        distributed.barrier()
-        self.metrics = read_lines(self.run.path(METRICS))
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _on(device, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on(device, inner) for inner in value)
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"{path} is damaged ({type(error).__name__}); add --overwrite to start anew.") from None
 
 
 def _factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
