@@ -181,7 +181,7 @@ def inject(
 
     A fresh adapter changes no output, bit for bit. nn.Linear layers become LoRALinear; nn.MultiheadAttention
     modules get adapters on their packed input projection and on their output projection. Layers named in
-    `parts` are split into that many equal outputs; a layer called `qkv` is split in three unasked.
+    `parts` are split into that many equal outputs; layers called `qkv` or `to_qkv` are split in three unasked.
 
     Raises:
         UserError: a name is not in the model, is no linear layer, or the rank does not fit.
@@ -197,7 +197,7 @@ def inject(
         if isinstance(layer, nn.MultiheadAttention):
             new = LoRAMultiheadAttention(layer, rank, alpha)
         elif isinstance(layer, nn.Linear):
-            split = (parts or {}).get(name, 3 if leaf == "qkv" else 1)
+            split = (parts or {}).get(name, 3 if leaf in ("qkv", "to_qkv") else 1)
             new = LoRALinear(layer, rank, alpha, split)
         else:
             raise UserError(f"`{name}` is a {type(layer).__name__}; adapters go on linear layers.")

@@ -105,7 +105,7 @@ def test_a_file_without_a_head_gives_embeddings(images):
 def test_loralib_keys_become_live_adapters(names, images):
     """`to_qkv` holds three adapters in one, A [3r, in] and B [3 out, r]."""
     model = tiny()
-    inject(model, names, 4, 1.0, dict.fromkeys(QKV, 3) if names is QKV else None)
+    inject(model, names, 4, 1.0)
     for layer in adapters(model).values():
         layer.lora_B.normal_()
     published = {k: v for k, v in model.state_dict().items() if "past" not in k}
