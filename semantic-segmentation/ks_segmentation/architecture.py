@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from common.cpu import Linear
 from common.errors import UserError
 from ks_segmentation.config import Config, load_config
 
@@ -126,8 +127,18 @@ def network(config: Config) -> nn.Module:
     finally:
         hf_logging.set_verbosity(level)
     _finish_backbone(made.model.pixel_level_module, config)
+    _use_fast_linears(made)
     del made.criterion  # ours replaces it; its class weights would be a second copy
     return made
+
+
+def _use_fast_linears(network: nn.Module) -> None:
+    """Makes every linear layer compute with `common.cpu.linear`; parameters, names and answers stay."""
+    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+    for module in network.modules():
+        if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear):
+            module.__class__ = Linear
 
 
 def _backbone_config(config: Config) -> Any:

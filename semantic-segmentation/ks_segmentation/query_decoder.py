@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.cpu import linear
 from ks_segmentation.pixel_decoder import PixelFeatures, sine_encoding
 
 
@@ -103,7 +104,7 @@ def cross_attention(
         return out.transpose(0, 1)
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     projected = [
-        _heads(F.linear(x, w, b), attention.num_heads)
+        _heads(linear(x, w, b), attention.num_heads)
         for x, w, b in zip((query, key, value), weights, biases, strict=True)
     ]
     rate = attention.dropout if attention.training else 0.0
