@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.report import sections, verdict
 from common.report.runs import RunRecord
-from common.report.table import FOOTNOTE, Table, tables
+from common.report.table import FOOTNOTE, tables
 
 HERE = Path(__file__).parent
 
@@ -23,15 +23,25 @@ def render(runs: Sequence[RunRecord], title: str = "") -> str:
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    names, firsts = [name for name, _ in shown], [run for _, run in shown]
+    several = len(firsts) > 1
+    top = _most_moved(firsts) if several else None
     return environment.get_template("page.html").render(
-        title=title or heading(found), tables=found if len(runs) > 1 else [], footnote=FOOTNOTE, rules=verdict.RULES,
-        sections=[sections.section(run, name) for name, run in shown], style=Markup((HERE / "style.css").read_text()),
+        title=title or heading(names), tables=found if len(runs) > 1 else [], footnote=FOOTNOTE, rules=verdict.RULES,
+        several=several, runs=len(runs), sections=[sections.section(run, name, top) for name, run in shown],
+        shared=sections.shared_pictures(firsts, names) if several else [],
+        style=Markup((HERE / "style.css").read_text()),
     )  # fmt: skip
 
 
-def heading(found: Sequence[Table]) -> str:
-    """'fltf · gs_lora', or the rows' names joined; a count where they are many."""
-    names = [row[0] for table in found for row in table.rows]
+def heading(names: Sequence[str]) -> str:
+    """The names of the runs joined; a count where they are many."""
     if len(names) > 3:
         return f"{len(names)} knowledge swaps compared"
     return "Knowledge swapping: " + ", ".join(names)
+
+
+def _most_moved(runs: Sequence[RunRecord]) -> float | None:
+    """A little above the farthest that any phase of any run moved a block; None without adapters."""
+    moved = [m for run in runs for line in run.adapters for m in line.get("adapter_moved", {}).values()]
+    return 1.05 * max(moved) if moved and max(moved) > 0 else None

@@ -118,15 +118,19 @@ def _thinned(steps: Sequence[Mapping[str, Any]], name: str, starts: Mapping[int,
     return points
 
 
-def adapters(run: RunRecord) -> list[Plot]:
-    """Per block in depth order: how far each phase moved the adapters' update, and their norm after each phase."""
+def adapters(run: RunRecord, top: float | None = None) -> list[Plot]:
+    """Per block in depth order: how far each phase moved the adapters' update, and their norm after each phase.
+
+    Args:
+        top: upper end of the axis of movement, so that runs side by side have one scale.
+    """
     if not run.adapters:
         return []
     colour, titles = _phase_hues(run), {p["index"]: p.get("title", str(p["index"])) for p in run.phases}
     plots = []
     for key, title, unit in (
-        ("adapter_moved", "How far each phase moved each block", "change of the weights (Frobenius norm)"),
-        ("adapter_norm", "Adapter norm after each phase", "norm of A and B (Frobenius)"),
+        ("adapter_moved", "How far each phase moved each block", "change (Frobenius norm)"),
+        ("adapter_norm", "Norm of the adapters after each phase", "Frobenius norm of A, B"),
     ):
         blocks = list(dict.fromkeys(b for line in run.adapters for b in line.get(key, {})))
         if not blocks:
@@ -139,7 +143,8 @@ def adapters(run: RunRecord) -> list[Plot]:
             lines.append(Line(name, hue, curve, marks=True))
             legend.append((name + (_centre(curve) if key == "adapter_moved" else ""), hue, ""))
         labels, prefix = _block_labels(blocks)
-        axes = Axes(f"{prefix or 'block'}, in order of depth", unit, None, labels=labels, title=title)
+        limits = (0.0, top) if top and key == "adapter_moved" else None
+        axes = Axes(f"{prefix or 'block'}, in order of depth", unit, limits, labels=labels, title=title)
         plots.append(Plot(title, chart(lines, axes), legend))
     return plots
 

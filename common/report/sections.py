@@ -12,16 +12,18 @@ from common.report.table import NONE, duration, memory
 from common.report.verdict import verdicts
 
 MANY = 120  # classes of a group; above, the bars show those that changed most
+COMPARED = 4  # runs whose answers fit below one picture
+NAME = 16  # characters of a class name that always fit; longer names are cut, with the whole as a tooltip
 
 
-def section(run: RunRecord, title: str) -> dict[str, Any]:
-    """Everything the template needs to show a run."""
+def section(run: RunRecord, title: str, moved: float | None = None) -> dict[str, Any]:
+    """Everything the template needs to show a run. `moved`: top of the axis of the adapters' movement."""
     colour = plots.hues(run)
     curves = [p for p in (plots.scores(run),) if p]
     return {
         "run": run, "title": title, "hues": colour, "status": status(run), "verdicts": verdicts(run),
         "rows": score_rows(run), "extra": extra_rows(run), "facts": facts(run), "curves": curves,
-        "losses": plots.losses(run), "adapters": plots.adapters(run), "bars": class_bars(run),
+        "losses": plots.losses(run), "adapters": plots.adapters(run, moved), "bars": class_bars(run),
         "pictures": pictures(run), "config": json.dumps(run.config, indent=1, ensure_ascii=False),
     }  # fmt: skip
 
@@ -46,7 +48,7 @@ def score_rows(run: RunRecord) -> list[dict[str, Any]]:
     for group in run.groups:
         scores = [m.scores.get(group) for m in run.moments]
         known = None not in (scores[0], scores[-1]) if len(scores) > 1 else False
-        change = f"{scores[-1] - scores[0]:+.1f}" if known else NONE
+        change = f"{scores[-1] - scores[0]:+.1f}".replace("-", "−") if known else NONE
         rows.append({
             "group": group, "role": run.role(group), "count": len(run.groups[group]), "change": change,
             "cells": [(_fixed(s), run.standing(group, i) if _touched(run, group, i) else "") for i, s in enumerate(scores)],
@@ -63,8 +65,8 @@ def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:
     """Rows below the scores: drops, H-means and zero groups at every moment, where the run has them."""
     states = [forgetting(run, i) for i in range(len(run.moments))]
     names = (
-        ("drop since the pretrained model", "drop_pretrained"), ("H-mean, drop since the pretrained model", "h_pretrained"),
-        ("drop since the forget phase began", "drop_phase_start"), ("H-mean, drop since the forget phase began", "h_phase_start"),
+        ("drop from pretrained", "drop_pretrained"), ("H-mean from pretrained", "h_pretrained"),
+        ("drop from phase start", "drop_phase_start"), ("H-mean from phase start", "h_phase_start"),
     )  # fmt: skip
     rows = []
     if any(states):
@@ -76,7 +78,7 @@ def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:
         ]
         rows.append(
             (
-                "adapter groups that are zero",
+                "zero adapter groups",
                 [c if m.index in zero else "" for c, m in zip(cells, run.moments, strict=True)],
             )
         )
@@ -122,20 +124,36 @@ def class_bars(run: RunRecord) -> list[dict[str, Any]]:
             chosen = {r[0] for r in sorted(rows, key=lambda r: -abs((r[2] or 0) - (r[1] or 0)))[:MANY]}
             shown = [r for r in rows if r[0] in chosen]
         if rows:
-            result.append({"group": group, "rows": shown, "left_out": len(rows) - len(shown)})
+            width = min(NAME, max(len(name) for name, _, _ in shown))
+            result.append({"group": group, "rows": shown, "left_out": len(rows) - len(shown), "width": width})
     return result
 
 
 def pictures(run: RunRecord) -> list[dict[str, Any]]:
     """The gallery by group: per test picture its truth, and (views) each distinct picture with its answers."""
     moments = list(run.gallery)
-    if not moments:
-        return []
     titles = moments if len(moments) <= 3 else [moments[0], moments[-1]]
+    return _by_group(run, [(title, run.gallery[title]) for title in titles])
+
+
+def shared_pictures(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The gallery of runs that began with the same answers: before, and after each run. Empty where they did not."""
+    first = list(runs[0].gallery.values())[:1]
+    if (
+        not first
+        or len(runs) > COMPARED
+        or any(list(run.gallery.values())[:1] != first or len(run.gallery) < 2 for run in runs)
+    ):
+        return []
+    after = [(name, list(run.gallery.values())[-1]) for name, run in zip(names, runs, strict=True)]
+    return _by_group(runs[0], [("before", first[0]), *after])
+
+
+def _by_group(run: RunRecord, answers: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[dict[str, Any]]:
     owner = {str(c): g for g, members in run.groups.items() for c in members}
     result: dict[str, list[dict[str, Any]]] = {}
-    for name in dict.fromkeys(item["name"] for t in titles for item in run.gallery[t]):
-        seen = [(t, item) for t in titles for item in run.gallery[t] if item["name"] == name]
+    for name in dict.fromkeys(item["name"] for _, items in answers for item in items):
+        seen = [(title, item) for title, items in answers for item in items if item["name"] == name]
         truth = str(seen[0][1]["truth"])
         group = owner.get(truth, "")
         result.setdefault(group, []).append({"name": name, "truth": truth, "views": _views(seen)})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 
 Point = tuple[float, float | None]
+LETTER = 7.0  # width of an average character of 13 px text
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Axes:
     y_range: tuple[float, float] | None = None
     bands: Sequence[tuple[float, float, str]] = ()
     labels: Sequence[str] = ()
-    width: int = 420
+    width: int = 380
     height: int = 250
     title: str = field(default="")
 
@@ -75,7 +76,8 @@ class _Frame:
 
     def __init__(self, axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.axes, self.x, self.y = axes, x if x[1] > x[0] else (x[0], x[0] + 1), y
-        self.left, self.right = 46, axes.width - 10
+        widest = max(len(_short(value)) for value in ticks(*self.y, count=_y_count(axes)))
+        self.left, self.right = 30 + LETTER * widest, axes.width - 10
         self.top, self.bottom = (26 if axes.bands else 12), axes.height - 40
 
     def at_x(self, value: float) -> float:
@@ -93,6 +95,10 @@ def _y_range(values: Sequence[float], given: tuple[float, float] | None) -> tupl
     return (low * 1.05, high * 1.05) if high > low else (low, low + 1)
 
 
+def _y_count(axes: Axes) -> int:
+    return 5 if axes.height > 200 else 3
+
+
 def _bands(frame: _Frame) -> list[Markup]:
     parts = []
     for number, (start, end, label) in enumerate(frame.axes.bands):
@@ -102,7 +108,7 @@ def _bands(frame: _Frame) -> list[Markup]:
                 number % 2, x0, frame.top, x1 - x0, frame.bottom - frame.top
             )
         )
-        room = (x1 - x0) / 6.2  # characters of 12 px text
+        room = (x1 - x0) / LETTER
         text = label if len(label) <= room else label.split()[0] if len(label.split()[0]) <= room else ""
         parts.append(_text((x0 + x1) / 2, frame.top - 8, text, "middle"))
     return parts
@@ -110,13 +116,18 @@ def _bands(frame: _Frame) -> list[Markup]:
 
 def _grid(frame: _Frame) -> list[Markup]:
     axes, parts = frame.axes, []
-    for value in ticks(*frame.y, count=5 if axes.height > 200 else 3):
+    for value in ticks(*frame.y, count=_y_count(axes)):
         y = frame.at_y(value)
         parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(frame.left, y, frame.right))
         parts.append(_text(frame.left - 6, y + 4, _short(value), "end"))
-    every = max(1, math.ceil(len(axes.labels) * (max(map(len, axes.labels), default=1) + 1.5) * 6.2 / axes.width))
+    every = max(
+        1,
+        math.ceil(
+            len(axes.labels) * (max(map(len, axes.labels), default=1) + 1.5) * LETTER / (frame.right - frame.left)
+        ),
+    )
     named = [(float(i), name) for i, name in enumerate(axes.labels) if i % every == 0]
-    for value, name in named or [(v, _short(v)) for v in ticks(*frame.x, count=5 if axes.width > 300 else 3)]:
+    for value, name in named or [(v, _short(v)) for v in ticks(*frame.x, count=5 if axes.width > 300 else 4)]:
         x = frame.at_x(value)
         parts.append(Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(x, frame.bottom))
         parts.append(_text(x, frame.bottom + 17, name, "middle"))
@@ -125,7 +136,7 @@ def _grid(frame: _Frame) -> list[Markup]:
     middle = (frame.top + frame.bottom) / 2
     parts.append(
         Markup(
-            '<text class="label" text-anchor="middle" transform="translate(11 {:.1f}) rotate(-90)">{}</text>'
+            '<text class="label" text-anchor="middle" transform="translate(12 {:.1f}) rotate(-90)">{}</text>'
         ).format(middle, axes.y)
     )
     return parts

@@ -1,0 +1,289 @@
+"""The report: figures equal their definitions, the page loads nothing and survives any run folder."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy
+import pytest
+
+from common import report
+from common.errors import UserError
+from common.evaluation.scores import drop, forget_h_mean, h_mean
+from common.plan import Plan, make_plan
+from common.record import METRICS, STEPS, write_json
+from common.report.__main__ import body
+from common.report.page import render
+from common.report.runs import find_runs, forgetting, read_run
+from common.report.svg import ticks
+from common.report.table import markdown, mean_std, seed_sets, tables
+from common.report.verdict import verdicts
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==",
+)
+FLTF = make_plan("fltf", ["owl", "<b>hen</b>"], ["cat", "dog"], ["ant", "bee", "cow"])
+
+
+def make_run(
+    folder: Path, plan: Plan = FLTF, seed: int = 0, phases: int = 99, done: bool = True, adapter: bool = True,
+    gallery: bool = True, label: str = "top-1 accuracy (%)", blocks: int = 4, **train,
+) -> Path:  # fmt: skip
+    """A run folder as the loop writes it, with scores drawn from the seed, cut off after `phases` phases."""
+    draw = numpy.random.default_rng(seed)
+    config = {"method": "gs_lora", "epochs": 2, "steps": 0, "seed": seed, **train}
+    data = {"model": "tiny", "skipped": 3, "images": {"train": {"cat": 5}}}
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", {
+        "identity": {"domain": "toy", "plan": plan.record(), "train": config, "data": data, "world": 1},
+        "phases": [{**vars(p), "title": p.title} for p in plan.phases], "metric": "acc", "metric_label": label,
+        "command": "python swap.py --learn '<b>hen</b>'", "versions": {"torch": "2.0"},
+        "parameters": {"trainable": 1000 + len(plan.steps), "total": 50_000},
+    })  # fmt: skip
+    lines, steps, pictures = [], [], {}
+    level = {g: 90.0 if g not in plan.learned_groups else 0.0 for g in plan.groups}
+    for index in range(min(phases, len(plan.phases)) + 1):
+        phase = plan.phases[index - 1] if index else None
+        for group in phase.groups if phase else ():
+            level[group] = 90.0 if phase.action == "learn" else 2.0
+        action = phase.action if phase else "start"
+        for epoch in (1, 2) if phase else (0,):
+            for group, classes in plan.groups.items():
+                score = {c: min(100.0, max(0.0, level[group] + draw.normal())) for c in classes}
+                lines.append({"phase": index, "action": action, "epoch": epoch, "step": 10 * epoch, "group": group,
+                              "metric": "acc", "score": sum(score.values()) / len(score), "per_class": score})  # fmt: skip
+        if phase and adapter:
+            norms = {f"blocks.{b}": float(abs(draw.normal())) for b in range(blocks)}
+            lines.append(
+                {"phase": index, "action": action, "adapter_norm": norms, "adapter_moved": norms, "zero_groups": 0.25}
+            )
+        steps += [{"phase": index, "epoch": n // 10, "step": n, "lr": 1e-3, "loss": float(draw.random()), "keep": 0.1,
+                   "grad_norm": 1.0} for n in range(20 if phase else 0)]  # fmt: skip
+        pictures[phase.title if phase else "before"] = [
+            {"name": f"{c}.png", "picture": PIXEL[0], "truth": c, "answer": f"{c} 9{index} %", "correct": index == 0}
+            for classes in plan.groups.values() for c in classes[:2]
+        ]  # fmt: skip
+    (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / STEPS).write_text("".join(json.dumps(line) + "\n" for line in steps))
+    if gallery:
+        write_json(folder / "gallery.json", pictures)
+    if done:
+        write_json(folder / "done.json", {"seconds": 61.0 + seed, "peak_memory": 3 * 2**30})
+    return folder
+
+
+def page_of(*folders: Path) -> str:
+    return render([read_run(folder) for folder in folders])
+
+
+class Addresses(HTMLParser):
+    """Collects every attribute value that a browser would load or follow, and every start tag."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append(tag)
+        self.loaded += [v for k, v in attributes if k in ("src", "href", "srcset", "data", "action", "xmlns", "poster")]
+
+
+CONTINUAL = Plan(
+    "continual", {f"g{i}": tuple(f"class {i}.{j}" for j in range(20)) for i in range(5)},
+    tuple(("forget", (f"g{i}",)) for i in range(4)), keep_until_forgotten=True,
+)  # fmt: skip
+INCREMENTAL = Plan(
+    "unlearning", {"l1": ("a", "b"), "l2": ("c",), "l3": ("d",)},
+    (("learn", ("l1",)), ("learn", ("l2",)), ("forget", ("l1",)), ("learn", ("l3",))),
+)  # fmt: skip
+CASES = {
+    "fltf": {}, "fftl": {"plan": make_plan("fftl", ["x"], ["y"], ["z"])}, "continual": {"plan": CONTINUAL, "blocks": 24},
+    "incremental": {"plan": INCREMENTAL}, "no adapter": {"adapter": False}, "no gallery": {"gallery": False},
+    "unfinished": {"phases": 1, "done": False}, "only begun": {"phases": 0, "done": False}, "AP": {"label": "AP"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_page_of_any_run_loads_nothing_and_its_charts_are_xml(case, tmp_path):
+    page = page_of(make_run(tmp_path / "run", **CASES[case]))
+    assert "http" not in page and "@import" not in page and "url(" not in page
+    assert all(address.startswith("data:image/") for address in Addresses(page).loaded)
+    assert "script" not in Addresses(page).tags
+    charts = re.findall(r"<svg.*?</svg>", page, flags=re.S)
+    for chart in charts:
+        ElementTree.fromstring(chart)
+    assert charts or case == "only begun"
+    assert not re.search(r"<svg[^>]*\sid=|NaN|\bnan\b|\binf\b", page)
+
+
+def test_a_run_without_any_score_still_has_a_page(tmp_path):
+    folder = make_run(tmp_path / "run", phases=0, done=False, gallery=False)
+    (folder / METRICS).write_text("")
+    (folder / STEPS).unlink()
+    assert "stopped before its first scores" in page_of(folder)
+
+
+def test_scores_that_are_not_numbers_are_left_out(tmp_path):
+    folder = make_run(tmp_path / "run", done=False)
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    for line in lines:
+        if line.get("group") == "retain":
+            line["score"], line["per_class"]["ant"] = float("nan"), None
+    (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(folder)
+    assert not re.search(r"\bnan\b", page.partition("</style>")[2])
+    assert "ant" not in read_run(folder).moments[0].per_class
+
+
+def test_letters_of_a_picture_never_read_like_an_address(tmp_path):
+    folder = make_run(tmp_path / "run")
+    text = (folder / "gallery.json").read_text().replace(PIXEL[0], PIXEL[0][:40] + "http" + PIXEL[0][40:])
+    (folder / "gallery.json").write_text(text)
+    page = page_of(folder)
+    assert "http" not in page and "ht\ntp" in page
+
+
+def test_names_are_escaped(tmp_path):
+    page = page_of(make_run(tmp_path / "run"))
+    assert "<b>hen</b>" not in page and "&lt;b&gt;hen&lt;/b&gt;" in page
+
+
+def test_an_unfinished_run_says_how_far_it_came(tmp_path):
+    folder = make_run(tmp_path / "run", phases=1, done=False)
+    page, words = page_of(folder), {v.group: v for v in verdicts(read_run(folder))}
+    assert "unfinished: 1 of 2 phases" in page and "step 20 of phase 1" in page
+    assert words["learn"].word == "Learned" and words["forget"].word == "To be forgotten"
+    assert "unfinished" in markdown([read_run(folder)])
+
+
+def test_scores_on_the_way_do_not_end_a_phase(tmp_path):
+    folder = make_run(tmp_path / "run", done=False)
+    lines = (folder / METRICS).read_text().splitlines()
+    last = max(i for i, line in enumerate(lines) if '"phase": 2' in line and '"epoch": 1' in line)
+    (folder / METRICS).write_text("\n".join(lines[: last + 1]) + "\n")
+    assert [m.index for m in read_run(folder).moments] == [0, 1]
+
+
+def test_runs_that_differ_only_in_the_seed_are_averaged(tmp_path):
+    folders = [make_run(tmp_path / f"s{seed}", seed=seed) for seed in range(3)]
+    other = make_run(tmp_path / "longer", seed=0, batch_size=7)
+    runs = find_runs([tmp_path])
+    assert sorted(map(len, seed_sets(runs))) == [1, 3]
+    (table,) = tables(runs)
+    row = next(r for r, s in zip(table.rows, table.sets, strict=True) if len(s) == 3)
+    for group in FLTF.groups:
+        before, after = ([read_run(f).moments[i].scores[group] for f in folders] for i in (0, -1))
+        expected = " → ".join(f"{numpy.mean(v):.1f} ± {numpy.std(v, ddof=1):.1f}" for v in (before, after))
+        assert row[table.header.index(group)] == expected
+    h = [forgetting(read_run(f), 2).h_pretrained for f in folders]
+    assert row[table.header.index("H")] == f"{numpy.mean(h):.1f} ± {numpy.std(h, ddof=1):.1f}"
+    assert row[table.header.index("seeds")] == "0, 1, 2"
+    assert any("batch_size 7" in r[0] for r in table.rows) and other.is_dir()
+
+
+def test_one_value_has_no_deviation():
+    assert mean_std([93.26]) == "93.3" and mean_std([]) == "–" and mean_std([1.0, 2.0]) == "1.5 ± 0.7"
+
+
+def test_markdown_rows_have_the_header_s_number_of_cells(tmp_path):
+    make_run(tmp_path / "a", Plan("a|b", FLTF.groups, FLTF.steps))
+    make_run(tmp_path / "b", CONTINUAL)
+    rows = [line for line in markdown(find_runs([tmp_path])).splitlines() if line.startswith("|")]
+    assert len(rows) == 4 and len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_runs_of_different_metrics_have_tables_of_their_own(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", label="AP")
+    assert [t.metric_label for t in tables(find_runs([tmp_path]))] == ["top-1 accuracy (%)", "AP"]
+    assert "Compared by AP" in page_of(tmp_path / "a", tmp_path / "b")
+
+
+def test_h_mean_is_the_harmonic_mean_of_what_is_known_and_the_drop(tmp_path):
+    run = read_run(make_run(tmp_path / "run", CONTINUAL))
+    history = [m.scores for m in run.moments]
+    assert forgetting(run, 0) is None
+    for index in range(1, 5):
+        kept = [f"g{i}" for i in range(5) if i >= index]  # not yet asked for, or never
+        retain = sum(history[index][g] for g in kept) / len(kept)
+        target, found = f"g{index - 1}", forgetting(run, index)
+        falls = [drop(history[start][target], history[index][target]) for start in (0, index - 1)]
+        assert [found.drop_pretrained, found.drop_phase_start] == pytest.approx(falls)
+        assert [found.h_pretrained, found.h_phase_start] == pytest.approx([h_mean(retain, d) for d in falls])
+
+
+@pytest.mark.parametrize("before", ["pretrained", "phase_start"])
+def test_h_mean_with_one_retained_group_equals_the_published_definition(before, tmp_path):
+    run = read_run(make_run(tmp_path / "run", make_plan("fftl", ["x"], ["y"], ["z"])))
+    expected = forget_h_mean([m.scores for m in run.moments], 1, "forget", "retain", before)
+    assert getattr(forgetting(run, 1), f"h_{before}") == pytest.approx(expected)
+
+
+def test_a_group_learned_and_then_unlearned_is_judged_by_what_it_had_reached(tmp_path):
+    words = {v.group: v.word for v in verdicts(read_run(make_run(tmp_path / "run", INCREMENTAL)))}
+    assert words == {"l1": "Forgot", "l2": "Learned", "l3": "Learned"}
+
+
+def test_pictures_that_differ_are_shown_side_by_side_and_equal_ones_once(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert page_of(folder).count("<img") == 6
+    gallery = json.loads((folder / "gallery.json").read_text())
+    for item in gallery["2 forget"]:
+        item["picture"] = PIXEL[1]
+    write_json(folder / "gallery.json", gallery)
+    assert page_of(folder).count("<img") == 12
+
+
+def test_a_comparison_joins_the_answers_of_runs_with_one_start(tmp_path):
+    folders = [make_run(tmp_path / n, make_plan(n, ["x"], ["y"], ["z"])) for n in ("fltf", "fftl")]
+    page = page_of(*folders)
+    assert "Test pictures, before and after each run" in page and page.count('class="run"') == 2
+    assert report.write(folders, tmp_path / "out" / "report.html", "Both").read_text().count("<h1>Both</h1>") == 1
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no run in"):
+        find_runs([tmp_path / "empty"])
+    with pytest.raises(UserError, match="is no folder"):
+        find_runs([tmp_path / "missing"])
+    with pytest.raises(UserError, match="no config.json"):
+        report.write([tmp_path / "empty"], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_command_prints_the_table_and_writes_the_page(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "a")
+    assert body([str(tmp_path / "runs"), str(tmp_path / "runs" / "a"), "--html", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("fltf · gs_lora") == 1 and "<h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_command_explains_itself_and_fails_in_one_line(tmp_path):
+    run = [sys.executable, "-m", "common.report"]
+    root = Path(report.__file__).parents[2]
+    done = subprocess.run([*run, "--help"], cwd=root, capture_output=True, text=True, check=True)
+    assert "mean ± standard deviation" in done.stdout and "--html" in done.stdout
+    done = subprocess.run([*run, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("low, high", [(0, 100), (0, 1), (-3, 7), (0, 1e-4), (5, 12345)])
+def test_ticks_are_evenly_spaced_and_inside(low, high):
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 7 and low <= found[0] and found[-1] <= high * (1 + 1e-9)
+    numpy.testing.assert_allclose(numpy.diff(found), found[1] - found[0])
+
+
+def test_importing_the_report_imports_no_plotting_library():
+    code = "import sys, common.report; print([m for m in ('matplotlib', 'jinja2', 'torch') if m in sys.modules])"
+    root = Path(report.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
