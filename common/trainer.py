@@ -64,6 +64,9 @@ class TrainConfig:
                                   "choices": ["auto", "fp32", "bf16", "fp16"]},
     )  # fmt: skip
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
+    threads: int = field(
+        default=0, metadata={"help": "CPU threads; 0 leaves the number to torch (1 is best for tiny models)"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of data order, adapters, dropout and augmentation"})
     eval_every: int = field(default=0, metadata={"help": "also score every so many epochs; 0 only at phase ends"})
     save_every: float = field(
@@ -75,7 +78,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("steps", "weight_decay", "clip", "eval_every", "gallery", "min_lr", "save_every"):
+        for name in ("steps", "threads", "weight_decay", "clip", "eval_every", "gallery", "min_lr", "save_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
         if not self.lr > 0:
@@ -113,6 +116,8 @@ class Trainer:
         self.run, self.record = run, record
         self.device = precision.choose_device(config.device, distributed.local_rank())
         distributed.init(self.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         self.format = precision.choose(config.precision, self.device)
         seed_all(config.seed)
         self.model = domain.build_model().to(self.device)
