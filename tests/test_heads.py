@@ -69,6 +69,16 @@ def test_arcface_keeps_falling_beyond_pi_minus_the_margin_and_has_finite_gradien
     assert z.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_loss_is_the_mean_over_items(name, data):
+    z, y = data
+    head = build_head(name, 16, 5)
+    items = head.item_loss(z, y)
+    assert items.shape == (6,)
+    torch.testing.assert_close(head.loss(z, y), items.mean())
+    torch.testing.assert_close(head.item_loss(z[2:3], y[2:3]), items[2:3], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["softmax", "cosface", "arcface"])
 def test_loss_is_the_cross_entropy_of_the_labelled_logits(name, data):
     z, y = data

@@ -24,9 +24,13 @@ class Softmax(nn.Linear):
     def forward(self, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
         return super().forward(embedding)
 
+    def item_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        """[N] cross-entropies."""
+        return F.cross_entropy(self(embedding, labels), labels, reduction="none")
+
     def loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Scalar cross-entropy, mean over the batch."""
-        return F.cross_entropy(self(embedding, labels), labels)
+        """Scalar, mean of `item_loss` over the batch."""
+        return self.item_loss(embedding, labels).mean()
 
 
 class _Cosine(nn.Module):
@@ -53,9 +57,13 @@ class _Cosine(nn.Module):
         cosine = self.cosine(embedding)
         return self.scale * (cosine if labels is None else self.with_margin(cosine, labels))
 
+    def item_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        """[N] what each item is trained with: cross-entropy of the logits with margin."""
+        return F.cross_entropy(self(embedding, labels), labels, reduction="none")
+
     def loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Scalar cross-entropy of the logits with margin, mean over the batch."""
-        return F.cross_entropy(self(embedding, labels), labels)
+        """Scalar, mean of `item_loss` over the batch."""
+        return self.item_loss(embedding, labels).mean()
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, scale={self.scale:g}"
@@ -96,7 +104,7 @@ class ArcFace(_Cosine):
 class SFace(_Cosine):
     """s cos theta_j, trained not by cross-entropy but by pulls and pushes that fade with the angle.
 
-    loss = -r_in(theta_y) cos theta_y + sum_{j != y} r_out(theta_j) cos theta_j, mean over the batch, with
+    loss of an item = -r_in(theta_y) cos theta_y + sum_{j != y} r_out(theta_j) cos theta_j with
     r_in = s / (1 + exp(-k (theta_y - a))) and r_out = s / (1 + exp(k (theta_j - b))) held constant.
     The published overlapping-patch model uses a = 0.90, b = 1.20.
 
@@ -115,15 +123,15 @@ class SFace(_Cosine):
         super().__init__(in_features, out_features, scale)
         self.k, self.a, self.b = k, a, b
 
-    def loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Scalar; can be negative."""
+    def item_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        """[N]; can be negative."""
         cosine = self.cosine(embedding)
         true = F.one_hot(labels, self.out_features).bool()
         with torch.no_grad():
             angle = cosine.clamp(-1, 1).acos()  # [N, C] radians
             pull, push = torch.sigmoid(self.k * (angle - self.a)), torch.sigmoid(self.k * (self.b - angle))
             weight = self.scale * torch.where(true, -pull, push)
-        return (weight * cosine).sum(1).mean()
+        return (weight * cosine).sum(1)
 
 
 HEADS: dict[str, type[nn.Module]] = {"softmax": Softmax, "cosface": CosFace, "arcface": ArcFace, "sface": SFace}
