@@ -112,3 +112,12 @@ def test_sface_lets_go_of_near_true_classes_and_of_far_wrong_ones():
 def test_unknown_head_is_refused():
     with pytest.raises(UserError, match="cosface"):
         build_head("triplet", 4, 2)
+
+
+@pytest.mark.parametrize("name", ["cosface", "arcface", "sface"])
+def test_margin_heads_stay_exact_in_mixed_precision(name, data):
+    z, y = data
+    head = build_head(name, 16, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = head(z, y)
+    torch.testing.assert_close(mixed, head(z, y))

@@ -15,7 +15,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
     It does not see rotations, shifts and a common scale. 0 when one of them is the same for all items.
 
-    Source: Kornblith et al., ICML 2019, arXiv:1905.00414, equation 4 with linear kernels.
+    Source: Kornblith et al., ICML 2019, arXiv:1905.00414.
     """
     _check(x, y)
     x, y = (z.detach().double() - z.detach().double().mean(0) for z in (x, y))

@@ -34,7 +34,7 @@ def forgetting(table: Table, after: int | None = None, best: str = "learned") ->
 
     best: "learned" takes the score right after a task was learned, so that the result is minus the backward
         transfer; "ever" the best score at any moment before `after` (Chaudhry et al., ECCV 2018,
-        arXiv:1801.10112, equation 3).
+        arXiv:1801.10112).
 
     Zero when there is no old task.
     """

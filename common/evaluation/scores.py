@@ -19,7 +19,7 @@ def h_mean(retain: float, drop: float) -> float:
 
     A negative drop counts as 0, and the mean with 0 is 0: nothing was forgotten, or nothing is left.
 
-    Source: GS-LoRA, Zhao et al., CVPR 2024, arXiv:2403.11530, section 5.
+    Source: GS-LoRA, Zhao et al., CVPR 2024, arXiv:2403.11530.
     """
     retain, drop = max(0.0, retain), max(0.0, drop)
     return 2 * retain * drop / (retain + drop) if retain + drop > 0 else 0.0

@@ -45,8 +45,9 @@ class _Cosine(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def cosine(self, embedding: Tensor) -> Tensor:
-        """[N, C] cosines, -1..1."""
-        return F.linear(F.normalize(embedding), F.normalize(self.weight))
+        """[N, C] cosines, -1..1, in float32: in bfloat16 the scale of 64 would make steps of a quarter of them."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return F.linear(F.normalize(embedding.float()), F.normalize(self.weight.float()))
 
     def with_margin(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """[N, C] cosines with the margin on the true class."""
@@ -108,7 +109,7 @@ class SFace(_Cosine):
     r_in = s / (1 + exp(-k (theta_y - a))) and r_out = s / (1 + exp(k (theta_j - b))) held constant.
     The published overlapping-patch model uses a = 0.90, b = 1.20.
 
-    Source: Zhong et al., TIP 2021, arXiv:2205.12010, equations 8-12.
+    Source: Zhong et al., TIP 2021, arXiv:2205.12010.
     """
 
     def __init__(
