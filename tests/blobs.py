@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -140,6 +141,13 @@ def trainer(domain: Domain, plan: Plan, method: str, folder, lora: LoraConfig | 
 def pretrained(known: int, classes: int = 6) -> Blobs:
     """A domain whose base model knows the first `known` of its classes."""
     domain = Blobs(classes)
+    domain.base = _trained_net(known, classes)
+    return domain
+
+
+@functools.cache
+def _trained_net(known: int, classes: int) -> Net:
+    domain = Blobs(classes)
     torch.manual_seed(0)
     model = Net(classes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -150,5 +158,4 @@ def pretrained(known: int, classes: int = 6) -> Blobs:
         optimizer.zero_grad()
         F.cross_entropy(model(points)[:, :known], labels).backward()
         optimizer.step()
-    domain.base = model.eval()
-    return domain
+    return model.eval()

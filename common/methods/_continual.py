@@ -1,0 +1,162 @@
+"""What the methods of continual learning share: wrong labels for forgetting, rehearsal, a memory, a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.domain import Domain, Prediction
+from common.errors import UserError
+from common.exemplars import STRATEGIES, ExemplarConfig
+from common.methods._base import Method, Step
+from common.methods._memory import Memory
+from common.methods._relabel import cross_entropy, relabelled
+from common.plan import Phase
+from common.streams import Chosen, Stream
+from common.teacher import Teacher, restored
+
+
+class Continual(Method):
+    """learn:  L(target) + keep_weight L(keep) + retention
+    forget: CE(target with wrong labels) + keep_weight L(keep) + retention
+
+    Subclasses add `retention`. These are the baselines of GS-LoRA (arXiv:2501.09705, section 5): a method of
+    continual learning takes in the forget set as new data whose labels are wrong.
+    """
+
+    trains = "backbone"
+    teaches = False  # whether `self.teacher` is wanted
+    memorises = False  # whether keep batches come from a memory even when `exemplars` is 0
+
+    @dataclass
+    class Config(Method.Config):
+        trains: str = field(
+            default="backbone",
+            metadata={"help": "what moves (published: all but the classifier)", "choices": ["adapter", "backbone", "all"]},
+        )  # fmt: skip
+        rehearse: bool = field(default=True, metadata={"help": "train on the keep set too (the * of the tables)"})
+        keep_weight: float = field(default=1.0, metadata={"help": "weight of the rehearsal loss"})
+        exemplars: int = field(
+            default=0, metadata={"help": "remember only so many keep items per class; 0 draws from all of them"}
+        )
+        exemplars_per: str = field(
+            default="class", metadata={"help": "what `--exemplars` counts", "choices": ["class", "total"]}
+        )
+        exemplar_strategy: str = field(
+            default="herding", metadata={"help": "how they are chosen", "choices": list(STRATEGIES)}
+        )
+        teacher: str = field(
+            default="phase",
+            metadata={"help": "distil from the model before this phase, or (published) before the first one",
+                      "choices": ["phase", "pretrained"]},
+        )  # fmt: skip
+        published_relabel: bool = field(
+            default=False, metadata={"help": "wrong labels modulo the number of forgotten classes, as published"}
+        )
+
+        def __post_init__(self) -> None:
+            if self.exemplars < 0:
+                raise UserError(f"`--exemplars` must not be negative, got {self.exemplars}.")
+
+    def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
+        super().__init__(config, domain, model)
+        self.teacher: Teacher | None = None
+        self._memory: Memory | None = None
+        self.chosen: tuple[int, ...] = ()
+
+    # ---- the loss ----------------------------------------------------------------------------------------
+
+    def loss(self, step: Step) -> Tensor:
+        if not self.reads_keep(step.phase):
+            step.keep = None
+        return super().loss(step)
+
+    def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
+        loss = self.acquire(step, target)
+        if self.config.rehearse and keep is not None:
+            loss = loss + self.config.keep_weight * step.log("keep", keep.loss)
+        retained = self.retention(step, target, keep)
+        return loss if retained is None else loss + retained
+
+    def acquire(self, step: Step, target: Prediction) -> Tensor:
+        """The supervised loss of a learn phase, cross-entropy with wrong labels in a forget phase."""
+        if step.phase.action == "learn":
+            return step.log("target", target.loss)
+        labels = relabelled(self.domain, step.phase, target.labels, self.config.published_relabel)
+        return step.log("relabelled", cross_entropy(target.scores, labels))
+
+    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
+        """What the method adds so that old classes survive; None adds nothing."""
+        return None
+
+    def reads_keep(self, phase: Phase) -> bool:
+        """Whether keep batches enter the loss."""
+        return self.config.rehearse
+
+    def taught(self, batches: list[Any]) -> list[Prediction]:
+        """The teacher's predictions for batches of this step."""
+        assert self.teacher is not None
+        return self.teacher.predict(self.domain, batches)
+
+    # ---- phases ------------------------------------------------------------------------------------------
+
+    def begin_phase(self, phase: Phase) -> None:
+        if self.teaches and (self.teacher is None or self.config.teacher == "phase"):
+            self.teacher = Teacher(self.model)
+        if self.memory is not None and phase.keep:
+            strangers = [c for c in phase.keep if c not in self.memory.exemplars.store]
+            if strangers:
+                self.memory.learn(self.model, strangers)
+            self.chosen = self.memory.positions(phase.keep)
+
+    def end_phase(self, phase: Phase) -> None:
+        if self.memory is None:
+            return
+        if phase.action == "learn":
+            self.memory.learn(self.model, phase.target)
+        else:
+            self.memory.exemplars.forget(phase.target)
+
+    def stream(self, phase: Phase, role: str, stream: Stream) -> Stream:
+        if role != "keep" or not self.chosen:
+            return stream
+        return Chosen(stream.seed, stream.batch_size, stream.start, stream.rank, stream.world, self.chosen)
+
+    def epoch_items(self, phase: Phase) -> int:
+        """The keep set, unless only a memory of it or nothing of it is used: then the target set."""
+        if self.memory is not None or not self.reads_keep(phase):
+            return self.domain.size(phase.target, train=True)
+        return super().epoch_items(phase)
+
+    @property
+    def memory(self) -> Memory | None:
+        """The memory of old items, where one is wanted."""
+        count = self.config.exemplars
+        if self._memory is None and (count or self.memorises):
+            sizes = ExemplarConfig(count or 20, self.config.exemplars_per, self.config.exemplar_strategy)
+            self._memory = Memory(sizes, self.domain, self.run.seed, self.run.batch_size)
+        return self._memory
+
+    # ---- resume ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "teacher": None if self.teacher is None else self.teacher.state_dict(),
+            "memory": None if self.memory is None else self.memory.state_dict(),
+            "chosen": list(self.chosen),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher = restored(self.model, state["teacher"])
+        self.chosen = tuple(state["chosen"])
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
+
+
+def old_rows(domain: Domain, phase: Phase, scores: Tensor) -> Tensor:
+    """Indices of the logits that the phase does not train: the classes known before a learn phase."""
+    target = set(domain.classes.rows(phase.target))
+    return torch.tensor([r for r in range(scores.shape[1]) if r not in target], device=scores.device)

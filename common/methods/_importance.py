@@ -1,0 +1,75 @@
+"""Continual learning by importance: weights that mattered are held where they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from common.domain import Domain, Prediction
+from common.methods._base import Step
+from common.methods._continual import Continual
+from common.methods._penalty import Quadratic, Weights, copied
+from common.plan import Phase
+
+
+class Importance(Continual):
+    """Continual + penalty_weight sum_terms sum_n Omega_n (theta_n - theta*_n)^2.
+
+    A subclass measures Omega with `importance(classes)`. With `importance_from` "keep" a term is added before
+    every phase, measured on what the phase must keep; with "target" after every learn phase, measured on what
+    it learned, which needs no old data. As published for GS-LoRA's baselines the terms of all phases add up;
+    ours are measured on the same share of the data that the run trains on (published: on all of it).
+    """
+
+    @dataclass
+    class Config(Continual.Config):
+        penalty_weight: float = field(default=1.0, metadata={"help": "weight of the penalty; lambda in the paper"})
+        importance_from: str = field(
+            default="keep",
+            metadata={"help": "data that importances are measured on: what a phase keeps, or what it learned",
+                      "choices": ["keep", "target"]},
+        )  # fmt: skip
+        online: bool = field(
+            default=False, metadata={"help": "one anchor, the newest, for the importances of all phases"}
+        )
+
+    merge_terms = True
+
+    def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
+        super().__init__(config, domain, model)
+        self.penalty = Quadratic(self.merge_terms)
+
+    def importance(self, classes: tuple[str, ...]) -> Weights:
+        """Omega per parameter, not negative, the same on every rank."""
+        raise AssertionError("a subclass measures importances")
+
+    def begin_phase(self, phase: Phase) -> None:
+        super().begin_phase(phase)
+        if self.config.importance_from == "keep" and phase.keep:
+            self.remember(f"before {phase.index}", phase.keep)
+
+    def end_phase(self, phase: Phase) -> None:
+        super().end_phase(phase)
+        if self.config.importance_from == "target" and phase.action == "learn":
+            self.remember("+".join(phase.groups), phase.target)
+
+    def remember(self, name: str, classes: tuple[str, ...]) -> None:
+        """Adds the term of `classes` at the present weights."""
+        anchor = copied(self.model)
+        if self.config.online and "all" in self.penalty.terms:
+            self.penalty.terms["all"]["anchor"] = {k: v.clone() for k, v in anchor.items()}
+        self.penalty.add(name, self.importance(classes), anchor)
+
+    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
+        if not self.penalty.terms:
+            return None
+        return self.config.penalty_weight * step.log("penalty", self.penalty(self.model))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "penalty": self.penalty.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.penalty.load_state_dict(state["penalty"])

@@ -1,0 +1,84 @@
+"""A small memory of old training items, by name, that a method draws its keep batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import distributed
+from common.domain import Domain
+from common.exemplars import ExemplarConfig, Exemplars
+from common.streams import Ordered
+
+
+class Memory:
+    """Which training items of which class are remembered, the same on every rank.
+
+    Items are named as `Domain.item_names` names them; an image that shows two classes may be kept for both.
+    """
+
+    def __init__(self, config: ExemplarConfig, domain: Domain, seed: int, batch_size: int) -> None:
+        self.domain, self.batch_size = domain, batch_size
+        self.exemplars = Exemplars(config, seed)
+
+    def learn(self, model: nn.Module, classes: Sequence[str]) -> None:
+        """Chooses among all training items of `classes`; classes known already keep the best they had."""
+        names: list[str] = []
+        labels: list[str] = []
+        found: dict[str, Tensor] = {}
+        for c in classes:
+            own = self._embed(model, c)
+            names += [name for name, _ in own]
+            labels += [c] * len(own)
+            found |= {f"{c}\n{name}": z for name, z in own}
+        refs = [f"{c}\n{name}" for c, name in zip(labels, names, strict=True)]  # one item may stand for two classes
+        self.exemplars.add(refs, labels, lambda items: torch.stack([found[i] for i in items]))
+
+    @torch.no_grad()
+    def _embed(self, model: nn.Module, name: str) -> list[tuple[str, Tensor]]:
+        """(item name, mean embedding of what it shows of the class) of every training item of a class."""
+        row = self.domain.classes.row(name)
+        size = self.domain.size([name], train=True)
+        stream = Ordered(0, self.batch_size, 0, distributed.rank(), distributed.world())
+        found = self._items(model, name, row, stream)
+        if found is None:  # several annotated items per image: one image at a time
+            stream = Ordered(0, 1, 0, distributed.rank(), distributed.world())
+            found = self._items(model, name, row, stream)
+        pairs = list(zip(stream.positions(size), found, strict=True))
+        everything = sorted((p for part in distributed.gather(pairs) for p in part), key=lambda p: p[0])
+        return [pair for _, pair in everything]
+
+    def _items(self, model: nn.Module, name: str, row: int, stream: Ordered) -> list[tuple[str, Tensor]] | None:
+        result: list[tuple[str, Tensor]] = []
+        for batch in self.domain.loader([name], train=True, stream=stream):
+            names = self.domain.item_names(batch)
+            prediction = self.domain.predict(model, batch)
+            z, labels = prediction.embedding.float().cpu(), prediction.labels.cpu()
+            if len(names) == 1:
+                z = z[labels == row] if (labels == row).any() else z.new_zeros(1, z.shape[1])
+                result.append((names[0], z.mean(0)))
+            elif len(names) == len(labels):
+                result += list(zip(names, z, strict=True))
+            else:
+                return None
+        return result
+
+    def positions(self, classes: Sequence[str]) -> tuple[int, ...]:
+        """Where the remembered items of `classes` stand in the loader of exactly these classes."""
+        wanted = {ref.partition("\n")[2] for ref, c in self.exemplars if c in classes}
+        size = self.domain.size(classes, train=True)
+        stream = Ordered(0, self.batch_size, 0, distributed.rank(), distributed.world())
+        names = [n for b in self.domain.loader(classes, train=True, stream=stream) for n in self.domain.item_names(b)]
+        own = [p for p, n in zip(stream.positions(size), names, strict=True) if n in wanted]
+        return tuple(sorted(p for part in distributed.gather(own) for p in part))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return self.exemplars.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.exemplars.load_state_dict(state)

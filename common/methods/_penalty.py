@@ -1,0 +1,105 @@
+"""Quadratic penalties on weights: importances, anchors, and how several of them become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import distributed
+from common.domain import Batch, Prediction
+from common.methods._base import Method
+
+Weights = dict[str, Tensor]
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def copied(model: nn.Module) -> Weights:
+    """Their values now."""
+    return {name: p.detach().clone() for name, p in trained(model).items()}
+
+
+def mean_over_batches(
+    method: Method, batches: Iterable[Batch], loss: Callable[[Prediction], Tensor], of: Callable[[Tensor, int], Tensor]
+) -> Weights:
+    """Mean over all batches of all ranks of `of(gradient, items)`, in eval mode; the model is not changed.
+
+    Args:
+        loss: what is differentiated, given a batch's prediction.
+        of: (gradient of a parameter, annotated items in the batch) -> what is averaged.
+    """
+    model, training = method.model, method.model.training
+    model.eval()
+    members = trained(model)
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in members.items()}
+    count = torch.zeros((), device=next(iter(sums.values())).device)
+    for batch in batches:
+        prediction = method.domain.predict(model, batch)
+        grads = torch.autograd.grad(loss(prediction), list(members.values()), allow_unused=True)
+        for name, grad in zip(members, grads, strict=True):
+            if grad is not None:
+                sums[name] += of(grad.float(), len(prediction.labels))
+        count += 1
+    model.train(training)
+    batches_in_all = distributed.total(count).clamp_min(1)
+    return {name: distributed.total(value) / batches_in_all for name, value in sums.items()}
+
+
+class Quadratic:
+    """The sum of penalties w (theta - anchor)^2, kept as one: two quadratics add up to a third plus a constant.
+
+    w1 (x - a)^2 + w2 (x - b)^2 = (w1 + w2) (x - m)^2 + w1 w2 / (w1 + w2) (a - b)^2 with m the weighted mean of
+    a and b, so that any number of phases costs one set of weights and one of anchors.
+
+    merge: False keeps the terms apart, so that one of them can be taken out again.
+    """
+
+    def __init__(self, merge: bool = True) -> None:
+        self.merge = merge
+        self.terms: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, weight: Weights, anchor: Weights, decay: float = 1.0) -> None:
+        """Adds a term; what was there before counts `decay` times."""
+        new = {"weight": dict(weight), "anchor": dict(anchor), "rest": torch.zeros(())}
+        if not self.merge or not self.terms:
+            self.terms[name if not self.merge else "all"] = new
+            return
+        old = self.terms["all"]
+        rest = decay * old["rest"]
+        for key, w in weight.items():
+            w0, a0 = decay * old["weight"][key], old["anchor"][key]
+            total = w0 + w
+            share = torch.where(total > 0, w / total.clamp_min(torch.finfo(w.dtype).tiny), torch.zeros_like(w))
+            rest = rest + (w0 * share * (anchor[key] - a0).square()).sum().cpu()
+            old["anchor"][key] = a0 + share * (anchor[key] - a0)
+            old["weight"][key] = total
+        old["rest"] = rest
+
+    def drop(self, name: str) -> None:
+        """Takes a term out, where terms are kept apart."""
+        self.terms.pop(name, None)
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """The penalty at the present weights. Scalar; 0 without terms."""
+        members = trained(model)
+        device = next(iter(members.values())).device
+        total = torch.zeros((), device=device)
+        for term in self.terms.values():
+            for key, w in term["weight"].items():
+                total = total + (w * (members[key].float() - term["anchor"][key]).square()).sum()
+            total = total + term["rest"].to(device)
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"terms": self.terms}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.terms = state["terms"]

@@ -1,0 +1,51 @@
+"""FDR: the function is held where it was, as a distance between outputs on old data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.domain import Prediction
+from common.methods._base import Step
+from common.methods._continual import Continual
+from common.plan import Phase
+
+
+class FDR(Continual):
+    """L(target) [wrong labels when forgetting] + output_weight mean_i || p(x_i) - p_teacher(x_i) ||_2 on keep items.
+
+    p are the class probabilities (the paper's L2 function space of the network's outputs); `outputs` "logits"
+    compares logits, as GS-LoRA's baseline does. Its 50 (40 on ImageNet100) is for logits at scale 64.
+
+    Source: Benjamin, Rolnick and Kording, ICLR 2019, arXiv:1805.08289, eq. 5; GS-LoRA, arXiv:2501.09705.
+    """
+
+    teaches = True
+
+    @dataclass
+    class Config(Continual.Config):
+        rehearse: bool = field(default=False, metadata={"help": "train on the keep labels too"})
+        output_weight: float = field(default=1.0, metadata={"help": "weight of the distance; lambda in the paper"})
+        outputs: str = field(
+            default="probabilities", metadata={"help": "what is compared", "choices": ["probabilities", "logits"]}
+        )
+
+    def reads_keep(self, phase: Phase) -> bool:
+        return True
+
+    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
+        if keep is None:
+            return None
+        (teacher,) = self.taught([step.keep])
+        a, b = keep.scores, teacher.scores
+        if self.config.outputs == "probabilities":
+            a, b = a.softmax(-1), b.softmax(-1)
+        square = (a - b).square().sum(-1)
+        # the root's slope is infinite at 0, where student and teacher agree: no pull there
+        length = torch.where(square > 0, torch.where(square > 0, square, torch.ones_like(square)).sqrt(), square)
+        return self.config.output_weight * step.log("outputs", length.sum() / max(1, len(length)))
+
+
+METHOD = FDR

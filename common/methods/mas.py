@@ -1,0 +1,27 @@
+"""MAS: weights are held in proportion to how much they move the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.methods._importance import Importance
+from common.methods._penalty import Weights, mean_over_batches
+
+
+class MAS(Importance):
+    """Omega_n = mean over batches of | d mean(o^2) / d theta_n |, o being all logits of the batch; no labels.
+
+    Source: Aljundi et al., ECCV 2018, arXiv:1711.09601, eq. 2-3; as a baseline of GS-LoRA, arXiv:2501.09705.
+    Published lambda: 5 (one forget phase), 0.005 (four, faces), 0.002 (four, ImageNet100); lr 1e-4.
+    """
+
+    @dataclass
+    class Config(Importance.Config):
+        penalty_weight: float = field(default=5.0, metadata={"help": "weight of the penalty; lambda in the paper"})
+
+    def importance(self, classes: tuple[str, ...]) -> Weights:
+        batches = self.pass_over(classes)
+        return mean_over_batches(self, batches, lambda p: p.scores.square().mean(), lambda grad, _: grad.abs())
+
+
+METHOD = MAS
