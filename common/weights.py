@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,14 +39,21 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
     while inner := next((data[key] for key in WRAPPERS if isinstance(data.get(key), Mapping)), None):
         beside |= {key: value for key, value in data.items() if value is not inner}
         data = inner
-    state = {_bare(str(key)): value for key, value in data.items() if isinstance(value, Tensor)}
-    beside |= {str(key): value for key, value in data.items() if not isinstance(value, Tensor)}
+    data = {str(key): _tensor(value) for key, value in data.items()}
+    state = {_bare(key): value for key, value in data.items() if isinstance(value, Tensor)}
+    beside |= {key: value for key, value in data.items() if not isinstance(value, Tensor)}
     if not state:
         keys = ", ".join(map(str, list(data)[:4])) or "nothing"
         raise UserError(
             f"{where} holds no weights (found: {keys}); expected a state dict, or one under `model` or `state_dict`."
         )
     return Weights(state, beside)
+
+
+def _tensor(value: Any) -> Any:
+    """Arrays as tensors, everything else as it is."""
+    numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+    return torch.from_numpy(np.ascontiguousarray(value)) if numeric else value
 
 
 def _bare(key: str) -> str:
@@ -73,17 +81,14 @@ def _read(path: Path) -> Any:
 
         return load_file(path)
     if path.suffix == ".npz":
-        import numpy as np
-
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+            return {name: arrays[name] for name in arrays.files}
     with torch.serialization.safe_globals([argparse.Namespace, *_numpy_scalars()]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _numpy_scalars() -> list[Any]:
     """What a pickled numpy number ("best_acc") needs, under its names in numpy 1 and 2."""
-    import numpy as np
     from numpy.dtypes import Float32DType, Float64DType, Int64DType
 
     scalar = np.float64(0).__reduce__()[0]

@@ -223,3 +223,9 @@ def test_weights_tell_what_stood_beside_them():
     weights = read_weights({"model": tiny_bird(), "epoch": 4})
     assert weights.beside == {"epoch": 4} and "head.bias" in weights.state
     assert isinstance(load_checkpoint(tiny_bird(rank=2)).blocks[0].mlp.fc1, LoRALinear)
+
+
+def test_arrays_are_taken_for_tensors():
+    state = tiny_bird(rank=2)
+    model = load_checkpoint({k: v.numpy() for k, v in state.items()})
+    assert torch.equal(model.head.weight, state["head.weight"])
