@@ -23,6 +23,11 @@ static inline uint32_t outside_offset(const Rows& rows) {
 
 constexpr int64_t kAhead = 8;  // queries between asking for coordinates and reading them
 
+template <class V>
+static inline void prefetch(const V* row, int64_t channels) {
+  for (int64_t d = 0; d < channels; d += 64 / sizeof(V)) __builtin_prefetch(row + d);
+}
+
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Queries staged together: as few as fill whole vectors of 16 samples.
@@ -95,22 +100,28 @@ static void forward_blocked(const Forward& f, const Rows& value, int64_t n, int6
   __builtin_free(sum);
 }
 
-// partial[lanes per corner] += row * grad; grad_row += factor * grad
+// partial[corner][sample][lane] += row * grad; grad_row += weight * corner * grad
 template <class V, int NV, bool kChecked>
 static inline void spread(const Block<Acc<V>>& b, const Rows& value, const Rows& grad_value, int64_t from,
                           int64_t count, int64_t channel, const Acc<V>* grad, bool first, Acc<V>* partial) {
   typedef Acc<V> A;
   constexpr int lanes = kLanes<A>;
+  const Rows from_rows = value, to_rows = grad_value;  // copies: stores below cannot change them
+  const uint32_t* const offset[4] = {b.offset[0], b.offset[1], b.offset[2], b.offset[3]};
+  const A* const corner[4] = {b.corner[0], b.corner[1], b.corner[2], b.corner[3]};
+  const A* const weights = b.weight;
+  const int64_t plane = b.capacity * lanes;
   Vec<A> g[NV];
   for (int j = 0; j < NV; j++) g[j] = load(grad + channel + j * lanes);
   for (int64_t k = from; k < from + count; k++) {
-    const Vec<A> weight = splat<A>(b.weight[k]);
+    const A weight = weights[k];
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
-      const V* row = row_at<kChecked, const V>(value, b.offset[c][k]) + channel;
-      A* target = row_at<kChecked, A>(grad_value, b.offset[c][k]) + channel;
-      A* slot = partial + (4 * k + c) * lanes;
-      const Vec<A> factor = weight * splat<A>(b.corner[c][k]);
+      const uint32_t at = offset[c][k];
+      const V* row = row_at<kChecked, const V>(from_rows, at) + channel;
+      A* target = row_at<kChecked, A>(to_rows, at) + channel;
+      A* slot = partial + c * plane + k * lanes;
+      const Vec<A> factor = splat<A>(weight * corner[c][k]);
       Vec<A> dot = first ? Vec<A>{} : load(slot);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; j++) {
@@ -122,17 +133,27 @@ static inline void spread(const Block<Acc<V>>& b, const Rows& value, const Rows&
   }
 }
 
-// Gradients of `count` samples from the dot products of their corners: dots[4 * k + c].
+// Gradients of `count` samples, rounded up, from the products of grad and their corners. Overwrites the block's
+// locations and weights with their gradients.
 template <class A>
-static inline void finish(const Block<A>& b, int64_t count, const A* dots, A* gx, A* gy, A* gw) {
-  for (int64_t k = 0; k < count; k++) {
-    const A d0 = dots[4 * k], d1 = dots[4 * k + 1], d2 = dots[4 * k + 2], d3 = dots[4 * k + 3];
-    const A rx = b.dx[k], ry = b.dy[k], one = A(1);
-    const bool in = b.corner[0][k] + b.corner[1][k] + b.corner[2][k] + b.corner[3][k] > A(0);
-    gw[k] = b.corner[0][k] * d0 + b.corner[1][k] * d1 + b.corner[2][k] * d2 + b.corner[3][k] * d3;
-    const A slope_x = (one - ry) * (d1 - d0) + ry * (d3 - d2), slope_y = (one - rx) * (d2 - d0) + rx * (d3 - d1);
-    gx[k] = in ? b.weight[k] * b.width[k] * slope_x : A(0);
-    gy[k] = in ? b.weight[k] * b.height[k] * slope_y : A(0);
+static void finish(Block<A>& b, int64_t count, const A* partial) {
+  constexpr int lanes = kLanes<A>;
+  const int64_t plane = b.capacity * lanes;
+  for (int64_t k = 0; k < count; k += lanes) {
+    const A* slots = partial + k * lanes;
+    const Vec<A> d0 = sums(slots), d1 = sums(slots + plane), d2 = sums(slots + 2 * plane),
+                 d3 = sums(slots + 3 * plane);
+    const Vec<A> c0 = load(b.corner[0] + k), c1 = load(b.corner[1] + k), c2 = load(b.corner[2] + k),
+                 c3 = load(b.corner[3] + k);
+    const Vec<A> rx = load(b.dx + k), ry = load(b.dy + k), weight = load(b.weight + k);
+    const auto in = c0 + c1 + c2 + c3 > A(0);
+    typedef decltype(c0 > A(0)) Mask;
+    const Vec<A> slope_x = (A(1) - ry) * (d1 - d0) + ry * (d3 - d2), slope_y = (A(1) - rx) * (d2 - d0) + rx * (d3 - d1);
+    const Vec<A> gx = (Vec<A>)((Mask)(weight * load(b.width + k) * slope_x) & in);
+    const Vec<A> gy = (Vec<A>)((Mask)(weight * load(b.height + k) * slope_y) & in);
+    store(b.weight + k, c0 * d0 + c1 * d1 + c2 * d2 + c3 * d3);
+    store(b.location + 2 * k, zip_low(gx, gy));
+    store(b.location + 2 * k + lanes, zip_high(gx, gy));
   }
 }
 
@@ -146,17 +167,19 @@ static void backward_blocked(const Backward& f, const Rows& value, const Rows& g
   Block<A> block(group * s.P);
   const int64_t capacity = block.capacity;
   for (int64_t i = 0; i < capacity; i++) block.set_level(i, s, l, 0);
-  A* memory = (A*)__builtin_malloc(sizeof(A) * (width + capacity * (4 * lanes + 7)) + 64);
-  A *grad = memory, *partial = grad + width, *dots = partial + capacity * 4 * lanes, *gx = dots + 4 * capacity,
-    *gy = gx + capacity, *gw = gy + capacity;
-  for (int64_t d = 0; d < width; d++) grad[d] = A(0);
-  for (int64_t i = 0; i < capacity * 4 * lanes; i++) partial[i] = A(0);
+  A* memory = (A*)__builtin_malloc(sizeof(A) * (width + 4 * capacity * lanes));
+  A *grad = memory, *partial = grad + width;
+  for (int64_t d = 0; d < width + 4 * capacity * lanes; d++) memory[d] = A(0);
   const bool in_place = s.D == width && sizeof(V) == sizeof(A);
+  const auto sample = [&](int64_t q) { return (((n * s.Q + q) * s.M + m) * s.L + l) * s.P; };
   for (int64_t first = 0; first < s.Q; first += group) {
     const int64_t queries = min_of(group, s.Q - first), samples = queries * s.P;
+    for (int64_t q = first + group; q < min_of(first + 2 * group, s.Q); q++) {
+      block.prefetch(s.P, f.locations, f.weights, f.coordinate_kind, sample(q));
+      prefetch((const V*)f.grad_out + ((n * s.Q + q) * s.M + m) * s.D, s.D);
+    }
     for (int64_t i = 0; i < queries; i++)
-      block.read(i * s.P, s.P, f.locations, f.weights, f.coordinate_kind,
-                 (((n * s.Q + first + i) * s.M + m) * s.L + l) * s.P);
+      block.read(i * s.P, s.P, f.locations, f.weights, f.coordinate_kind, sample(first + i));
     block.template locate<false>(samples, uint32_t(value.stride), outside_offset<kChecked, V>(value));
     for (int64_t i = 0; i < queries; i++) {
       const V* given = (const V*)f.grad_out + ((n * s.Q + first + i) * s.M + m) * s.D;
@@ -168,16 +191,9 @@ static void backward_blocked(const Backward& f, const Rows& value, const Rows& g
       for (int64_t d = 0; d < width; d += NV * lanes)
         spread<V, NV, kChecked>(block, value, grad_value, i * s.P, s.P, d, g, d == 0, partial);
     }
-    for (int64_t k = 0; k < 4 * samples; k += lanes) store(dots + k, sums(partial + k * lanes));
-    finish(block, samples, dots, gx, gy, gw);
-    for (int64_t i = 0; i < queries; i++) {
-      const int64_t to = (((n * s.Q + first + i) * s.M + m) * s.L + l) * s.P;
-      for (int64_t p = 0; p < s.P; p++) {
-        write_as(f.grad_locations, f.coordinate_kind, 2 * (to + p), gx[i * s.P + p]);
-        write_as(f.grad_locations, f.coordinate_kind, 2 * (to + p) + 1, gy[i * s.P + p]);
-        write_as(f.grad_weights, f.coordinate_kind, to + p, gw[i * s.P + p]);
-      }
-    }
+    finish(block, samples, partial);
+    for (int64_t i = 0; i < queries; i++)
+      block.write(i * s.P, s.P, f.grad_locations, f.grad_weights, f.coordinate_kind, sample(first + i));
   }
   __builtin_free(memory);
 }

@@ -72,6 +72,17 @@ struct Block {
     }
   }
 
+  // Copies what took the place of `location` and `weight` out again.
+  void write(int64_t at, int64_t count, void* locations, void* weights, Kind kind, int64_t to) {
+    if (kind == (sizeof(A) == 8 ? Kind::f64 : Kind::f32)) {
+      __builtin_memcpy((A*)locations + 2 * to, location + 2 * at, 2 * count * sizeof(A));
+      __builtin_memcpy((A*)weights + to, weight + at, count * sizeof(A));
+    } else {
+      for (int64_t k = 0; k < 2 * count; k++) write_as(locations, kind, 2 * to + k, location[2 * at + k]);
+      for (int64_t k = 0; k < count; k++) write_as(weights, kind, to + k, weight[at + k]);
+    }
+  }
+
   // Asks for what `read` will want later: one head's coordinates lie far apart, beyond the hardware's guess.
   static void prefetch(int64_t count, const void* locations, const void* weights, Kind kind, int64_t from) {
     const int64_t size = kind == Kind::f64 ? 8 : (kind == Kind::f32 ? 4 : 2);

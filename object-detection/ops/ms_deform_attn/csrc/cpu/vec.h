@@ -114,10 +114,10 @@ static inline void store(A* p, Vec<A> v) {
 
 template <class A>
 static inline Vec<A> splat(A x) {
-  return Vec<A>{} + x;
+  return x - Vec<A>{};  // x + 0 would be an instruction: it turns -0 into 0
 }
 
-// Lanes 0, 2, 4 .. and 1, 3, 5 .. of a followed by b.
+// evens, odds: lanes 0, 2, 4 .. and 1, 3, 5 .. of a followed by b; zip_low, zip_high undo them.
 #if KSDA_BYTES == 64
 static inline Vec<float> evens(Vec<float> a, Vec<float> b) {
   return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -130,6 +130,18 @@ static inline Vec<double> evens(Vec<double> a, Vec<double> b) {
 }
 static inline Vec<double> odds(Vec<double> a, Vec<double> b) {
   return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+static inline Vec<float> zip_low(Vec<float> a, Vec<float> b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+static inline Vec<float> zip_high(Vec<float> a, Vec<float> b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+static inline Vec<double> zip_low(Vec<double> a, Vec<double> b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+static inline Vec<double> zip_high(Vec<double> a, Vec<double> b) {
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }
 #elif KSDA_BYTES == 32
 static inline Vec<float> evens(Vec<float> a, Vec<float> b) {
@@ -144,6 +156,18 @@ static inline Vec<double> evens(Vec<double> a, Vec<double> b) {
 static inline Vec<double> odds(Vec<double> a, Vec<double> b) {
   return __builtin_shufflevector(a, b, 1, 3, 5, 7);
 }
+static inline Vec<float> zip_low(Vec<float> a, Vec<float> b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+static inline Vec<float> zip_high(Vec<float> a, Vec<float> b) {
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+static inline Vec<double> zip_low(Vec<double> a, Vec<double> b) {
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+static inline Vec<double> zip_high(Vec<double> a, Vec<double> b) {
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
 #else
 static inline Vec<float> evens(Vec<float> a, Vec<float> b) {
   return __builtin_shufflevector(a, b, 0, 2, 4, 6);
@@ -155,6 +179,18 @@ static inline Vec<double> evens(Vec<double> a, Vec<double> b) {
   return __builtin_shufflevector(a, b, 0, 2);
 }
 static inline Vec<double> odds(Vec<double> a, Vec<double> b) {
+  return __builtin_shufflevector(a, b, 1, 3);
+}
+static inline Vec<float> zip_low(Vec<float> a, Vec<float> b) {
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+static inline Vec<float> zip_high(Vec<float> a, Vec<float> b) {
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+static inline Vec<double> zip_low(Vec<double> a, Vec<double> b) {
+  return __builtin_shufflevector(a, b, 0, 2);
+}
+static inline Vec<double> zip_high(Vec<double> a, Vec<double> b) {
   return __builtin_shufflevector(a, b, 1, 3);
 }
 #endif
