@@ -50,14 +50,16 @@ def _phase_hues(run: RunRecord) -> dict[int, float]:
 
 def spans(run: RunRecord) -> dict[int, tuple[float, float]]:
     """First and last optimizer step of each phase that has begun, counted over the whole run."""
+    length: dict[int, int] = {}
+    for lines, extra in ((run.scored, 0), (run.steps, 1)):
+        for line in lines:
+            length[line["phase"]] = max(length.get(line["phase"], 0), line["step"] + extra)
     result, start = {}, 0.0
     for phase in run.phases:
-        seen = [line["step"] for line in run.scored if line["phase"] == phase["index"]]
-        seen += [line["step"] + 1 for line in run.steps if line["phase"] == phase["index"]]
-        if not seen:
+        if phase["index"] not in length:
             break
-        result[phase["index"]] = (start, start + max(seen))
-        start += max(seen)
+        result[phase["index"]] = (start, start + length[phase["index"]])
+        start += length[phase["index"]]
     return result
 
 
@@ -93,23 +95,28 @@ def losses(run: RunRecord) -> list[Plot]:
     names = list(dict.fromkeys(k for line in run.steps for k in line if k not in RUN_KEYS))
     names.sort(key=lambda name: (name == "lr", name == "grad_norm", name != "loss"))
     units = {"lr": "learning rate", "grad_norm": "gradient norm", "loss": "loss"}
-    titles = {"loss": "Loss (weighted sum)", "lr": "Learning rate", "grad_norm": "Gradient norm before clipping"}
+    titles = {"loss": "Loss (weighted sum)", "lr": "Learning rate", "grad_norm": "Gradient norm"}
     starts, bands = {i: s for i, (s, _) in spans(run).items()}, _bands(run)
+    by_phase: dict[int, list[Mapping[str, Any]]] = {index: [] for index in starts}
+    for line in run.steps:
+        by_phase.setdefault(line["phase"], []).append(line)
+    size = max(1, math.ceil(len(run.steps) / POINTS))
     plots = []
     for name in names:
-        points = _thinned(run.steps, name, starts)
+        points = _thinned(by_phase, name, starts, size)
         axes = Axes("optimizer step", units.get(name, "value"), None, bands, width=280, height=180, title=name)
         hue = 215 if name in units else 265
         plots.append(Plot(titles.get(name, f"Term: {name}"), chart([Line(name, hue, points)], axes)))
     return plots
 
 
-def _thinned(steps: Sequence[Mapping[str, Any]], name: str, starts: Mapping[int, float]) -> list:
-    """At most about POINTS (x, mean of y) points; phases without the term interrupt the curve."""
-    size = max(1, math.ceil(len(steps) / POINTS))
-    points: list = []
+def _thinned(
+    by_phase: Mapping[int, Sequence[Mapping[str, Any]]], name: str, starts: Mapping[int, float], size: int
+) -> list[tuple[float, float | None]]:
+    """One point per `size` steps, the mean of what they hold; phases without the term interrupt the curve."""
+    points: list[tuple[float, float | None]] = []
     for phase, start in starts.items():
-        rows = [(start + line["step"], _finite(line.get(name))) for line in steps if line["phase"] == phase]
+        rows = [(start + line["step"], _finite(line.get(name))) for line in by_phase[phase]]
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             known = [y for _, y in part if y is not None]
@@ -140,8 +147,9 @@ def adapters(run: RunRecord, top: float | None = None) -> list[Plot]:
             values = line.get(key, {})
             curve = [(float(i), _finite(values.get(b))) for i, b in enumerate(blocks)]
             name, hue = titles.get(line["phase"], str(line["phase"])), colour.get(line["phase"], 215)
-            lines.append(Line(name, hue, curve, marks=True))
-            legend.append((name + (_centre(curve) if key == "adapter_moved" else ""), hue, ""))
+            dash = DASHES[len(lines) // 2 % len(DASHES)] if len(run.adapters) > 3 else ""
+            lines.append(Line(name, hue, curve, marks=True, dash=dash))
+            legend.append((name + (_centre(curve) if key == "adapter_moved" else ""), hue, dash))
         labels, prefix = _block_labels(blocks)
         limits = (0.0, top) if top and key == "adapter_moved" else None
         axes = Axes(f"{prefix or 'block'}, in order of depth", unit, limits, labels=labels, title=title)
