@@ -72,22 +72,23 @@ def scores(run: RunRecord) -> Plot | None:
     """Score of each group over the optimizer steps."""
     starts = {0: 0.0, **{index: start for index, (start, _) in spans(run).items()}}
     colour, lines = hues(run), []
-    for number, group in enumerate(run.groups):
+    for group in run.groups:
         points = [
             (starts[line["phase"]] + line["step"], _finite(line["score"]))
             for line in run.scored if line["group"] == group and line["phase"] in starts
         ]  # fmt: skip
         if points:
-            lines.append(Line(group, colour[group], points, marks=True, dash=_dash(run, group, number)))
+            lines.append(Line(group, colour[group], points, marks=True, dash=_dash(run, group)))
     if not lines or len(starts) == 1:
         return None
     axes = Axes("optimizer step", run.metric_label, (0, 100), _bands(run), title="score of each group over the steps")
     return Plot("Scores over steps", chart(lines, axes), [(line.name, line.hue, line.dash) for line in lines])
 
 
-def _dash(run: RunRecord, group: str, number: int) -> str:
-    role = run.role(group)
-    return DASHES[[g for g in run.groups if run.role(g) == role].index(group) % len(DASHES)]
+def _dash(run: RunRecord, group: str) -> str:
+    """Groups of one role, whose hues are close, differ in their dashes too."""
+    alike = [g for g in run.groups if run.role(g) == run.role(group)]
+    return DASHES[alike.index(group) % len(DASHES)]
 
 
 def losses(run: RunRecord) -> list[Plot]:
@@ -147,7 +148,7 @@ def adapters(run: RunRecord, top: float | None = None) -> list[Plot]:
             values = line.get(key, {})
             curve = [(float(i), _finite(values.get(b))) for i, b in enumerate(blocks)]
             name, hue = titles.get(line["phase"], str(line["phase"])), colour.get(line["phase"], 215)
-            dash = DASHES[len(lines) // 2 % len(DASHES)] if len(run.adapters) > 3 else ""
+            dash = DASHES[len(lines) % len(DASHES)] if len(run.adapters) > 3 else ""
             lines.append(Line(name, hue, curve, marks=True, dash=dash))
             legend.append((name + (_centre(curve) if key == "adapter_moved" else ""), hue, dash))
         labels, prefix = _block_labels(blocks)

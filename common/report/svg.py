@@ -77,7 +77,7 @@ class _Frame:
     def __init__(self, axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.axes, self.x, self.y = axes, x if x[1] > x[0] else (x[0], x[0] + 1), y
         widest = max(len(_short(value)) for value in ticks(*self.y, count=_y_count(axes)))
-        self.left, self.right = 30 + LETTER * widest, axes.width - 10
+        self.left, self.right = 30 + LETTER * widest, axes.width - 16
         self.top, self.bottom = (26 if axes.bands else 12), axes.height - 40
 
     def at_x(self, value: float) -> float:
