@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
+import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.lora import Adapter, LoRALinear, adapters
+from common.lora import Adapter, adapters, inject, put_back
 from common.record import read_json, write_bytes, write_json
 from common.rows import put_rows
 
@@ -44,10 +45,16 @@ def save(model: nn.Module, folder: str | Path, rows: Mapping[str, list[int]], in
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in rows:
         tensors[PREFIX + name] = parameters[name].detach().cpu().clone().contiguous()
-    write_bytes(folder / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
+    data = to_bytes(tensors, metadata={"format": "pt"})
+    layers = {n: {"parts": a.parts, "rank": a.rank, "scale": a.scale} for n, a in adapters(model).items()}
+    whole = {"rows": dict(rows), "layers": layers, "base": fingerprint(model, rows), "weights": _digest(data), **info}
+    write_bytes(folder / WEIGHTS, data)
     write_json(folder / CONFIG, _peft_config(ranks, alphas, rows))
-    layout = {name: {"parts": layer.parts, "rank": layer.rank} for name, layer in adapters(model).items()}
-    write_json(folder / SWAP, {"rows": dict(rows), "layers": layout, "base": fingerprint(model), **info})
+    write_json(folder / SWAP, whole)  # last: its digest tells whether the three belong together
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _peft_config(ranks: dict[str, int], alphas: dict[str, float], rows: Mapping[str, list[int]]) -> dict[str, Any]:
@@ -70,14 +77,16 @@ def _peft_config(ranks: dict[str, int], alphas: dict[str, float], rows: Mapping[
     }
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Tells base models apart: number of frozen values and the shapes and means of the adapted weights."""
-    layers = adapters(model)
-    digest = [float(layer.base_weight().detach().double().abs().mean()) for layer in layers.values()]
-    return {
-        "parameters": sum(p.numel() for p in base_parameters(model)),
-        "mean_abs": [round(d, 9) for d in digest],
-    }
+def fingerprint(model: nn.Module, rows: Mapping[str, list[int]]) -> dict[str, Any]:
+    """Tells base models apart: number of values and mean size of each adapted weight without trained rows."""
+    layers = {name: layer for name, layer in adapters(model).items() if f"{name}.weight" not in rows}
+    sizes = [float(layer.base_weight().detach().double().abs().mean()) for layer in layers.values()]
+    return {"parameters": sum(p.numel() for p in base_parameters(model)), "mean_abs": sizes}
+
+
+def _same_base(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    pairs = zip(saved["mean_abs"], own["mean_abs"], strict=True)
+    return saved["parameters"] == own["parameters"] and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
 
 
 def checksum(model: nn.Module) -> float:
@@ -101,25 +110,26 @@ class Loaded:
 
 
 def load(model: nn.Module, folder: str | Path) -> Loaded:
-    """Puts a saved adapter and its head rows on the base model, in place.
+    """Puts a saved adapter and its head rows on the base model, in place; a model that it does not fit stays as it is.
 
     Raises:
-        UserError: no adapter there, damaged, or made for another model.
+        UserError: no adapter there, damaged, made for another model, or `model` carries one already.
     """
-    from common.lora import inject
-
     info, tensors = read(folder)
-    config = read_json(Path(folder) / CONFIG)
-    modules = dict(model.named_modules())
-    missing = [name for name in info["layers"] if name not in modules]
-    if missing:
-        raise UserError(f"the adapter in {folder} adapts layer {missing[0]!r}, which this model does not have.")
-    for name, layout in info["layers"].items():
-        if name not in adapters(model):  # an attention module brings the adapter of its output projection
-            inject(model, [name], layout["rank"], float(layout["rank"]), {name: layout["parts"]})
-        _fill(adapters(model)[name], name, tensors, config, folder)
-    if info.get("base") and info["base"] != fingerprint(model):
-        raise UserError(f"the adapter in {folder} was made for other base weights than these.")
+    if adapters(model):
+        raise UserError("the model carries an adapter already; undo or merge that one first.")
+    try:
+        for name, layout in info["layers"].items():
+            if name not in adapters(model):  # an attention module brings the adapter of its output projection
+                inject(model, [name], layout["rank"], float(layout["rank"]), {name: layout["parts"]})
+            _fill(adapters(model)[name], layout["scale"], *(tensors[f"{PREFIX}{name}.lora_{x}.weight"] for x in "AB"))
+        _check_rows(model, info["rows"], tensors)
+        if not _same_base(info["base"], fingerprint(model, info["rows"])):
+            raise UserError("it was made for other base weights than these")
+    except (UserError, KeyError) as error:
+        remove(model)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise UserError(f"the adapter in {folder} does not fit this model: {reason}.") from None
     values = {name: tensors[PREFIX + name][indices] for name, indices in info["rows"].items()}
     before = put_rows(model, info["rows"], values)
     return Loaded(info["rows"], before, info)
@@ -133,26 +143,39 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = Path(folder)
     if not (folder / SWAP).exists():
         raise UserError(f"{folder} holds no adapter ({SWAP} is missing); name the adapter/ folder of a finished run.")
+    info = read_json(folder / SWAP)
     try:
-        return read_json(folder / SWAP), from_bytes((folder / WEIGHTS).read_bytes())
-    except (SafetensorError, OSError) as error:
+        data = (folder / WEIGHTS).read_bytes()
+        tensors = from_bytes(data)
+    except OSError as error:
+        raise UserError(f"cannot read {folder / WEIGHTS}: {error.strerror}.") from None
+    except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from None
+    if info["weights"] != _digest(data):
+        raise UserError(
+            f"{folder / WEIGHTS} and {SWAP} do not belong together: the run was stopped while it wrote them; "
+            "start it again with the same command."
+        )
+    return info, tensors
+
+
+def _check_rows(model: nn.Module, rows: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in rows:
+        saved, own = tensors[PREFIX + name], parameters.get(name)
+        if own is None or own.shape != saved.shape:
+            has = "no such parameter" if own is None else f"{tuple(own.shape)}"
+            raise UserError(f"its {name} is {tuple(saved.shape)}, the model has {has}")
 
 
 @torch.no_grad()
-def _fill(layer: Adapter, name: str, tensors: dict[str, Tensor], config: dict[str, Any], folder: str | Path) -> None:
+def _fill(layer: Adapter, scale: float, a: Tensor, b: Tensor) -> None:
     """Reads the live factors back out of the dense ones; what was stacked below them becomes the past."""
-    a, b = tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"]
-    live_rows = layer.lora_A.shape[0]
     if a.shape[1] != layer.lora_A.shape[1] or b.shape[0] != layer.lora_B.shape[0]:
-        raise UserError(
-            f"the adapter in {folder} does not fit layer {name!r}: it maps {a.shape[1]} to {b.shape[0]} values."
-        )
-    past = a.shape[0] - live_rows
-    key = f"^{name}$".replace(".", r"\.")
-    alpha = config["alpha_pattern"].get(key, config["lora_alpha"])
-    layer.scale = alpha / a.shape[0]
-    layer.past_A, layer.past_B = a[:past].clone(), b[:, :past].clone()
+        raise UserError(f"it maps {a.shape[1]} to {b.shape[0]} values where a layer does not")
+    past = a.shape[0] - layer.lora_A.shape[0]
+    layer.scale = scale
+    layer.past_A, layer.past_B = (t.to(layer.lora_A).clone() for t in (a[:past], b[:, :past]))
     layer.lora_A.copy_(a[past:])
     size, height = layer.rank, b.shape[0] // layer.parts
     blocks = [b[i * height : (i + 1) * height, past + i * size : past + (i + 1) * size] for i in range(layer.parts)]
@@ -166,49 +189,24 @@ def undo(model: nn.Module, loaded: Loaded) -> None:
 
 
 def remove(model: nn.Module) -> None:
-    """Replaces every adapted layer by its plain base layer, in place."""
-    for name, layer in adapters(model).items():
-        if isinstance(layer, LoRALinear):
-            _replace(model, name, _plain_linear(layer, layer.weight))
-        else:
-            _replace(model, name, _plain_attention(layer, layer.in_proj_weight))
+    """Replaces every adapted layer by the layer it was, in place."""
+    for name, layer in reversed(adapters(model).items()):
+        put_back(model, name, layer.base_weight())
 
 
 def merge(model: nn.Module) -> nn.Module:
     """A copy of `model` whose adapted layers are plain layers with W + scale B A; `model` is untouched."""
     result = copy.deepcopy(model)
     with torch.no_grad():
-        for name, layer in adapters(result).items():
-            weight = nn.Parameter(layer.base_weight() + layer.delta(), requires_grad=False)
-            make = _plain_linear if isinstance(layer, LoRALinear) else _plain_attention
-            _replace(result, name, make(layer, weight))
+        for name, layer in reversed(adapters(result).items()):
+            weight = layer.base_weight() + layer.delta()
+            put_back(result, name, nn.Parameter(weight, requires_grad=False))
     return result
-
-
-def _plain_linear(layer: LoRALinear, weight: nn.Parameter) -> nn.Linear:
-    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    plain.weight, plain.bias = weight, layer.bias
-    return plain.train(layer.training)
-
-
-def _plain_attention(layer: nn.MultiheadAttention, weight: nn.Parameter) -> nn.MultiheadAttention:
-    plain = nn.MultiheadAttention(
-        layer.embed_dim, layer.num_heads, layer.dropout, bias=layer.in_proj_bias is not None,
-        batch_first=layer.batch_first, add_zero_attn=layer.add_zero_attn, device="meta",
-    )  # fmt: skip
-    plain.in_proj_weight, plain.in_proj_bias = weight, layer.in_proj_bias
-    plain.out_proj.weight, plain.out_proj.bias = layer.out_proj.weight, layer.out_proj.bias
-    return plain.train(layer.training)
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, layer)
 
 
 def class_names(folder: str | Path) -> list[str]:
     """The class names behind the logit rows of a saved adapter."""
-    return json.loads((Path(folder) / SWAP).read_text())["classes"]
+    return read_json(Path(folder) / SWAP)["classes"]
 
 
 def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any]) -> None:
@@ -217,10 +215,11 @@ def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any]) ->
 
     folder = Path(folder)
     tensors: dict[str, Tensor] = {}
-    seen: dict[int, str] = {}
+    seen: dict[Any, str] = {}
     tied: dict[str, str] = {}
     for name, value in model.state_dict().items():
-        first = seen.setdefault(value.data_ptr(), name) if value.numel() else name
+        place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else name
+        first = seen.setdefault(place, name)
         if first != name:
             tied[name] = first
         else:
@@ -230,12 +229,25 @@ def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any]) ->
 
 
 def load_model(model: nn.Module, folder: str | Path) -> dict[str, Any]:
-    """Reads a whole model written by `save_model` into `model`; returns swap.json."""
+    """Reads a whole model written by `save_model` into `model`; returns swap.json.
+
+    Raises:
+        UserError: no model there, damaged, or of another architecture.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    folder = Path(folder)
-    info = read_json(folder / SWAP)
-    tensors = from_bytes((folder / "model.safetensors").read_bytes())
-    tensors |= {name: tensors[first] for name, first in info["tied"].items()}
-    model.load_state_dict(tensors)
+    path = Path(folder) / "model.safetensors"
+    info = read_json(Path(folder) / SWAP)
+    try:
+        tensors = from_bytes(path.read_bytes())
+        tensors |= {name: tensors[first] for name, first in info["tied"].items()}
+        model.load_state_dict(tensors)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    except RuntimeError as error:  # torch lists every key that differs
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UserError(f"{path} does not fit this model: {' '.join(lines[1:2])[:300]}") from None
     return info

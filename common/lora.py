@@ -67,14 +67,20 @@ class Adapter:
     """What every adapted layer offers, whatever its shape.
 
     `scale` times `B @ A` (from `factors()`) is the update of `base_weight`, which is never written to.
+    `plain` holds the layer that was adapted, outside the module tree, so that it can come back as it was.
     """
 
     scale: float
     merged: Tensor | None
+    plain: tuple[nn.Module]
 
     def base_weight(self) -> Tensor:
         """The frozen weight that the adapter updates, [out, in]."""
         raise AssertionError("an adapter names its base weight")
+
+    def unadapted(self, weight: nn.Parameter) -> nn.Module:
+        """The layer that was adapted, with this weight in the place of its base weight."""
+        raise AssertionError("an adapter gives its layer back")
 
     def live(self) -> tuple[nn.Parameter, nn.Parameter]:
         """The trainable factors: A [parts * r, in] and B [out, r], as loralib lays them out."""
@@ -151,6 +157,7 @@ class LoRALinear(Adapter, nn.Linear):
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float = 1.0, parts: int = 1) -> None:
         nn.Module.__init__(self)
+        self.plain = (base,)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.affine = getattr(base, "affine", F.linear)  # a fresh adapter changes no bit of the base's product
@@ -162,6 +169,11 @@ class LoRALinear(Adapter, nn.Linear):
 
     def base_weight(self) -> Tensor:
         return self.weight
+
+    def unadapted(self, weight: nn.Parameter) -> nn.Module:
+        layer = self.plain[0]
+        layer.weight, layer.bias = weight, self.bias
+        return layer.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged is not None:
@@ -189,11 +201,16 @@ def inject(
     from common.lora_attention import LoRAMultiheadAttention
 
     done = []
+    modules = dict(model.named_modules())
     for name in names:
-        parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        layer = getattr(parent, leaf, None)
+        layer, leaf = modules.get(name), name.rpartition(".")[2]
+        if layer is None:
+            raise UserError(f"the model has no layer `{name}`.")
+        parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, Adapter):
             raise UserError(f"layer `{name}` has an adapter already.")
+        if isinstance(parent, nn.MultiheadAttention):
+            raise UserError(f"`{name}` is read by torch's attention, not run; name {name.rpartition('.')[0]} instead.")
         if isinstance(layer, nn.MultiheadAttention):
             new = LoRAMultiheadAttention(layer, rank, alpha)
         elif isinstance(layer, nn.Linear):
@@ -202,8 +219,25 @@ def inject(
         else:
             raise UserError(f"`{name}` is a {type(layer).__name__}; adapters go on linear layers.")
         setattr(parent, leaf, new)
+        _unfuse(parent)
         done.append(name)
     return done
+
+
+def _unfuse(parent: nn.Module) -> None:
+    """Torch's fused encoder layer reads its parts' weights itself, so that adapters would be passed by."""
+    if isinstance(parent, nn.TransformerEncoderLayer) and parent.activation_relu_or_gelu:
+        parent.fused_activation = parent.activation_relu_or_gelu
+        parent.activation_relu_or_gelu = 0
+
+
+def put_back(model: nn.Module, name: str, weight: nn.Parameter) -> None:
+    """Replaces an adapted layer by the plain layer it was, with this weight; inner layers go first."""
+    parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    setattr(parent, leaf, getattr(parent, leaf).unadapted(weight))
+    if hasattr(parent, "fused_activation") and not adapters(parent):
+        parent.activation_relu_or_gelu = parent.fused_activation
+        del parent.fused_activation
 
 
 def select(available: dict[str, list[str]], config: LoraConfig, model: nn.Module) -> list[str]:
@@ -218,7 +252,8 @@ def select(available: dict[str, list[str]], config: LoraConfig, model: nn.Module
     """
     if config.lora_targets:
         kinds = (nn.Linear, nn.MultiheadAttention)
-        linear = [n for n, m in model.named_modules() if isinstance(m, kinds) and not n.endswith(".out_proj")]
+        inner = {f"{n}.out_proj" for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
+        linear = [n for n, m in model.named_modules() if isinstance(m, kinds) and n not in inner]
         patterns = [p.strip() for p in config.lora_targets.split(",")]
         names = [n for n in linear if any(fnmatch.fnmatch(n, p) for p in patterns)]
         if not names:
@@ -227,7 +262,7 @@ def select(available: dict[str, list[str]], config: LoraConfig, model: nn.Module
             )
     else:
         positions = list(available) if config.lora_position == "all" else [config.lora_position]
-        names = [name for position in positions for name in available.get(position, [])]
+        names = list(dict.fromkeys(name for position in positions for name in available.get(position, [])))
         if not names:
             raise UserError(
                 f"this model has no layers at `--lora-position {config.lora_position}`; "
@@ -288,10 +323,11 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, the model answers as if it had no adapters: a teacher that costs no memory."""
     layers = list(adapters(model).values())
+    before = [layer.merged for layer in layers]  # inside `merged`, that one comes back
     for layer in layers:
-        layer.merged = layer.base_weight()
+        layer.merged = layer.base_weight().detach()  # as a Parameter it would be registered
     try:
         yield model
     finally:
-        for layer in layers:
-            layer.merged = None
+        for layer, weight in zip(layers, before, strict=True):
+            layer.merged = weight

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.lora import Adapter, LoRALinear
 
 
@@ -18,7 +21,9 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
 
     def __init__(self, base: nn.MultiheadAttention, rank: int, alpha: float = 1.0) -> None:
         nn.Module.__init__(self)
-        assert base._qkv_same_embed_dim, "adapters need q, k and v of one size"
+        if not base._qkv_same_embed_dim or base.bias_k is not None:
+            raise UserError("adapters go on attention whose q, k and v have one size and no extra bias (bias_k).")
+        self.plain = (base,)
         for name in ("embed_dim", "num_heads", "head_dim", "dropout", "batch_first", "add_zero_attn"):
             setattr(self, name, getattr(base, name))
         self.kdim = self.vdim = base.embed_dim
@@ -34,40 +39,56 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
     def base_weight(self) -> Tensor:
         return self.in_proj_weight
 
+    def unadapted(self, weight: nn.Parameter) -> nn.Module:
+        layer = self.plain[0]
+        layer.in_proj_weight, layer.in_proj_bias, layer.out_proj = weight, self.in_proj_bias, self.out_proj
+        return layer.train(self.training)
+
     def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
                 average_attn_weights=True, is_causal=False):  # fmt: skip
-        """(output, attention weights or None), as nn.MultiheadAttention gives them.
-
-        With `need_weights=True` torch's own function runs on the updated weights, which costs a full product;
-        without, the low-rank path.
-        """
-        if need_weights or self.merged is not None:
+        """(output, attention weights or None), as nn.MultiheadAttention gives them."""
+        if self.add_zero_attn or self.merged is not None:
             return self._plain(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0 if self.batch_first else 1) for t in (query, key, value))
-        if self.batch_first:  # the layout of torch's own function, so that a fresh adapter gives its bits
-            same = query is key, key is value
-            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-            key = query if same[0] else key
-            value = key if same[1] else value
-        q, k, v = (self._heads(t) for t in self._project(query, key, value))
-        mask = self._mask(attn_mask, key_padding_mask, q, k)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal and mask is None,
-        )
-        length, batch = out.shape[2], out.shape[0]
-        out = self.out_proj(out.permute(2, 0, 1, 3).reshape(length * batch, self.embed_dim)).view(length, batch, -1)
+        if self.batch_first:
+            query, key, value = _length_first(query, key, value)
+        q, k, v = self._project(query, key, value)
+        mask = self._mask(attn_mask, key_padding_mask, q)
+        attend = self._attend_and_tell if need_weights else self._attend
+        out, weights = attend(q, k, v, mask, is_causal and mask is None)  # [L * B, E], [B, H, L, S]
+        out = self.out_proj(out).view(*q.shape[:2], -1)
         if self.batch_first:
             out = out.transpose(0, 1)
-        return (out if batched else out.squeeze(0 if self.batch_first else 1)), None
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if not batched:
+            out = out.squeeze(0 if self.batch_first else 1)
+            weights = None if weights is None else weights.squeeze(0)
+        return out, weights
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool):
+        dropout = self.dropout if self.training else 0.0
+        q, k, v = (self._heads(t) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=causal)
+        return out.permute(2, 0, 1, 3).reshape(-1, self.embed_dim), None
+
+    def _attend_and_tell(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool):
+        """The same with the attention weights, step by step as torch does it, so that the bits are torch's."""
+        (length, batch, _), source = q.shape, k.shape[0]
+        q, k, v = (t.view(-1, batch * self.num_heads, self.head_dim).transpose(0, 1) for t in (q, k, v))
+        q = q * math.sqrt(1 / self.head_dim)
+        if mask is None:
+            weights = torch.bmm(q, k.transpose(1, 2))
+        else:
+            mask = mask.expand(batch, self.num_heads, length, source).flatten(0, 1)
+            weights = torch.baddbmm(mask, q, k.transpose(1, 2))
+        weights = F.dropout(weights.softmax(-1), self.dropout, self.training)
+        out = torch.bmm(weights, v).transpose(0, 1).reshape(-1, self.embed_dim)
+        return out, weights.view(batch, self.num_heads, length, source)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, [L, B, E] each; equal inputs share one product, as in torch."""
@@ -91,7 +112,7 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)  # [L, B, E] -> [B, H, L, E/H]
 
-    def _mask(self, attn_mask, key_padding_mask, q: Tensor, k: Tensor):
+    def _mask(self, attn_mask, key_padding_mask, q: Tensor) -> Tensor | None:
         """One additive mask [B, H or 1, L, S] from torch's two kinds, or None."""
         masks = []
         if attn_mask is not None:
@@ -110,9 +131,10 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
         return total
 
     def _plain(self, query, key, value, key_padding_mask, need_weights, attn_mask, average, is_causal):
+        """Torch's own function on the updated weights."""
         transpose = self.batch_first and query.dim() == 3
         if transpose:
-            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+            query, key, value = _length_first(query, key, value)
         weight = self.in_proj_weight + self.delta() if self.merged is None else self.merged
         out_proj = self.out_proj
         out_weight = out_proj.weight + out_proj.delta() if out_proj.merged is None else out_proj.merged
@@ -123,3 +145,11 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
             average_attn_weights=average, is_causal=is_causal and attn_mask is not None and not need_weights,
         )  # fmt: skip
         return (out.transpose(0, 1) if transpose else out), attention
+
+
+def _length_first(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, L, E] -> [L, B, E]. Equal inputs stay one tensor: torch then takes one product for both, and its bits."""
+    same = query is key, key is value
+    query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+    key = query if same[0] else key
+    return query, key, (key if same[1] else value)
