@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from common import distributed, methods
 from common.domain import ClassTable, Domain, Prediction
 from common.lora import LoraConfig
-from common.plan import Plan
+from common.methods._base import Step
+from common.methods._penalty import trained
+from common.plan import Plan, make_plan
 from common.record import RecordConfig, Run
 from common.trainer import TrainConfig, Trainer
+
+REST = ("c1", "c2", "c3")  # what `forget_plan` retains
 
 
 class Points(NamedTuple):
@@ -159,3 +163,31 @@ def _trained_net(known: int, classes: int) -> Net:
         F.cross_entropy(model(points)[:, :known], labels).backward()
         optimizer.step()
     return model.eval()
+
+
+def forget_plan():
+    return make_plan("forget", [], ["c0"], REST)
+
+
+def begun(method: str, folder, plan: Plan | None = None, domain=None, **settings):
+    """A trainer whose method has begun the first phase, and that phase."""
+    plan = plan or forget_plan()
+    t = trainer(domain or pretrained(4), plan, method, folder, **settings)
+    t.method.begin_phase(plan.phases[0])
+    return t, plan.phases[0]
+
+
+def step_of(t, phase, number: int = 0) -> Step:
+    """A step with real batches, of `phase`."""
+    target, keep = next(t._batches(phase, 0))
+    return Step(phase, 0, number, 10, target, keep, 5)
+
+
+def gradients(t, loss) -> dict[str, torch.Tensor]:
+    members = trained(t.model)
+    grads = torch.autograd.grad(loss, list(members.values()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(members.items(), grads, strict=True)}
+
+
+def predictions(t, step):
+    return t.domain.predict_together(t.model, [step.target, step.keep])

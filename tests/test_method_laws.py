@@ -6,48 +6,18 @@ import copy
 
 import pytest
 import torch
-from blobs import pretrained, trainer
+from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, step_of, trainer
 
 from common import methods
 from common.exemplars import herd
 from common.lora import LoraConfig
 from common.methods import _relabel
-from common.methods._base import Step
 from common.methods._penalty import Quadratic, copied, trained
 from common.plan import Plan, make_plan
 from common.streams import Chosen, Ordered, Stream
 from common.teacher import Teacher
 
-REST = ("c1", "c2", "c3")
 CONTINUAL = ("der", "der_pp", "ewc", "fdr", "l2", "lwf", "mas", "si")
-
-
-def forget_plan():
-    return make_plan("forget", [], ["c0"], REST)
-
-
-def begun(method: str, folder, plan: Plan | None = None, domain=None, **settings):
-    """A trainer whose method has begun the first phase, and that phase."""
-    plan = plan or forget_plan()
-    t = trainer(domain or pretrained(4), plan, method, folder, **settings)
-    t.method.begin_phase(plan.phases[0])
-    return t, plan.phases[0]
-
-
-def step_of(t, phase, number: int = 0) -> Step:
-    """A step with real batches, of `phase`."""
-    target, keep = next(t._batches(phase, 0))
-    return Step(phase, 0, number, 10, target, keep, 5)
-
-
-def gradients(t, loss) -> dict[str, torch.Tensor]:
-    members = trained(t.model)
-    grads = torch.autograd.grad(loss, list(members.values()), allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(members.items(), grads, strict=True)}
-
-
-def predictions(t, step):
-    return t.domain.predict_together(t.model, [step.target, step.keep])
 
 
 # ---- penalties -------------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""SCRUB: away from the old model on the forget set, close to it on the rest, in alternation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.domain import Domain
+from common.errors import UserError
+from common.losses import soft_kl
+from common.methods._base import Step
+from common.methods._penalty import Weights, copied, trained
+from common.methods._unlearning import Unlearning
+from common.plan import Phase
+
+
+class SCRUB(Unlearning):
+    """forget, in turns:
+    max step: -KD(target) + S
+    min step: ce_weight L(keep) + distil_weight KD(keep) + S
+
+    KD(x) = T^2 KL(softmax(o_before / T) || softmax(o / T)); S = smoothing sum_n ||theta_n - mean theta_n||_F, the
+    mean being a running average renewed once per round (0.9 old + 0.1 new), 0 here and 0.1 in scrub_s.
+
+    A phase holds `rounds` rounds; in the first `max_share` of each, every epoch starts with one pass of max
+    steps over the forget set (at most half the epoch), the rest are min steps, so that the model recovers.
+
+    Source: Kurmanji et al., NeurIPS 2023, arXiv:2302.09880, eq. 3 and algorithm 1. Constants as in GS-LoRA's
+    baseline (arXiv:2501.09705): T = 2, gamma = 0.99, alpha = 0.001, 10 rounds of 10 epochs, max steps in the
+    first 5; published lr 1e-4, divided by 10 from round 8 on, for which the loop's cosine stands here.
+    """
+
+    teaches = True
+
+    @dataclass
+    class Config(Unlearning.Config):
+        ce_weight: float = field(default=0.99, metadata={"help": "weight of the keep loss; gamma"})
+        distil_weight: float = field(default=0.001, metadata={"help": "weight of the distillation; alpha"})
+        temperature: float = field(default=2.0, metadata={"help": "softens both distributions"})
+        rounds: int = field(default=1, metadata={"help": "rounds per phase (published: 10, of 10 epochs each)"})
+        max_share: float = field(default=0.5, metadata={"help": "part of each round that has max steps, 0..1"})
+        smoothing: float = field(default=0.0, metadata={"help": "pull to the averaged weights; above 0 in SCRUB-S"})
+
+        def __post_init__(self) -> None:
+            if self.rounds < 1 or not 0 <= self.max_share <= 1:
+                raise UserError("`--rounds` must be at least 1 and `--max-share` between 0 and 1.")
+
+    def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
+        super().__init__(config, domain, model)
+        self.average: Weights = {}
+
+    def begin_phase(self, phase: Phase) -> None:
+        super().begin_phase(phase)
+        self.average = {}
+
+    def is_max(self, step: Step) -> bool:
+        """Whether this step drives the model away on the forget set."""
+        if step.keep is None:
+            return True
+        inside = step.number / step.total * self.config.rounds % 1
+        passes = -(-self.domain.size(step.phase.target, train=True) * step.per_epoch
+                   // max(1, self.epoch_items(step.phase)))  # fmt: skip
+        return inside < self.config.max_share and step.number % step.per_epoch < min(passes, -(-step.per_epoch // 2))
+
+    def loss(self, step: Step) -> Tensor:
+        if step.phase.action == "learn":
+            return super().loss(step)
+        c = self.config
+        if self.is_max(step):
+            target = self.domain.predict(self.model, step.target)
+            return -step.log("away", self._distil(step.target, target.scores)) + self._pull(step)
+        keep = self.domain.predict(self.model, step.keep)
+        near = step.log("near", self._distil(step.keep, keep.scores))
+        return c.ce_weight * step.log("keep", keep.loss) + c.distil_weight * near + self._pull(step)
+
+    def _distil(self, batch: Any, scores: Tensor) -> Tensor:
+        (teacher,) = self.teacher.predict(self.domain, [batch])
+        return soft_kl(scores, teacher.scores, self.config.temperature) if scores.numel() else scores.sum()
+
+    def _pull(self, step: Step) -> Tensor | float:
+        if not (self.config.smoothing and self.average):
+            return 0.0
+        distances = [(p - self.average[n]).norm() for n, p in trained(self.model).items()]
+        return self.config.smoothing * step.log("pull", torch.stack(distances).sum())
+
+    @torch.no_grad()
+    def after_step(self, step: Step, lr: float) -> None:
+        if step.phase.action == "learn" or not self.config.smoothing:
+            return
+        length = step.total / self.config.rounds
+        if int((step.number + 1) / length) == int(step.number / length):
+            return
+        now = copied(self.model)
+        self.average = {n: 0.9 * self.average[n] + 0.1 * v for n, v in now.items()} if self.average else now
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "average": self.average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.average = state["average"]
+
+
+METHOD = SCRUB

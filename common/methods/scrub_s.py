@@ -1,0 +1,23 @@
+"""SCRUB-S: SCRUB with a pull to the averaged weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.methods.scrub import SCRUB
+
+
+class SCRUBS(SCRUB):
+    """SCRUB with smoothing above 0 and several rounds, between which the averaged weights are renewed.
+
+    Source: as SCRUB; the two differ in nothing else (so the author of GS-LoRA, whose baseline this is, says).
+    Published smoothing: 0.1 (four forget phases), 0.05 (one, and ImageNet100).
+    """
+
+    @dataclass
+    class Config(SCRUB.Config):
+        smoothing: float = field(default=0.1, metadata={"help": "pull to the averaged weights"})
+        rounds: int = field(default=5, metadata={"help": "rounds per phase (published: 10, of 10 epochs each)"})
+
+
+METHOD = SCRUBS

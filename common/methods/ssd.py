@@ -1,0 +1,67 @@
+"""SSD: weights that matter to the forget set far more than to all data are shrunk; nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from common.domain import Prediction
+from common.errors import UserError
+from common.methods._base import Step
+from common.methods._penalty import mean_over_batches, trained
+from common.methods._unlearning import Unlearning
+from common.plan import Phase
+
+
+class SSD(Unlearning):
+    """forget, in one go and without training: theta_n <- beta_n theta_n where D_f,n > alpha D_n, with
+
+    beta_n = min(lambda D_n / D_f,n, 1); D and D_f are the mean squared gradients (diagonal Fisher matrices) of
+    all data (kept and forgotten) and of the forget set.
+
+    Acts on the weights themselves, so that adapters on a frozen model are no choice here.
+
+    Source: Foster et al., AAAI 2024, arXiv:2308.07707, eq. 4-5 and algorithm 1; alpha = 10, lambda = 1.
+    """
+
+    @dataclass
+    class Config(Unlearning.Config):
+        trains: str = field(
+            default="all", metadata={"help": "which weights may be shrunk", "choices": ["backbone", "all"]}
+        )
+        selection: float = field(default=10.0, metadata={"help": "how much more a weight must matter; alpha"})
+        dampening: float = field(default=1.0, metadata={"help": "how far it is left standing; lambda"})
+        fisher_batch: int = field(
+            default=0, metadata={"help": "items per gradient of the importances; 0 takes the batch size"}
+        )
+
+        def __post_init__(self) -> None:
+            if self.selection <= 0 or self.dampening < 0:
+                raise UserError("`--selection` must be above 0 and `--dampening` not negative.")
+
+    def steps(self, phase: Phase, planned: int) -> int:
+        return 0 if phase.action == "forget" else planned
+
+    def begin_phase(self, phase: Phase) -> None:
+        super().begin_phase(phase)
+        if phase.action == "learn":
+            return
+        forget = self._importance(phase.target)
+        everything = self._importance((*phase.keep, *phase.target))
+        with torch.no_grad():
+            for name, p in trained(self.model).items():
+                d, d_f = everything[name], forget[name]
+                beta = (self.config.dampening * d / d_f.clamp_min(torch.finfo(d_f.dtype).tiny)).clamp_max(1)
+                p.mul_(torch.where(d_f > self.config.selection * d, beta, torch.ones_like(beta)).to(p.dtype))
+
+    def _importance(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        batches = self.pass_over(classes, self.config.fisher_batch)
+        return mean_over_batches(self, batches, lambda p: p.loss, lambda grad, _: grad.square())
+
+    def forget_loss(self, step: Step, target: Prediction, keep: Prediction | None):
+        raise AssertionError("nothing is trained in a forget phase")
+
+
+METHOD = SSD
