@@ -17,7 +17,9 @@ from common.config import Parser, help_formatter
 
 # A ViT of 0.3 M parameters on 16-pixel digits: 16 patches of 4 pixels.
 MODEL = "--model vit_tiny_patch16_224 --img-size 16 --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4"
-COMMON = "--data digits --no-flip --crop 0.7 --precision fp32 --threads 1"  # so small that bf16 and threads only cost time
+COMMON = (
+    "--data digits --no-flip --crop 0.7 --precision fp32 --threads 1"  # so small that bf16 and threads only cost time
+)
 PRETRAIN = f"{COMMON} {MODEL} --classes 0,1,2,3,4,5,6,7 --epochs 30 --batch-size 64 --lr 2e-3"
 SWAP = f"{COMMON} --learn 8,9 --forget 0,1 --epochs 10 --batch-size 64 --lr 5e-3"
 
@@ -44,7 +46,10 @@ def both_orders(folder: Path, seed: int, overwrite: bool) -> list[Path]:
     print(f"Pretraining a vision transformer on the digits 0-7 (seed {seed})")
     pretrain.run([*PRETRAIN.split(), "--seed", str(seed), "--output-dir", str(base), "--no-report", *again])
     runs = []
-    for order, words in (("fltf", "learn 8 and 9, then forget 0 and 1"), ("fftl", "forget 0 and 1, then learn 8 and 9")):
+    for order, words in (
+        ("fltf", "learn 8 and 9, then forget 0 and 1"),
+        ("fftl", "forget 0 and 1, then learn 8 and 9"),
+    ):
         print(f"\n{order}: {words} (seed {seed})")
         runs.append(folder / f"{order}-seed{seed}")
         flags = ["--checkpoint", str(base), "--order", order, "--seed", str(seed), "--output-dir", str(runs[-1])]

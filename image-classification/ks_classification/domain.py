@@ -108,6 +108,8 @@ class ClassificationDomain(Domain):
             if empty:
                 raise UserError(f"class {empty[0]!r} has no readable {part} image.")
         self._stem: dict[str, Any] = {}
+        if config.cache_stem:
+            self._fill_stem_cache()
 
     # ---- which images ------------------------------------------------------------------------------------
 
@@ -149,6 +151,25 @@ class ClassificationDomain(Domain):
         good, tensors, bad = decode(items, prepare, self.config.skip_corrupt, what)
         self.skipped += bad
         return [items[i] for i in good], tensors
+
+    def _fill_stem_cache(self) -> None:
+        """Runs the frozen stem once over all images: `stem_views` augmented views of each training image."""
+        from ks_classification import stem_cache
+
+        stem = stem_cache.stem_of(self.base if self.base is not None else models.build(self.spec)).eval()
+        c = self.config
+        views = c.stem_views if c.augment else 1
+        settings = {"size": self.spec.size, "mean": self.spec.mean, "std": self.spec.std, "views": views}
+        settings |= {"flip": c.flip, "crop": c.crop, "keep_aspect": c.keep_aspect}
+        for part, items, count in (("train", self.train_items, views), ("test", self.test_items, 1)):
+            key = stem_cache.key_of(stem, [i.name for i in items], settings | {"part": part})
+            self._stem[part] = torch.from_numpy(
+                stem_cache.features(
+                    stem, c.cache_stem, key, len(items), count,
+                    lambda i, seed, train=part == "train": self._image(i, seed, train),
+                    lambda images: (images.float() - self._mean) / self._std, f"stem of {part} images",
+                )
+            )  # fmt: skip
 
     def size(self, classes: Sequence[str], *, train: bool) -> int:
         return len(self._indices(classes, train))
@@ -211,6 +232,10 @@ class ClassificationDomain(Domain):
         if self._stem:
             views = self._stem["train" if train else "test"]
             return views[index, 0 if seed is None else seed % views.shape[1]]
+        return self._image(index, seed, train)
+
+    def _image(self, index: int, seed: int | None, train: bool) -> Tensor:
+        """One transformed image, uint8 [3, S, S]; without a seed, as in tests."""
         image = (self._train if train else self._test)[index]
         c, size = self.config, self.spec.size
         if seed is None or not c.augment:
