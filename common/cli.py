@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +18,8 @@ from common.plan import Plan, PlanConfig
 from common.record import RecordConfig, Run
 from common.trainer import Interrupted, TrainConfig, Trainer
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
+
 
 def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs `body(argv)`; a user's mistake becomes one line on stderr and exit code 2, Ctrl-C becomes 130."""
@@ -31,13 +32,10 @@ def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = N
         print(str(stop) or "stopped.", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        place = f" at {error.filename}" if error.filename else ""
-        print(
-            f"error: cannot write{place}: {error.strerror}; free space or choose another --output-dir.",
-            file=sys.stderr,
-        )
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise  # a connection, not a file
+        advice = "; free space or choose another --output-dir" if error.errno in NO_ROOM else ""
+        print(f"error: {error.filename or 'cannot write'}: {error.strerror}{advice}.", file=sys.stderr)
         return 2
 
 
@@ -74,7 +72,7 @@ def swap_parser(
         reference: YAML file of the published settings, which --reference makes the defaults.
         defaults: the domain's constants, by field name.
     """
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = Parser(prog=prog, add_help=False, allow_abbrev=False)
     peek.add_argument("--method")
     peek.add_argument("--config", default="")
     peek.add_argument("--reference", action="store_true")

@@ -90,8 +90,9 @@ def _reader(kind: type, name: str):
         try:
             return kind(text)
         except ValueError:
-            raise UserError(
-                f"`{flag(name)}` takes {'a whole number' if kind is int else 'a number'}, got {text!r}."
+            # argparse would hide the text of any other exception
+            raise argparse.ArgumentTypeError(
+                f"takes {'a whole number' if kind is int else 'a number'}, got {text!r}"
             ) from None
 
     return str if kind is str else read
@@ -107,6 +108,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text file.") from None
     try:
         data = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
@@ -127,11 +130,23 @@ def apply_yaml(parser: argparse.ArgumentParser, path: str | Path) -> None:
             near = difflib.get_close_matches(name, dests, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; `{parser.prog} --help` lists every flag."
             raise UserError(f"{path}: unknown key {key!r}{hint}")
-        action = dests[name]
-        if isinstance(value, list):
-            value = ",".join(map(str, value))
-        if action.choices and value not in action.choices:
-            raise UserError(f"{path}: {key} must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
-        if action.type and value is not None:
-            value = action.type(str(value))
-        parser.set_defaults(**{name: value})
+        if value is not None:  # `key:` with nothing behind it leaves the default
+            parser.set_defaults(**{name: _checked(dests[name], value, f"{path}: {key}")})
+
+
+def _checked(action: argparse.Action, value: Any, what: str) -> Any:
+    """A YAML value as the flag of that name would give it."""
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise UserError(f"{what} is true or false, got {value!r}.")
+        return value
+    if isinstance(value, bool | dict):
+        raise UserError(f"{what} takes a value, got {value!r}; put quotes around a text.")
+    if action.choices and value not in action.choices:
+        raise UserError(f"{what} must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
+    try:
+        return action.type(str(value)) if action.type else value
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{what} {error}.") from None

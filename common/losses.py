@@ -22,7 +22,8 @@ def bounded_forgetting(prediction: Prediction, bound: float, per_item: bool = Tr
     Source: GS-LoRA, arXiv:2403.11530, eq. 5.
     """
     if per_item and prediction.item_loss is not None:
-        return F.relu(bound - prediction.item_loss).mean()
+        short = F.relu(bound - prediction.item_loss)  # [N]; ranks may hold different numbers of items
+        return short.sum() / distributed.mean(short.new_tensor(len(short))).clamp(min=1 / distributed.world())
     return F.relu(bound - distributed.mean(prediction.loss))
 
 

@@ -61,11 +61,16 @@ class Plan:
     keep_until_forgotten: bool = False
 
     def __post_init__(self) -> None:
+        empty = [name for name, classes in self.groups.items() if not classes]
+        if empty:
+            raise UserError(f"group {empty[0]!r} of plan {self.name!r} holds no class; name some or leave it out.")
         _check_disjoint(self.groups)
         if not self.steps:
             raise UserError(f"plan {self.name!r} has no phases; list at least one 'learn:' or 'forget:'.")
         known: set[str] = {n for n in self.groups if n not in self.learned_groups}
         for action, names in self.steps:
+            if not names or len(set(names)) < len(names):
+                raise UserError(f"plan {self.name!r}: a phase names each of its groups once, got {list(names)}.")
             for name in names:
                 if name not in self.groups:
                     raise UserError(f"plan {self.name!r} names group {name!r}; it has: {', '.join(self.groups)}.")
@@ -158,10 +163,14 @@ def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
             f"{path} is no plan: it needs `groups` (name: classes) and `phases` (a list of `learn: group` or "
             f"`forget: group`)" + (f"; unknown: {', '.join(map(str, sorted(extra)))}." if extra else ".")
         )
+    patient = data.get("keep_until_forgotten", False)
+    if not isinstance(patient, bool):
+        raise UserError(f"{path}: keep_until_forgotten is true or false, got {patient!r}.")
     groups: dict[str, tuple[str, ...]] = {}
     for name, classes in data["groups"].items():
         if classes != "rest":
-            groups[str(name)] = tuple(resolve(classes, available, f"group {name!r} of {path}"))
+            listed = classes if isinstance(classes, list | str) else [] if classes is None else [classes]
+            groups[str(name)] = tuple(resolve(listed, available, f"group {name!r} of {path}"))
     taken = {c for classes in groups.values() for c in classes}
     for name, classes in data["groups"].items():
         if classes == "rest":
@@ -169,7 +178,7 @@ def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
             taken.update(groups[str(name)])
     groups = {str(name): groups[str(name)] for name in data["groups"]}
     steps = tuple(_step(entry, path) for entry in data["phases"])
-    return Plan(str(data.get("name", Path(path).stem)), groups, steps, bool(data.get("keep_until_forgotten", False)))
+    return Plan(str(data.get("name", Path(path).stem)), groups, steps, patient)
 
 
 def _step(entry: Any, path: str | Path) -> tuple[str, tuple[str, ...]]:

@@ -28,6 +28,8 @@ def choose(precision: str, device: torch.device) -> str:
     """
     if precision == "auto":
         return "bf16" if bf16_in_hardware(device) else "fp32"
+    if precision not in PRECISIONS:
+        raise UserError(f"`--precision` must be one of auto, {', '.join(PRECISIONS)}, got {precision}.")
     if precision == "fp16" and device.type == "cpu":
         raise UserError("`--precision fp16` needs a GPU; on a CPU use bf16 or fp32.")
     return precision
@@ -46,9 +48,14 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError("`--device cuda` was asked for, but torch sees no GPU; use --device cpu.")
-        device = torch.device("cuda", local_rank if name == "cuda" else int(name.split(":")[1]))
+        number = str(local_rank) if name == "cuda" else name.partition(":")[2]
+        if not number.isdecimal() or int(number) >= torch.cuda.device_count():
+            raise UserError(f"`--device {name}`: there is no GPU {number}; torch sees {torch.cuda.device_count()}.")
+        device = torch.device("cuda", int(number))
         torch.cuda.set_device(device)
         return device
+    if name != "cpu":
+        raise UserError(f"`--device` must be auto, cpu, cuda or cuda:N, got {name}.")
     return torch.device(name)
 
 

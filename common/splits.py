@@ -18,6 +18,8 @@ def read_list(text: str) -> list[str]:
             lines = Path(text[1:]).read_text().splitlines()
         except OSError as error:
             raise UserError(f"cannot read class list {text[1:]}: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise UserError(f"class list {text[1:]} is no text file.") from None
         return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
     return [piece.strip() for piece in text.split(",") if piece.strip()]
 
@@ -37,7 +39,7 @@ def resolve(wanted: str | Sequence[object], available: Sequence[str], what: str)
     for entry in entries:
         if entry in available:
             names.append(entry)
-        elif entry.isdigit() and int(entry) < len(available):
+        elif entry.isdecimal() and int(entry) < len(available):
             names.append(available[int(entry)])
         else:
             raise UserError(f"{what}: unknown class {entry!r}; there are: {shorten(available)}.")
@@ -106,6 +108,8 @@ def subset(
     """
     if not 0 < fraction <= 1:
         raise UserError(f"a fraction of the training data must be above 0 and at most 1, got {fraction}.")
+    if shots < 0:
+        raise UserError(f"`--shots` must not be negative, got {shots}.")
     generator = torch.Generator().manual_seed(derive(seed, "subset"))
     if not stratified and not shots:
         return sorted(torch.randperm(len(labels), generator=generator)[: int(fraction * len(labels))].tolist())
