@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from common.domain import ClassTable
@@ -31,15 +32,17 @@ def published_state(model: nn.Module, merge: bool = True) -> dict[str, Tensor]:
     return to_published(state, model.config.dec_layers)
 
 
-def export_official(model: nn.Module, path: str | Path, classes: ClassTable | None = None) -> Path:
+def export_official(
+    model: nn.Module, path: str | Path, classes: ClassTable | None = None, *, half: bool = False
+) -> Path:
     """Writes {"model", "config", "classes"} with adapters merged; returns the path.
 
     The original reads `model`; `load_checkpoint` also reads config and class table, so that a
-    reloaded model needs no further word about what it is.
+    reloaded model needs no further word about what it is. `half` stores floats in float16, read back as float32.
     """
     classes = classes or getattr(model, "class_table", None)
     content = {
-        "model": {name: tensor.cpu() for name, tensor in _once(published_state(model)).items()},
+        "model": _once(published_state(model), half),
         "config": model.config.to_dict() | {"lora_rank": 0},
     }
     if classes is not None:
@@ -48,9 +51,10 @@ def export_official(model: nn.Module, path: str | Path, classes: ClassTable | No
     return Path(path)
 
 
-def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _once(state: dict[str, Tensor], half: bool) -> dict[str, Tensor]:
     """Tensors moved to the CPU once per memory, so that tied copies stay tied in the file."""
     moved: dict[int, Tensor] = {}
     for tensor in state.values():
-        moved.setdefault(tensor.data_ptr(), tensor.cpu().clone())
+        kind = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
+        moved.setdefault(tensor.data_ptr(), tensor.to("cpu", kind, copy=True))
     return {name: moved[tensor.data_ptr()] for name, tensor in state.items()}

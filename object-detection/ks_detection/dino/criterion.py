@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import distributed
-from ks_detection.boxes import cxcywh_to_xyxy, generalized_iou
+from ks_detection.boxes import area, cxcywh_to_xyxy, generalized_iou
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.denoising import Denoising
 from ks_detection.dino.matcher import Matches, match, pad_targets
@@ -33,21 +33,30 @@ class Criterion:
         `_dn`, `_dn_0`..; for the log `class_error`, `cardinality_error`, `loss_xy`, `loss_hw`.
 
         Args:
-            outputs: what `Dino` returns; targets: per image labels [T] and boxes [T, 4] cxcywh.
+            outputs: what `Dino` returns.
+            targets: per image `labels` [T] and `boxes` [T, 4] cxcywh, and, where there are regions to be left
+                alone, `ignore` [K, 4]: unmatched queries mostly inside them count neither way.
         """
+        return self.with_matches(outputs, targets)[0]
+
+    def with_matches(self, outputs: dict, targets: list[dict]) -> tuple[dict[str, Tensor], Matches]:
+        """The terms, and the pairs of the last layer."""
         with torch.autocast(outputs["pred_boxes"].device.type, enabled=False):
             return self._terms(outputs, targets)
 
-    def _terms(self, outputs: dict, targets: list[dict]) -> dict[str, Tensor]:
-        layers = [outputs, *outputs["aux_outputs"], outputs["interm_outputs"]]
-        suffixes = ["", *(f"_{i}" for i in range(len(outputs["aux_outputs"]))), "_interm"]
+    def _terms(self, outputs: dict, targets: list[dict]) -> tuple[dict[str, Tensor], Matches]:
+        layers = [outputs, *outputs["aux_outputs"]]
+        suffixes = ["", *(f"_{i}" for i in range(len(outputs["aux_outputs"])))]
+        if outputs.get("interm_outputs"):
+            layers.append(outputs["interm_outputs"])
+            suffixes.append("_interm")
         logits = torch.stack([layer["pred_logits"].float() for layer in layers])  # [L, B, Q, C]
         boxes = torch.stack([layer["pred_boxes"].float() for layer in layers])
         matches = match(logits, boxes, targets, self.config)
         count = self.object_count(targets, boxes.device)
-        terms = self._layer_terms(logits, boxes, matches, targets, count, suffixes)
+        terms = self._layer_terms(logits, boxes, matches, targets, count, suffixes, counted(boxes, targets))
         terms |= self._log_terms(logits[0], matches[0], targets)
-        return terms | self._denoising_terms(outputs, targets, count)
+        return terms | self._denoising_terms(outputs, targets, count), matches[0]
 
     def object_count(self, targets: list[dict], device: torch.device) -> Tensor:
         """Objects per rank, averaged over ranks, at least 1."""
@@ -75,13 +84,17 @@ class Criterion:
             return 0.0
         return kinds[kind] * (config.interm_loss_coef if name.endswith("_interm") else 1.0)
 
-    def _layer_terms(self, logits, boxes, matches: list[Matches], targets, count, suffixes) -> dict:
+    def _layer_terms(self, logits, boxes, matches: list[Matches], targets, count, suffixes, factor=None) -> dict:
         labels, objects = pad_targets(targets, boxes.device)
         wanted = torch.zeros_like(logits)
         layer = torch.cat([torch.full_like(m.rows, i) for i, m in enumerate(matches)])
         rows, queries, found = (torch.cat(part) for part in zip(*matches, strict=True))
         wanted[layer, rows, queries, labels[rows, found]] = 1.0
-        focal = focal_loss(logits, wanted, self.config.focal_alpha).sum((1, 2, 3)) / count  # [L]
+        focal = focal_loss(logits, wanted, self.config.focal_alpha).sum(-1)  # [L, B, Q]
+        if factor is not None:
+            factor[layer, rows, queries] = 1.0
+            focal = focal * factor
+        focal = focal.sum((1, 2)) / count  # [L]
         paired = self._box_terms(boxes[layer, rows, queries], objects[rows, found])
         summed = {name: _sum_by(layer, value, len(matches)) / count for name, value in paired.items()}
         terms = {}
@@ -143,3 +156,25 @@ def positive_matches(denoising: Denoising, targets: list[dict]) -> Matches:
 def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
     """[size] sums of the values that share an index."""
     return values.new_zeros(size).index_add(0, index, values)
+
+
+@torch.no_grad()
+def counted(boxes: Tensor, targets: list[dict]) -> Tensor | None:
+    """[L, B, Q] 0 for queries that lie by more than half in a region to be left alone, else 1; None without any.
+
+    Args:
+        boxes: [L, B, Q, 4] cxcywh.
+    """
+    if not any(len(target.get("ignore", ())) for target in targets):
+        return None
+    factor = boxes.new_ones(boxes.shape[:3])
+    for row, target in enumerate(targets):
+        regions = target.get("ignore")
+        if regions is None or len(regions) == 0:
+            continue
+        own = cxcywh_to_xyxy(boxes[:, row])[:, :, None]  # [L, Q, 1, 4]
+        other = cxcywh_to_xyxy(regions.to(boxes))
+        low, high = torch.maximum(own[..., :2], other[..., :2]), torch.minimum(own[..., 2:], other[..., 2:])
+        inside = (high - low).clamp(min=0).prod(-1) / area(own).clamp(min=1e-9)  # [L, Q, K]
+        factor[:, row][(inside > 0.5).any(-1)] = 0.0
+    return factor

@@ -1,0 +1,355 @@
+"""The detection domain: what the loop needs to know about pictures with boxes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from common import distributed, splits
+from common.domain import ClassTable, Domain, GalleryItem, Prediction
+from common.errors import UserError
+from common.streams import Draw, Stream
+from ks_detection import gallery, transforms
+from ks_detection.boxes import xyxy_to_cxcywh
+from ks_detection.checkpoints.extend import HEADS, extend_classes
+from ks_detection.data.folders import with_classes
+from ks_detection.data.records import DetectionSet, Picture
+from ks_detection.dino.criterion import Criterion
+from ks_detection.dino.model import build_dino, ffn_linears
+from ks_detection.dino.padding import pad_images
+from ks_detection.dino.postprocess import post_process
+from ks_detection.features import FeatureCache, pad_maps
+from ks_detection.forgetting import miss_loss
+from ks_detection.scores import Found, Scores, Truth, coco_scores
+
+RULES = ("ignore", "remove", "exclude")
+
+
+@dataclass
+class PictureConfig:
+    """Pictures: which objects count, sizes and augmentation."""
+
+    mixed: str = field(
+        default="ignore",
+        metadata={"help": "what becomes of objects of other groups in a picture: left out of the loss, treated as "
+                          "background (published), or the picture is not used", "choices": list(RULES)},
+    )  # fmt: skip
+    augment: bool = field(default=True, metadata={"help": "DETR's random sizes and crops while training"})
+    flip: bool = field(default=True, metadata={"help": "mirror images are part of the augmentation (not for digits)"})
+    sizes: str = field(default="480-800:32", metadata={"help": "shorter sides to train with: from-to:step, or a list"})
+    longest: int = field(default=1333, metadata={"help": "longest side allowed, pixels"})
+    before_crop: str = field(default="400,500,600", metadata={"help": "shorter sides before a random crop, pixels"})
+    crop: str = field(default="384,600", metadata={"help": "smallest and largest side of a random crop, pixels"})
+    test_size: int = field(default=800, metadata={"help": "shorter side when scoring, pixels"})
+    eval_batch: int = field(default=8, metadata={"help": "pictures per batch when scoring, grouped by aspect ratio"})
+    keep_decoded: int = field(default=512, metadata={"help": "megabytes of decoded pictures kept in memory"})
+    learn_fraction: float = field(default=1.0, metadata={"help": "share of training pictures that a learn phase uses"})
+    forget_fraction: float = field(default=1.0, metadata={"help": "the same for classes to be forgotten"})
+    retain_fraction: float = field(default=1.0, metadata={"help": "the same for all other classes"})
+    cache_features: str = field(
+        default="", metadata={"help": "folder in which the frozen backbone's maps are kept; needs --no-augment"}
+    )
+    cache_gb: float = field(default=4.0, metadata={"help": "size limit of that folder, gigabytes"})
+    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
+
+    def __post_init__(self) -> None:
+        if self.cache_features and self.augment:
+            raise UserError("--cache-features needs --no-augment: features of an augmented picture never come again.")
+
+    def recipe(self) -> transforms.Recipe:
+        """The sizes as numbers. Raises UserError for text that holds none."""
+        low, high = (numbers(self.crop, "--crop") * 2)[:2]
+        sizes, before = numbers(self.sizes, "--sizes"), numbers(self.before_crop, "--before-crop")
+        return transforms.Recipe(sizes, self.longest, before, (low, high), self.test_size, self.flip, self.augment)
+
+
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """(480, 512, ...) of "480-800:32" or "480,512"."""
+    try:
+        if "-" in text:
+            span, _, step = text.partition(":")
+            low, high = (int(part) for part in span.split("-"))
+            return tuple(range(low, high + 1, int(step or 1)))
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"`{flag}` takes pixels such as 480-800:32 or 400,500,600, got {text!r}.") from None
+
+
+class Scenes(NamedTuple):
+    """A batch: normalised images [3, h, w] (or backbone maps), what is on them, file names, picture numbers.
+
+    targets: per picture labels [T] (logit rows), boxes [T, 4] and ignore [K, 4], both cxcywh in 0..1.
+    """
+
+    images: list[Tensor] | list[list[Tensor]]
+    sizes: list[tuple[int, int]]
+    targets: list[dict[str, Tensor]]
+    names: list[str]
+    indices: list[int]
+
+
+class DetectionDomain(Domain):
+    """Pictures with boxes, scored by COCO average precision.
+
+    Args:
+        base: the base model, a Dino with `class_table`; its rows come before those of new classes.
+        data: training and test pictures of all classes of the plan.
+        groups: {"learn", "forget", "retain", ...} -> class names, which decide the share of pictures used.
+        config: see `PictureConfig`.
+        seed: decides which training pictures a share holds.
+    """
+
+    name = "detection"
+    metric = "map"
+    metric_label = "COCO AP (%)"
+
+    def __init__(
+        self,
+        base: nn.Module,
+        data: DetectionSet,
+        groups: dict[str, Sequence[str]],
+        config: PictureConfig,
+        seed: int = 0,
+    ) -> None:
+        self.base, self.config, self.seed, self.groups = base, config, seed, groups
+        self.recipe = config.recipe()
+        wanted = [c for classes in groups.values() for c in classes]
+        self.classes = base.class_table.extended(wanted)
+        self.pictures = {"train": data.train, "test": data.test}
+        self.criterion = Criterion(base.config)
+        self.cache = FeatureCache(config, base) if config.cache_features else None
+        self._transforms = {
+            True: transforms.train_transform(self.recipe),
+            False: transforms.test_transform(self.recipe),
+        }
+        self._decoded: dict[tuple[bool, int], Tensor] = {}
+        self._room = config.keep_decoded * 2**20
+        self._check_classes(wanted, data)
+        self._used = self._choose()
+
+    def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:
+        for part, pictures in self.pictures.items():
+            shown = {thing.label for picture in pictures for thing in picture.things if not thing.crowd}
+            missing = [name for name in wanted if name not in shown]
+            if missing:
+                part = "training" if part == "train" else part
+                raise UserError(
+                    f"there is no {part} picture with class {missing[0]!r}; the data has: {splits.shorten(data.classes)}."
+                )
+
+    # ---- which pictures ----------------------------------------------------------------------------------
+
+    def _choose(self) -> dict[str, set[int]]:
+        """Class name -> training pictures that a phase on it may use."""
+        shares = {"learn": self.config.learn_fraction, "forget": self.config.forget_fraction}
+        used: dict[str, set[int]] = {}
+        for group, classes in self.groups.items():
+            showing = self._showing(classes, "train")
+            fraction = shares.get(group, self.config.retain_fraction)
+            picked = splits.subset([0] * len(showing), self.seed, fraction) if fraction != 1 else range(len(showing))
+            used |= {name: {showing[p] for p in picked} for name in classes}
+        return used
+
+    def _showing(self, classes: Sequence[str], part: str) -> list[int]:
+        """Numbers of the pictures with an object of the classes that the rule for mixed pictures admits."""
+        wanted = set(classes)
+        found = {id(p) for p in with_classes(self.pictures[part], wanted)}
+        if self.config.mixed == "exclude" and part == "train":
+            found -= {id(p) for p in self.pictures[part] if any(thing.label not in wanted for thing in p.things)}
+            if not found:
+                raise UserError(
+                    f"--mixed exclude leaves no training picture of {splits.shorten(list(classes))}: all show other classes too."
+                )
+        return [i for i, picture in enumerate(self.pictures[part]) if id(picture) in found]
+
+    def _indices(self, classes: Sequence[str], train: bool) -> list[int]:
+        if not train:
+            return self._showing(classes, "test")
+        allowed = set().union(*(self._used.get(name, set()) for name in classes))
+        return [i for i in self._showing(classes, "train") if i in allowed]
+
+    def size(self, classes: Sequence[str], *, train: bool) -> int:
+        return len(self._indices(classes, train))
+
+    # ---- the model ---------------------------------------------------------------------------------------
+
+    def build_model(self, pretrained: bool = True) -> nn.Module:
+        model = copy.deepcopy(self.base) if pretrained else build_dino(copy.deepcopy(self.base.config))
+        model = extend_classes(model, len(self.classes))
+        model.class_table = self.classes
+        return model
+
+    def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
+        attention = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+        attention += [
+            n
+            for n, m in model.named_modules()
+            if n.endswith(("value_proj", "output_proj")) and isinstance(m, nn.Linear)
+        ]
+        found = {"ffn": ffn_linears(model), "attention": attention}
+        if self.cache:  # the cached maps are those of the plain backbone
+            found = {key: [n for n in names if not n.startswith("backbone.")] for key, names in found.items()}
+        return found
+
+    def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
+        rows = self.classes.rows(classes)
+        return {f"{head}.{part}": rows for head in HEADS for part in ("weight", "bias")} | {"label_enc.weight": rows}
+
+    # ---- batches -----------------------------------------------------------------------------------------
+
+    def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Scenes]:
+        indices, wanted = self._indices(classes, train), frozenset(classes)
+        if stream is None:
+            ratio = {i: self._picture(i, train).width / self._picture(i, train).height for i in indices}
+            share = sorted(indices, key=ratio.get)[distributed.rank() :: distributed.world()]
+            size = self.config.eval_batch
+            chunks = [[Draw(i, None) for i in share[k : k + size]] for k in range(0, len(share), size)]
+            return (self._batch(chunk, wanted, train) for chunk in chunks)
+        batches = ([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
+        if self.config.workers == 0:
+            return (self._batch(batch, wanted, train) for batch in batches)
+        return self._in_workers(batches, wanted)
+
+    def _in_workers(self, batches: Iterator[list[Draw]], wanted: frozenset[str]) -> Iterable[Scenes]:
+        from torch.utils.data import DataLoader
+
+        from ks_detection.workers import Drawn
+
+        return DataLoader(
+            Drawn(self, wanted), batch_sampler=batches, num_workers=self.config.workers, collate_fn=collate
+        )
+
+    def _picture(self, index: int, train: bool) -> Picture:
+        return self.pictures["train" if train else "test"][index]
+
+    def _pixels(self, index: int, train: bool) -> Tensor:
+        """uint8 [3, H, W], kept in memory while there is room."""
+        found = self._decoded.get((train, index))
+        if found is None:
+            found = pil_to_tensor(self._picture(index, train).open())
+            if found.numel() <= self._room:
+                self._room -= found.numel()
+                self._decoded[train, index] = found
+        return found
+
+    def _batch(self, draws: list[Draw], wanted: frozenset[str], train: bool) -> Scenes:
+        return collate([self.item(draw, wanted, train) for draw in draws])
+
+    def item(self, draw: Draw, wanted: frozenset[str], train: bool) -> tuple:
+        """(image or maps, size, target, name, index) of one picture."""
+        picture = self._picture(draw.index, train)
+        things = [t for t in picture.things if not t.crowd and t.label in self.classes.names]
+        if self.config.mixed == "remove":
+            things = [t for t in things if t.label in wanted]
+        boxes = torch.tensor([t.box for t in things], dtype=torch.float32).view(-1, 4)
+        labels = torch.tensor([self.classes.row(t.label) for t in things], dtype=torch.long)
+        other = torch.tensor([t.label not in wanted for t in things], dtype=torch.bool)
+        random = draw.seed is not None and self.config.augment and train
+        image, boxes, labels, other = transforms.apply(
+            self._transforms[random],
+            self._pixels(draw.index, train),
+            boxes,
+            labels,
+            other,
+            draw.seed if random else None,
+        )
+        height, width = image.shape[-2:]
+        boxes = xyxy_to_cxcywh(boxes) / torch.tensor([width, height, width, height])
+        target = {"labels": labels[~other], "boxes": boxes[~other], "ignore": boxes[other]}
+        maps = self.cache.get(f"{train}-{picture.name}", image) if self.cache else image
+        return maps, (height, width), target, picture.name, draw.index
+
+    def item_names(self, batch: Scenes) -> list[str]:
+        return batch.names
+
+    # ---- forward and scores ------------------------------------------------------------------------------
+
+    def forward(self, model: nn.Module, batch: Scenes, targets: list[dict] | None = None) -> dict:
+        """The detector's outputs on a batch, from pixels or from cached maps."""
+        device = next(model.parameters()).device
+        if not self.cache:
+            return model(pad_images([image.to(device) for image in batch.images]), targets)
+        if model.training and any(p.requires_grad for p in model.backbone.parameters()):
+            raise UserError("--cache-features needs a frozen backbone; this method trains it: leave the flag out.")
+        return model.decode(*pad_maps(batch.images, batch.sizes, device), targets)
+
+    def predict(self, model: nn.Module, batch: Scenes) -> Prediction:
+        device = next(model.parameters()).device
+        targets = [{name: value.to(device) for name, value in target.items()} for target in batch.targets]
+        outputs = self.forward(model, batch, targets)
+        terms, items = self.criterion.with_matches(outputs, targets)
+        scores = outputs["pred_logits"].float()[items.rows, items.queries]
+        embedding = outputs["queries"].float()[items.rows, items.queries]
+        labels = [
+            targets[row]["labels"][thing]
+            for row, thing in zip(items.rows.tolist(), items.objects.tolist(), strict=True)
+        ]
+        labels = torch.stack(labels) if labels else torch.zeros(0, dtype=torch.long, device=device)
+        return Prediction(self.criterion.total(terms), scores, embedding, labels, miss_loss(outputs, targets, items))
+
+    def detect(self, model: nn.Module, classes: Sequence[str]) -> tuple[list[Truth], list[Found]]:
+        """Objects and detections of all test pictures with the classes, over all ranks, in pixels."""
+        own: list[tuple[Truth, Found]] = []
+        for batch in self.loader(classes, train=False):
+            outputs = self.forward(model, batch)
+            pictures = [self._picture(i, False) for i in batch.indices]
+            sizes = [(picture.height, picture.width) for picture in pictures]
+            for picture, found in zip(pictures, post_process(outputs, sizes, model.config.num_select), strict=True):
+                things = [(t.label, t.box, t.crowd) for t in picture.things]
+                labels = [self.classes.names[row] for row in found["labels"].tolist()]
+                answer = Found(found["scores"].tolist(), labels, found["boxes"].tolist())
+                own.append((Truth(picture.name, picture.width, picture.height, things), answer))
+        every = [pair for part in distributed.gather(own) for pair in part]
+        return [truth for truth, _ in every], [found for _, found in every]
+
+    def scores(self, model: nn.Module, classes: Sequence[str]) -> Scores:
+        """All COCO scores over `classes`, on the test pictures that show one of them."""
+        return coco_scores(*self.detect(model, classes), classes)
+
+    def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
+        found = self.scores(model, classes)
+        return {"total": found.ap, **found.per_class}
+
+    # ---- for records and reports -------------------------------------------------------------------------
+
+    def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+        picked = self._showing(classes, "test")[:count]
+        wanted = frozenset(classes)
+        items = []
+        for index in picked:
+            batch = self._batch([Draw(index, None)], wanted, train=False)
+            picture = self._picture(index, False)
+            outputs = self.forward(model, batch)
+            found = post_process(
+                outputs, [(picture.height, picture.width)], model.config.num_select, gallery.THRESHOLD
+            )[0]
+            items.append(gallery.item(picture, found, self.classes.names, wanted))
+        return items
+
+    def describe(self) -> dict[str, Any]:
+        keep = ("mixed", "augment", "flip", "sizes", "longest", "before_crop", "crop", "test_size", "learn_fraction",
+                "forget_fraction", "retain_fraction")  # fmt: skip
+        counts = {
+            group: {part: len(self._indices(classes, part == "train")) for part in ("train", "test")}
+            for group, classes in self.groups.items()
+        }
+        return {
+            "model": self.base.config.to_dict(), "classes": list(self.classes.names), "ids": list(self.classes.ids),
+            "pictures": counts, "cached_features": bool(self.cache), **{key: getattr(self.config, key) for key in keep},
+        }  # fmt: skip
+
+
+def collate(items: list[tuple]) -> Scenes:
+    """A batch of `DetectionDomain.item`s."""
+    return Scenes(*(list(column) for column in zip(*items, strict=True)))
+
+
+def empty_table(count: int) -> ClassTable:
+    """Names for the rows of a checkpoint that has none: row_0, row_1, ..."""
+    return ClassTable(tuple(f"row_{i}" for i in range(count)))

@@ -1,0 +1,49 @@
+"""Pictures with boxes drawn in, for the report and for predict.py."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from common.domain import GalleryItem
+from ks_detection.data.records import Picture
+
+THRESHOLD = 0.3  # detections below are not shown
+COLORS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45", "#fabed4", "#469990")
+SIDE = 256  # pixels of the longer side in the report
+
+
+def draw(image: Image.Image, found: dict[str, Tensor], names: tuple[str, ...], side: int = 0) -> Image.Image:
+    """A copy with a frame and a name per detection; at most `side` pixels long where that is not 0, small ones enlarged."""
+    scale = side / max(image.size) if side else 1.0
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = image.resize(size, Image.Resampling.BICUBIC) if side else image.copy()
+    pen = ImageDraw.Draw(canvas)
+    for score, label, box in zip(*(found[key].tolist() for key in ("scores", "labels", "boxes")), strict=True):
+        color = COLORS[label % len(COLORS)]
+        left, top, right, bottom = (value * scale for value in box)
+        pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=2)
+        text = f"{names[label]} {100 * score:.0f}"
+        spot = pen.textbbox((left, max(0, top - 11)), text)
+        pen.rectangle(spot, fill=color)
+        pen.text((left, max(0, top - 11)), text, fill="black")
+    return canvas
+
+
+def item(picture: Picture, found: dict[str, Tensor], names: tuple[str, ...], wanted: frozenset[str]) -> GalleryItem:
+    """What the report shows of one picture; `wanted` are the classes that it stands for."""
+    buffer = io.BytesIO()
+    draw(picture.open(), found, names, SIDE).save(buffer, "PNG", optimize=True)
+    truth = ", ".join(sorted(t.label for t in picture.things if t.label in wanted))
+    answers = [names[label] for label in found["labels"].tolist()]
+    answer = ", ".join(sorted(name for name in answers if name in wanted)) or "none of these"
+    return GalleryItem(picture.name, buffer.getvalue(), truth, answer, truth == answer)
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture as PNG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,105 @@
+"""COCO average precision of any pictures and predictions, without files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Truth(NamedTuple):
+    """A picture's objects in pixels: (class name, (left, top, right, bottom), crowd)."""
+
+    name: str
+    width: int
+    height: int
+    things: list[tuple[str, tuple[float, float, float, float], bool]]
+
+
+class Found(NamedTuple):
+    """A picture's detections, best first: [N] scores, [N] class names, [N] boxes as corners in pixels."""
+
+    scores: list[float]
+    labels: list[str]
+    boxes: list[list[float]]
+
+
+class Scores(NamedTuple):
+    """All in percent. ap, ap50, ap75: means over classes; per_class: AP@[.5:.95], per_class50: AP@.5.
+
+    curves: class -> precision at recall 0, 0.01, .. 1 and IoU 0.5 (101 values in 0..1).
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    per_class: dict[str, float]
+    per_class50: dict[str, float]
+    curves: dict[str, list[float]]
+
+
+def coco_scores(truths: Sequence[Truth], found: Sequence[Found], classes: Sequence[str]) -> Scores:
+    """COCO's bbox scores over `classes`; detections and objects of other classes are not looked at.
+
+    Area "all", 100 detections per picture, IoU 0.50:0.05:0.95. A class without an object has no score.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    numbers = {name: i + 1 for i, name in enumerate(classes)}
+    truth, detections = COCO(), []
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": i, "width": t.width, "height": t.height} for i, t in enumerate(truths)],
+        "categories": [{"id": i, "name": name} for name, i in numbers.items()],
+        "annotations": _annotations(truths, numbers),
+    }
+    for i, picture in enumerate(found):
+        for score, label, (x0, y0, x1, y1) in zip(picture.scores, picture.labels, picture.boxes, strict=True):
+            if label in numbers:
+                box = [x0, y0, x1 - x0, y1 - y0]
+                detections.append({"image_id": i, "category_id": numbers[label], "bbox": box, "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        if not detections:
+            return _nothing(truths, classes)
+        evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return _summary(evaluation.eval["precision"][:, :, :, 0, -1], classes)
+
+
+def _annotations(truths: Sequence[Truth], numbers: dict[str, int]) -> list[dict]:
+    entries = []
+    for i, picture in enumerate(truths):
+        for label, (x0, y0, x1, y1), crowd in picture.things:
+            if label in numbers:
+                box = [x0, y0, x1 - x0, y1 - y0]
+                entry = {"image_id": i, "category_id": numbers[label], "bbox": box, "iscrowd": int(crowd)}
+                entries.append(entry | {"id": len(entries) + 1, "area": box[2] * box[3]})
+    return entries
+
+
+def _summary(precision: np.ndarray, classes: Sequence[str]) -> Scores:
+    """precision: [10 IoUs, 101 recalls, classes], -1 where a class has no object."""
+
+    def mean(values: np.ndarray) -> float:
+        return float(100 * values[values > -1].mean()) if (values > -1).any() else float("nan")
+
+    known = [k for k in range(len(classes)) if (precision[:, :, k] > -1).any()]
+    return Scores(
+        mean(precision), mean(precision[0]), mean(precision[5]),
+        {classes[k]: mean(precision[:, :, k]) for k in known},
+        {classes[k]: mean(precision[0, :, k]) for k in known},
+        {classes[k]: precision[0, :, k].tolist() for k in known},
+    )  # fmt: skip
+
+
+def _nothing(truths: Sequence[Truth], classes: Sequence[str]) -> Scores:
+    shown = {label for t in truths for label, _, crowd in t.things if not crowd}
+    zero = {name: 0.0 for name in classes if name in shown}
+    total = 0.0 if zero else float("nan")
+    return Scores(total, total, total, zero, dict(zero), {name: [0.0] * 101 for name in zero})

@@ -1,0 +1,5 @@
+"""The published script: forget, then learn."""
+
+from ks_detection.published import main
+
+main("fftl")

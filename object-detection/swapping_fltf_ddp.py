@@ -1,0 +1,5 @@
+"""The published script: learn, then forget."""
+
+from ks_detection.published import main
+
+main("fltf")
