@@ -1,0 +1,187 @@
+"""The detection domain in the loop: which objects count, forgetting, resume-proof batches, two ranks, scores."""
+
+import pytest
+import torch
+from ks_detection.data.records import DetectionSet, Picture, Thing
+from ks_detection.dino.criterion import Criterion
+from ks_detection.domain import DetectionDomain, PictureConfig
+from ks_detection.forgetting import miss_loss
+from PIL import Image
+from tiny_dino import tiny_dino
+
+from common import methods
+from common.domain import ClassTable
+from common.errors import UserError
+from common.lora import LoraConfig
+from common.plan import make_plan
+from common.record import RecordConfig, Run
+from common.streams import Stream
+from common.trainer import TrainConfig, Trainer
+
+SMALL = {"augment": False, "test_size": 64, "longest": 96, "eval_batch": 2}
+GROUPS = {"learn": ("new",), "forget": ("b",), "retain": ("a", "c")}
+
+
+def picture(number: int, *labels: str) -> Picture:
+    things = tuple(Thing(label, (4.0 + 20 * i, 8.0, 20.0 + 20 * i, 40.0)) for i, label in enumerate(labels))
+    image = Image.new("RGB", (64 + 8 * (number % 2), 64), (40 * number % 255, 80, 120))
+    for i, _ in enumerate(labels):
+        image.paste((250, 30 * i, 10), (4 + 20 * i, 8, 20 + 20 * i, 40))
+    return Picture(f"p{number}", None, image.width, image.height, things, image)
+
+
+def pictures() -> DetectionSet:
+    rows = [("a",), ("a", "b"), ("b",), ("c", "new"), ("new",), ("c",), ("new", "a", "b"), ("c",)]
+    made = [picture(i, *labels) for i, labels in enumerate(rows)]
+    return DetectionSet(made, made, ["a", "b", "c", "new"])
+
+
+def base(**changes):
+    model = tiny_dino(num_classes=3, dn_labelbook_size=3, **changes)
+    model.class_table = ClassTable(("a", "b", "c"), (1, 5, 9))
+    return model
+
+
+def domain(model=None, **changes) -> DetectionDomain:
+    return DetectionDomain(model or base(), pictures(), GROUPS, PictureConfig(**(SMALL | changes)))
+
+
+def names_and_labels(batch):
+    return {
+        name: (sorted(t["labels"].tolist()), len(t["ignore"]))
+        for name, t in zip(batch.names, batch.targets, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("ignore", {"p1": ([1], 1), "p2": ([1], 0), "p6": ([1], 2)}),
+        ("remove", {"p1": ([1], 0), "p2": ([1], 0), "p6": ([1], 0)}),
+        ("exclude", {"p2": ([1], 0)}),
+    ],
+)
+def test_rule_for_pictures_that_show_other_groups_too(rule, expected):
+    own = domain(mixed=rule)
+    batch = next(iter(own.loader(("b",), train=True, stream=Stream(0, 8))))
+    assert names_and_labels(batch) == expected and own.size(("b",), train=True) == len(expected)
+
+
+def test_excluding_everything_is_a_clear_error():
+    with pytest.raises(UserError, match="leaves no training picture"):
+        data = DetectionSet([picture(0, "a", "b")], [picture(0, "a", "b")], ["a", "b"])
+        DetectionDomain(base(), data, {"forget": ("b",), "retain": ("a",)}, PictureConfig(mixed="exclude", **SMALL))
+
+
+def test_no_pictures_of_a_class_is_a_clear_error():
+    groups = GROUPS | {"learn": ("zebra",)}
+    with pytest.raises(UserError, match="no training picture with class 'zebra'"):
+        DetectionDomain(base(), pictures(), groups, PictureConfig(**SMALL))
+
+
+def test_ignored_regions_change_no_gradient_of_the_queries_inside():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, requires_grad=True)
+    boxes = torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.7, 0.7, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2]]]).repeat(2, 1, 1)
+    outputs = {"pred_logits": logits, "pred_boxes": boxes, "aux_outputs": []}
+    target = {"labels": torch.tensor([1]), "boxes": boxes[0, 2:], "ignore": torch.tensor([[0.7, 0.7, 0.2, 0.2]])}
+    criterion = Criterion(tiny_dino().config)
+    criterion(outputs, [target, {k: v for k, v in target.items() if k != "ignore"}])["loss_ce"].backward()
+    assert logits.grad[0, 1].abs().sum() == 0 and (logits.grad[0, [0, 2]].abs().sum(-1) > 0).all()
+    assert logits.grad[1, 1].abs().sum() > 0
+
+
+def test_batches_are_a_function_of_the_stream_alone():
+    own = domain(augment=True, sizes="56-72:8", before_crop="64,72", crop="48,64")
+    first, second = (iter(own.loader(("a", "c"), train=True, stream=Stream(4, 3))) for _ in range(2))
+    resumed = iter(own.loader(("a", "c"), train=True, stream=Stream(4, 3, start=2)))
+    batches = [next(first) for _ in range(3)]
+    assert names_and_labels(batches[0]) == names_and_labels(next(second))
+    again = next(resumed)
+    assert batches[2].names == again.names
+    for a, b in zip(batches[2].images, again.images, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_ranks_share_the_pictures_of_a_global_batch():
+    own = domain()
+    whole = next(iter(own.loader(("a", "c"), train=True, stream=Stream(1, 4))))
+    parts = [next(iter(own.loader(("a", "c"), train=True, stream=Stream(1, 2, 0, rank, 2)))) for rank in range(2)]
+    assert whole.names == parts[0].names + parts[1].names
+
+
+def test_prediction_rows_are_the_annotated_objects():
+    own = domain()
+    model = own.build_model().train()
+    assert model.config.num_classes == 4 and own.classes.names == ("a", "b", "c", "new")
+    batch = next(iter(own.loader(("new", "a"), train=True, stream=Stream(0, 5))))
+    found = own.predict(model, batch)
+    count = sum(len(target["labels"]) for target in batch.targets)
+    assert found.scores.shape == (count, 4) and found.embedding.shape == (count, 32)
+    assert sorted(found.labels.tolist()) == sorted(torch.cat([t["labels"] for t in batch.targets]).tolist())
+    assert found.item_loss.shape == (count,) and (found.item_loss > 0).all()
+
+
+def test_head_rows_are_rows_of_the_three_places_that_know_classes():
+    own = domain()
+    model = own.build_model()
+    rows = own.head_rows(model, ("new",))
+    parameters = dict(model.named_parameters())
+    assert len(rows) == 5 and all(indices == [3] and parameters[name].shape[0] > 3 for name, indices in rows.items())
+
+
+def test_miss_loss_falls_when_any_query_on_the_object_names_it():
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.22, 0.2], [0.1, 0.1, 0.1, 0.1]]])
+    targets = [{"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+    one = torch.tensor([0])
+
+    def loss(query: int, value: float) -> float:
+        logits = torch.full((1, 3, 4), -6.0)
+        logits[0, query, 2] = value
+        outputs = {"pred_logits": logits, "pred_boxes": boxes, "aux_outputs": []}
+        from ks_detection.dino.matcher import Matches
+
+        return miss_loss(outputs, targets, Matches(one, one, one)).item()
+
+    assert loss(0, 3.0) == pytest.approx(loss(1, 3.0)) and loss(0, 3.0) < 0.1
+    assert loss(2, 3.0) > 5  # a query elsewhere does not see it
+
+
+def run_swap(folder, order="fltf", **changes):
+    own = domain(base(), **changes)
+    plan = make_plan(order, *(GROUPS[name] for name in ("learn", "forget", "retain")))
+    config = TrainConfig(steps=2, batch_size=2, gallery=1, precision="fp32", lr=1e-3)
+    method = methods.load("gs_lora")
+    trainer = Trainer(
+        own, plan, config, LoraConfig(lora_rank=2), method, method.Config(bound=8.0), Run(folder), RecordConfig()
+    )
+    return trainer, trainer.swap()
+
+
+@pytest.mark.parametrize("order", ["fltf", "fftl"])
+def test_a_whole_swap_writes_scores_and_changes_only_adapters_and_new_rows(tmp_path, order):
+    trainer, metrics = run_swap(tmp_path, order)
+    start = base()
+    scores = [line for line in metrics if "score" in line]
+    assert len(scores) == 3 * 3 and all(0 <= line["score"] <= 100 for line in scores)
+    assert set(scores[0]["per_class"]) == set(GROUPS[scores[0]["group"]])
+    state, before = trainer.model.state_dict(), start.state_dict()
+    for name, value in before.items():
+        now = state[name][: value.shape[0] - (name == "label_enc.weight")]
+        torch.testing.assert_close(now, value[: len(now)], rtol=0, atol=0, msg=name)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and (tmp_path / "gallery.json").is_file()
+
+
+def test_cached_features_give_the_same_loss_and_spare_the_backbone(tmp_path):
+    plain, cached = domain(base(), eval_batch=1), domain(base(), eval_batch=1, cache_features=str(tmp_path))
+    model = plain.build_model().eval()
+    losses = []
+    for own in (plain, cached, cached):
+        batch = next(iter(own.loader(("a",), train=False)))
+        losses.append(own.predict(model, batch).loss.item())
+        if own is cached:
+            model.backbone.stem.down.weight.data.zero_()  # later passes must come from disk
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
+    assert list(tmp_path.rglob("*.pt")) and not any("backbone" in n for n in cached.lora_targets(model)["ffn"])
+    with pytest.raises(UserError, match="--no-augment"):
+        PictureConfig(cache_features=str(tmp_path))
