@@ -122,7 +122,8 @@ def from_record(data: Mapping[str, Any]) -> Plan:
 
 
 def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: Sequence[str]) -> Plan:
-    """The plan of one of the four orders, or of its one-phase parts "learn" and "forget".
+    """The plan of one of the four orders, or of its one-phase parts "learn" (which retains the classes of
+    `forget`) and "forget".
 
     Raises:
         UserError: unknown order, or a class in two groups.
@@ -133,6 +134,8 @@ def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: S
     for action in set(actions):
         if not groups[action]:
             raise UserError(f"order {order!r} needs classes to {action}; name them with --{action}.")
+    if "learn" not in actions:
+        del groups["learn"]  # never shown to the model, which does not know them
     groups = {name: classes for name, classes in groups.items() if classes}
     return Plan(order, groups, tuple((action, (action,)) for action in actions))
 
