@@ -88,6 +88,14 @@ def load_weights(
         _adapt(model, adapters, names, where)
 
 
+def class_count(state: Mapping[str, Tensor]) -> int:
+    """Number of classes that the weights know, without "no object"; 0 when they hold no class layer."""
+    for key, value in state.items():
+        if key.endswith(("predictor.class_embed.bias", "class_predictor.bias")):
+            return len(value) - 1
+    return 0
+
+
 def _from_transformers(state: dict[str, Tensor], names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
     """The same weights under detectron2's names."""
     known = {newest(key.removeprefix(ROOT)): value for key, value in state.items()}

@@ -17,19 +17,31 @@ from common.errors import UserError
 from ks_segmentation.config import Config
 from ks_segmentation.points import random_points, sample, uncertain_points
 
+UNKNOWN = -1  # label of a pixel whose class is not told: some class of another group
+
 
 class Segments(NamedTuple):
-    """What is to be found in one image: classes [T] and masks [T, H, W] of 0 and 1."""
+    """What is to be found in one image.
+
+    classes: [T]; masks: [T, H, W] of 0 and 1.
+    unknown: [H, W] where the class is not told, or None where all is.
+    """
 
     classes: Tensor
     masks: Tensor
+    unknown: Tensor | None = None
 
 
 class Matched(NamedTuple):
-    """Which query answers for which segment of one image, [L, N] each."""
+    """Which query answers for which segment of one image, [L, N] each.
+
+    excused: [L, Q] queries that mostly cover pixels of unknown class, or None: unless they are matched,
+        nothing says that they are wrong.
+    """
 
     query: Tensor
     segment: Tensor
+    excused: Tensor | None = None
 
 
 class SegmentationLoss(NamedTuple):
@@ -37,7 +49,7 @@ class SegmentationLoss(NamedTuple):
 
     total: scalar, weighted sum of `terms` over outputs.
     terms: "ce", "mask", "dice" -> [L], unweighted.
-    matched: one entry per image.
+    matched: one entry per image; classes: [T] of its segments.
     item_loss: [sum of N] the part of `total` that each matched segment causes, without the normaliser.
     """
 
@@ -45,10 +57,11 @@ class SegmentationLoss(NamedTuple):
     terms: dict[str, Tensor]
     matched: list[Matched]
     item_loss: Tensor
+    classes: list[Tensor]
 
 
 def segments(labels: Tensor, ignore: int, num_classes: int) -> list[Segments]:
-    """One segment per class present in each class-id map of [B, H, W]; pixels of value `ignore` are in none.
+    """One segment per class present in each class-id map of [B, H, W]; pixels of `ignore` or UNKNOWN are in none.
 
     Raises:
         UserError: an id that no class has.
@@ -56,13 +69,14 @@ def segments(labels: Tensor, ignore: int, num_classes: int) -> list[Segments]:
     found = []
     for label in labels:
         classes = label.unique()
-        classes = classes[classes != ignore]
+        hidden = label == UNKNOWN
+        classes = classes[(classes != ignore) & (classes != UNKNOWN)]
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
             wrong = int(classes.max()) if int(classes.max()) >= num_classes else int(classes.min())
             raise UserError(
                 f"a mask holds the id {wrong}; this model has ids 0-{num_classes - 1} and {ignore} for ignored pixels."
             )
-        found.append(Segments(classes.long(), label == classes[:, None, None]))
+        found.append(Segments(classes.long(), label == classes[:, None, None], hidden if hidden.any() else None))
     return found
 
 
@@ -85,7 +99,7 @@ class Criterion:
 
         Args:
             outputs: of `Mask2Former.forward`.
-            labels: [B, H, W] class ids, the ignore value where no class is.
+            labels: [B, H, W] class ids, the ignore value where no class is, UNKNOWN where it is not told.
 
         Raises:
             UserError: an id that no class has.
@@ -106,7 +120,7 @@ class Criterion:
         terms = {"ce": ce, "mask": mask.sum(1) / count, "dice": dice.sum(1) / count}
         total = sum(self.weights[name] * term.sum() for name, term in terms.items())
         items = self.weights["ce"] * item_ce + self.weights["mask"] * mask + self.weights["dice"] * dice
-        return SegmentationLoss(total, terms, matched, items.sum(0))
+        return SegmentationLoss(total, terms, matched, items.sum(0), [t.classes for t in targets])
 
     @torch.no_grad()
     def match(self, logits: Tensor, embeddings: Tensor, features: Tensor, target: Segments) -> Matched:
@@ -124,6 +138,10 @@ class Criterion:
         # softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t, so one product gives the mean over points
         mask = (F.softplus(x).sum(-1, keepdim=True) - x @ t) / self.points
         x = x.sigmoid_()
+        excused = None
+        if target.unknown is not None:
+            u = sample(target.unknown[None, None].to(x.dtype), points)[0, 0]  # [P]
+            excused = x @ u > 0.5 * x.sum(-1)
         dice = 1 - (2 * (x @ t) + 1) / (x.sum(-1, keepdim=True) + t.sum(0) + 1)
         chance = logits.softmax(-1)[..., target.classes]
         cost = self.weights["mask"] * mask + self.weights["dice"] * dice - self.weights["ce"] * chance
@@ -131,7 +149,7 @@ class Criterion:
         pairs = [linear_sum_assignment(one.T) for one in cost]  # transposed, so that segments come in order
         query = torch.stack([torch.as_tensor(pair[1]) for pair in pairs])
         segment = torch.stack([torch.as_tensor(pair[0]) for pair in pairs])
-        return Matched(query.to(features.device), segment.to(features.device))
+        return Matched(query.to(features.device), segment.to(features.device), excused)
 
     def class_loss(self, logits: Tensor, targets: list[Segments], matched: list[Matched]) -> tuple[Tensor, Tensor]:
         """([L] weighted mean cross-entropy over queries, [L, sum of N] cross-entropy of the matched ones)."""
@@ -141,7 +159,10 @@ class Criterion:
             wanted[:, b] = wanted[:, b].scatter(1, pair.query, target.classes[pair.segment])
         each = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(wanted)
         weight = torch.where(wanted == columns - 1, self.no_object, 1.0)
-        norm = distributed.total(weight.sum((1, 2))) / distributed.world()
+        for b, pair in enumerate(matched):
+            if pair.excused is not None:
+                weight[:, b] = weight[:, b].masked_fill(pair.excused & (wanted[:, b] == columns - 1), 0)
+        norm = (distributed.total(weight.sum((1, 2))) / distributed.world()).clamp(min=1e-6)
         items = torch.cat([each[:, b].gather(1, pair.query) for b, pair in enumerate(matched)], 1)
         return (each * weight).sum((1, 2)) / norm, items
 

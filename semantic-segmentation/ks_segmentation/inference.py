@@ -22,7 +22,8 @@ def class_scores(logits: Tensor, masks: Tensor) -> Tensor:
 
     Source: Cheng et al., 2021, arXiv:2107.06278, section 3.4.
     """
-    return torch.einsum("qk,qhw->khw", logits.float().softmax(-1)[:, :-1], masks.float().sigmoid())
+    with torch.autocast(masks.device.type, enabled=False):
+        return torch.einsum("qk,qhw->khw", logits.float().softmax(-1)[:, :-1], masks.float().sigmoid())
 
 
 def resized(x: Tensor, size: Size) -> Tensor:

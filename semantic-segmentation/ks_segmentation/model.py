@@ -59,7 +59,23 @@ class Mask2Former(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB images 0..255, [..., 3, H, W] of any type, as the model wants them."""
-        return (images.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
+        images = images.to(self.pixel_mean)
+        if self.config.INPUT.FORMAT == "BGR":
+            images = images.flip(-3)
+        return (images - self.pixel_mean) / self.pixel_std
+
+    @torch.no_grad()
+    def grow(self, count: int) -> None:
+        """Gives the class layer rows for `count` classes: old ones stay in front, "no object" stays the last,
+        rows in between start as the mean of the old ones and say nothing in particular."""
+        old = self.network.class_predictor
+        new = type(old)(old.in_features, count + 1).to(old.weight)
+        added = count - self.num_classes
+        for name in ("weight", "bias"):
+            rows = getattr(old, name)
+            middle = rows[:-1].mean(0, keepdim=True).expand(added, *rows.shape[1:])
+            getattr(new, name).copy_(torch.cat([rows[:-1], middle, rows[-1:]]))
+        self.network.class_predictor, self.num_classes = new, count
 
     @torch.no_grad()
     def segment(

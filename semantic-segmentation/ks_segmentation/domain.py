@@ -1,0 +1,307 @@
+"""The segmentation domain: what the loop needs to know about pictures with class-id masks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common import distributed
+from common.domain import ClassTable, Domain, GalleryItem, Prediction
+from common.errors import UserError
+from common.splits import shorten
+from common.streams import Draw, Stream
+from ks_segmentation.augment import scoring_view, train_view
+from ks_segmentation.criterion import UNKNOWN, Criterion, SegmentationLoss
+from ks_segmentation.layouts import MaskItem, MaskSet
+from ks_segmentation.masks import IGNORE
+from ks_segmentation.metrics import Confusion, Scores
+from ks_segmentation.scan import scan
+
+OTHERS = ("unknown", "background", "drop")
+
+
+@dataclass
+class MaskConfig:
+    """Masks: how pictures are read, augmented and scored."""
+
+    others: str = field(
+        default="unknown",
+        metadata={"help": "pixels of other groups' classes while training: unknown (a query that covers them is not "
+                          "blamed), background (published: it is told 'no object'), drop (leave such pictures out)",
+                  "choices": list(OTHERS)},
+    )  # fmt: skip
+    augment: bool = field(default=True, metadata={"help": "train on random scales, crops, colours and mirror images"})
+    eval_batch: int = field(default=1, metadata={"help": "test pictures per batch; those of one size are joined"})
+    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
+    test_limit: int = field(default=0, metadata={"help": "score on at most so many test pictures; 0 uses all"})
+    cache_dir: str = field(default="data", metadata={"help": "where the list of classes per mask is kept"})
+
+    def __post_init__(self) -> None:
+        if self.eval_batch < 1:
+            raise UserError(f"`--eval-batch` must be at least 1, got {self.eval_batch}.")
+
+
+class Scenes(NamedTuple):
+    """A batch: normalised images [B, 3, H, W], label rows [B, H, W], file names."""
+
+    images: Tensor
+    labels: Tensor
+    names: list[str]
+
+
+class Known(NamedTuple):
+    """One picture of the data: its item, the row of each of its set's classes (-1: none), the rows in its mask."""
+
+    item: MaskItem
+    rows: np.ndarray
+    present: frozenset[int]
+
+
+class SegmentationDomain(Domain):
+    """Pictures whose every pixel has a class, scored by mean intersection over union.
+
+    Args:
+        base: the pretrained model; its first rows are `known`.
+        known: names of the classes that the base model knows, in the order of its rows.
+        sets: the data; classes are the same when their names are.
+        groups: {"learn", "forget", "retain", ...} -> class names.
+        config: see `MaskConfig`.
+        seed: of the random start of a model that is not pretrained.
+    """
+
+    name = "segmentation"
+    metric = "miou"
+    metric_label = "mean IoU (%)"
+
+    def __init__(
+        self, base: nn.Module, known: Sequence[str], sets: Sequence[MaskSet], groups: dict[str, Sequence[str]],
+        config: MaskConfig, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.base, self.config, self.seed = base, config, seed
+        wanted = [c for classes in groups.values() for c in classes]
+        self.classes = ClassTable(tuple(known)).extended(wanted)
+        spare = [f"spare_{i}" for i in range(len(self.classes), base.num_classes)]
+        self.classes = self.classes.extended(spare)
+        offered = [c for s in sets for c in s.classes]
+        missing = [c for c in wanted if c not in offered]
+        if missing:
+            raise UserError(f"no mask can hold class {missing[0]!r}; the data has: {shorten(offered)}.")
+        self.wanted = frozenset(self.classes.rows(wanted))
+        self.train_items = self._known(sets, "train")
+        self.test_items = self._known(sets, "test")
+        if config.test_limit:
+            self.test_items = self.test_items[:: max(1, len(self.test_items) // config.test_limit)][: config.test_limit]
+        for part, items in (("training", self.train_items), ("test", self.test_items)):
+            empty = [c for c in wanted if not any(self.classes.row(c) in i.present for i in items)]
+            if empty:
+                raise UserError(f"class {empty[0]!r} is in no {part} mask.")
+        self.criterion = Criterion(base.config)
+
+    def _known(self, sets: Sequence[MaskSet], part: str) -> list[Known]:
+        found = []
+        for one in sets:
+            rows = np.array([self.classes.row(c) if c in self.classes.names else -1 for c in one.classes])
+            items = getattr(one, part)
+            for item, counts in zip(items, scan(items, self.config.cache_dir), strict=True):
+                present = frozenset(int(rows[c]) for c in counts) - {-1}
+                if present & self.wanted:
+                    found.append(Known(item, rows, present))
+        return found
+
+    # ---- which pictures ----------------------------------------------------------------------------------
+
+    def _indices(self, classes: Sequence[str], train: bool) -> list[int]:
+        rows = set(self.classes.rows(classes))
+        items = self.train_items if train else self.test_items
+        alone = train and self.config.others == "drop"
+        found = [
+            i for i, k in enumerate(items) if k.present & rows and not (alone and (k.present & self.wanted) - rows)
+        ]
+        if not found:
+            raise UserError(
+                f"no picture is left for {shorten(classes)}; with --others drop every one holds other classes."
+            )
+        return found
+
+    def size(self, classes: Sequence[str], *, train: bool) -> int:
+        return len(self._indices(classes, train))
+
+    def labels_of(self, known: Known, classes: Sequence[str], other: int) -> np.ndarray:
+        """[H, W] int64 rows of `classes`; pixels of other classes become `other`, those of none stay IGNORE."""
+        keep = set(self.classes.rows(classes))
+        table = np.full(IGNORE + 1, other, np.int64)
+        table[IGNORE] = IGNORE
+        for index, row in enumerate(known.rows):
+            if row in keep:
+                table[index] = row
+        return table[known.item.ids()]
+
+    # ---- the model ---------------------------------------------------------------------------------------
+
+    def build_model(self, pretrained: bool = True) -> nn.Module:
+        if pretrained:
+            model = copy.deepcopy(self.base)
+        else:
+            from ks_segmentation.architecture import build_mask2former
+
+            torch.manual_seed(self.seed)
+            model = build_mask2former(self.base.config)
+        if len(self.classes) != model.num_classes:
+            model.grow(len(self.classes))
+        return model
+
+    def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
+        """The FFN layers of backbone, pixel decoder and query decoder; the attention projections of the same."""
+        linear = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.MultiheadAttention))]
+        ffn = (".fc1", ".fc2", ".intermediate.dense", ".mlp.output.dense")
+        swin = [n for n in linear if ".blocks." in n and n.endswith(".output.dense") and ".attention." not in n]
+        first = [n for n in linear if n.endswith(ffn) or n in swin]
+        ends = ("_proj", ".query", ".key", ".value", ".attention.output.dense", ".cross_attn")
+        attention = [n for n in linear if n.endswith(ends) and not n.endswith("cross_attn.out_proj")]
+        return {"ffn": first, "attention": attention}
+
+    def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
+        rows = self.classes.rows(classes)
+        return {f"network.class_predictor.{leaf}": rows for leaf in ("weight", "bias")}
+
+    # ---- batches -----------------------------------------------------------------------------------------
+
+    def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Scenes]:
+        indices = self._indices(classes, train)
+        if stream is None:
+            return self._in_order(indices[distributed.rank() :: distributed.world()], classes, train)
+        batches = ([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
+        if self.config.workers == 0:
+            return (self._collate([self._train_scene(d, classes) for d in batch]) for batch in batches)
+        return self._in_workers(batches, classes)
+
+    def _in_workers(self, batches: Iterator[list[Draw]], classes: Sequence[str]) -> Iterable[Scenes]:
+        from torch.utils.data import DataLoader
+
+        return DataLoader(
+            _Drawn(self, classes), batch_sampler=_Endless(batches), num_workers=self.config.workers,
+            collate_fn=self._collate,
+        )  # fmt: skip
+
+    def _train_scene(self, draw: Draw, classes: Sequence[str]) -> tuple[Tensor, Tensor, str]:
+        known = self.train_items[draw.index]
+        other = UNKNOWN if self.config.others == "unknown" else IGNORE
+        image = torch.from_numpy(known.item.picture()).permute(2, 0, 1)
+        labels = torch.from_numpy(self.labels_of(known, classes, other))
+        settings = self.base.config.INPUT
+        if self.config.augment:
+            image, labels = train_view(image, labels, settings, draw.seed, IGNORE)
+        return image, labels, known.item.name
+
+    def _in_order(self, indices: Sequence[int], classes: Sequence[str], train: bool) -> Iterator[Scenes]:
+        """Batches of pictures of one size, labels at their original size."""
+        waiting: list[tuple[Tensor, Tensor, str]] = []
+        for index in indices:
+            known = (self.train_items if train else self.test_items)[index]
+            image = torch.from_numpy(known.item.picture()).permute(2, 0, 1)
+            labels = torch.from_numpy(self.labels_of(known, classes, IGNORE))
+            scene = (scoring_view(image, self.base.config.INPUT), labels, known.item.name)
+            full = len(waiting) == self.config.eval_batch
+            if waiting and (full or scene[0].shape != waiting[0][0].shape or scene[1].shape != waiting[0][1].shape):
+                yield self._collate(waiting)
+                waiting = []
+            waiting.append(scene)
+        if waiting:
+            yield self._collate(waiting)
+
+    def _collate(self, scenes: Sequence[tuple[Tensor, Tensor, str]]) -> Scenes:
+        images, labels, names = zip(*scenes, strict=True)
+        if len({i.shape for i in images}) > 1:
+            raise UserError(
+                "training pictures of one batch differ in size; turn INPUT.CROP.ENABLED on, or --batch-size 1."
+            )
+        normalised = self.base.normalise(torch.stack(images).to(self.base.pixel_mean.device))
+        return Scenes(normalised, torch.stack(labels), list(names))
+
+    # ---- forward and scores ------------------------------------------------------------------------------
+
+    def predict(self, model: nn.Module, batch: Scenes) -> Prediction:
+        return self.predict_together(model, [batch])[0]
+
+    def predict_together(self, model: nn.Module, batches: Sequence[Scenes]) -> list[Prediction]:
+        """One forward pass on the joined batches where their pictures have one size; losses batch by batch."""
+        device = next(model.parameters()).device
+        if len({b.images.shape[-2:] for b in batches}) > 1:
+            return [self.predict_together(model, [b])[0] for b in batches]
+        outputs = model(torch.cat([b.images for b in batches]).to(device, non_blocking=True))
+        result, start = [], 0
+        for batch in batches:
+            part = slice(start, start + len(batch.images))
+            start = part.stop
+            own = {key: outputs[key][:, part] for key in ("logits", "mask_embeddings")}
+            own["mask_features"] = outputs["mask_features"][part]
+            loss = self.criterion(own, batch.labels.to(device))
+            result.append(self._prediction(loss, outputs["logits"][-1, part], outputs["embedding"][part], batch))
+        return result
+
+    def _prediction(self, loss: SegmentationLoss, logits: Tensor, embedding: Tensor, batch: Scenes) -> Prediction:
+        """One row per segment: what its query of the last output says."""
+        scores = torch.cat([x[m.query[-1], :-1] for x, m in zip(logits.float(), loss.matched, strict=True)])
+        features = torch.cat([x[m.query[-1]] for x, m in zip(embedding.float(), loss.matched, strict=True)])
+        labels = torch.cat([c[m.segment[-1]] for c, m in zip(loss.classes, loss.matched, strict=True)])
+        return Prediction(loss.total, scores, features, labels, loss.item_loss if len(labels) else None)
+
+    def confusion(self, model: nn.Module, classes: Sequence[str]) -> Confusion:
+        """Pixel counts of this rank's test pictures; pixels of other classes than `classes` are left out."""
+        counts = Confusion(self.classes.names, IGNORE)
+        device = next(model.parameters()).device
+        for batch in self.loader(classes, train=False):
+            sizes = [tuple(label.shape) for label in batch.labels]
+            answers = model.segment(batch.images.to(device), sizes)
+            for answer, label in zip(answers, batch.labels, strict=True):
+                counts.add(answer.cpu(), label)
+        return counts
+
+    def scores(self, model: nn.Module, classes: Sequence[str]) -> Scores:
+        """mIoU, fwIoU, mACC, pACC and per-class values on the test pictures, over all ranks."""
+        return self.confusion(model, classes).scores(next(model.parameters()).device)
+
+    def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
+        found = self.scores(model, classes)
+        return {"total": found.miou} | {c: found.iou[c] for c in classes}
+
+    def item_names(self, batch: Scenes) -> list[str]:
+        return batch.names
+
+    def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+        from ks_segmentation.pictures import gallery
+
+        return gallery(self, model, classes, count)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "config": self.base.config.plain(), "classes": list(self.classes.names), "others": self.config.others,
+            "augment": self.config.augment,
+            "pictures": {"train": len(self.train_items), "test": len(self.test_items)},
+        }  # fmt: skip
+
+
+class _Drawn:
+    """The training pictures as a torch data set whose keys are draws."""
+
+    def __init__(self, domain: SegmentationDomain, classes: Sequence[str]) -> None:
+        self.domain, self.classes = domain, tuple(classes)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, str]:
+        return self.domain._train_scene(draw, self.classes)
+
+
+class _Endless:
+    """A batch sampler that hands out batches drawn elsewhere."""
+
+    def __init__(self, batches: Iterator[list[Draw]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return self.batches

@@ -1,0 +1,3 @@
+from ks_segmentation.published import main
+
+main("lfl")
