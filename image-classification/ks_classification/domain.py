@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,50 +16,10 @@ from common import distributed, splits
 from common.domain import ClassTable, Domain, GalleryItem, Prediction
 from common.errors import UserError
 from common.streams import Draw, Stream
-from ks_classification import models
-from ks_classification.data import ImageSet, Item, decode
+from ks_classification import models, selection
+from ks_classification.data import ImageSet, Item
 from ks_classification.models import ModelSpec
-from ks_classification.transforms import seeded, test_transform, train_transform
-
-
-@dataclass
-class ImageConfig:
-    """Images: how they are read and augmented."""
-
-    augment: bool = field(default=True, metadata={"help": "random crops and mirror images while training"})
-    flip: bool = field(default=True, metadata={"help": "mirror images are part of the augmentation (not for digits)"})
-    crop: float = field(default=0.6, metadata={"help": "smallest share of the area that a random crop keeps"})
-    keep_aspect: bool = field(
-        default=True, metadata={"help": "resize without distortion (published: squeezed to a square)"}
-    )
-    skip_corrupt: bool = field(default=False, metadata={"help": "leave unreadable images out instead of stopping"})
-    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
-    label_smoothing: float = field(default=0.0, metadata={"help": "share of the target spread over all classes"})
-    cache_stem: str = field(
-        default="", metadata={"help": "folder in which the frozen stem's outputs are kept (hybrid models)"}
-    )
-    stem_views: int = field(default=4, metadata={"help": "augmented views of each training image in that cache"})
-    eval_batch: int = field(default=256, metadata={"help": "images per batch when scoring"})
-    learn_fraction: float = field(
-        default=1.0, metadata={"help": "share of each class's training images that a learn phase uses"}
-    )
-    forget_fraction: float = field(default=1.0, metadata={"help": "the same for classes to be forgotten"})
-    retain_fraction: float = field(default=1.0, metadata={"help": "the same for all other classes"})
-    shots: int = field(default=0, metadata={"help": "this many training images per class instead of a share (K-shot)"})
-    stratified: bool = field(
-        default=True, metadata={"help": "draw the share class by class (published: over all images)"}
-    )
-    split: str = field(
-        default="", metadata={"help": "split.json of an earlier run whose training images are used again"}
-    )
-
-
-class Images(NamedTuple):
-    """A batch: normalised images [B, 3, S, S] (or stem outputs), logit rows [B], file names."""
-
-    images: Tensor
-    labels: Tensor
-    names: list[str]
+from ks_classification.pixels import ImageConfig, Images, Pixels, read_pixels
 
 
 class ClassificationDomain(Domain):
@@ -72,6 +32,7 @@ class ClassificationDomain(Domain):
         config: see `ImageConfig`.
         base: a model to start from; built at random from the spec when None.
         seed: decides which training items a share holds, and the new rows' start.
+        training: False reads the test images only.
     """
 
     name = "classification"
@@ -80,9 +41,10 @@ class ClassificationDomain(Domain):
 
     def __init__(
         self, spec: ModelSpec, images: ImageSet, groups: dict[str, Sequence[str]], config: ImageConfig,
-        base: nn.Module | None = None, seed: int = 0,
+        base: nn.Module | None = None, seed: int = 0, training: bool = True,
     ) -> None:  # fmt: skip
         self.spec, self.config, self.base, self.seed = spec, config, base, seed
+        self.groups = groups
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = ClassTable(tuple(spec.classes)).extended(wanted)
         missing = [c for c in wanted if c not in images.classes]
@@ -90,67 +52,44 @@ class ClassificationDomain(Domain):
             raise UserError(
                 f"there are no images of class {missing[0]!r}; the data has: {splits.shorten(images.classes)}."
             )
-        self.groups = groups
-        self.split = self._choose(images.train)
-        chosen = set(self.split["train"]) if self.split else None
-        train = [i for i in images.train if i.label in wanted and (chosen is None or i.name in chosen)]
-        test = [i for i in images.test if i.label in wanted]
-        self._mean = torch.tensor(spec.mean).view(3, 1, 1) * 255
-        self._std = torch.tensor(spec.std).view(3, 1, 1) * 255
+        if base is not None:
+            self._check_head(base)
+        if config.eval_margin:
+            self.metric_label = "top-1 accuracy with margin (%)"
+        used = selection.choose(images.train, groups, self.classes, config, seed) if training else None
+        self.subset = None if used is None else selection.digest(used)
+        train = [i for i in images.train if i.label in wanted and (used is None or i.name in used)]
+        self.items: dict[str, list[Item]] = {}
+        self.pixels: dict[str, Pixels] = {}
         self.skipped: list[str] = []
-        self.train_items, self._train = self._decode(train, "reading training images")
-        self.test_items, self._test = self._decode(test, "reading test images")
-        self._by_class = {
-            "train": _positions(self.train_items), "test": _positions(self.test_items),
-        }  # fmt: skip
+        parts = {"train": train if training else [], "test": [i for i in images.test if i.label in wanted]}
+        for part, items in parts.items():
+            self._read(part, items)
+        self._by_class = {part: _positions(items) for part, items in self.items.items()}
         for part, found in self._by_class.items():
             empty = [c for c in wanted if c not in found]
-            if empty:
+            if empty and (training or part == "test"):
                 raise UserError(f"class {empty[0]!r} has no readable {part} image.")
-        self._stem: dict[str, Any] = {}
         if config.cache_stem:
             self._fill_stem_cache()
 
+    def _check_head(self, model: nn.Module) -> None:
+        """Raises UserError for settings that the model's classifier cannot honour."""
+        head = models.classifier(model)
+        if self.config.eval_margin and not hasattr(head, "with_margin"):
+            raise UserError("`--eval-margin` needs a face model with a margin head (cosface, arcface or sface).")
+        if self.config.label_smoothing and hasattr(head, "item_loss"):
+            raise UserError("`--label-smoothing` is for plain classifiers; face heads have losses of their own.")
+
     # ---- which images ------------------------------------------------------------------------------------
 
-    def _choose(self, items: list[Item]) -> dict[str, Any]:
-        """The training items that are used, by name; empty when all are."""
-        c = self.config
-        if c.split:
-            from common.record import read_json
-
-            return read_json(c.split)
-        shares = {"learn": c.learn_fraction, "forget": c.forget_fraction}
-        if not c.shots and all(s == 1.0 for s in (*shares.values(), c.retain_fraction)):
-            return {}
-        names = []
-        for group, classes in self.groups.items():
-            members = [i for i in items if i.label in classes]
-            fraction = shares.get(group, c.retain_fraction)
-            labels = [self.classes.row(i.label) for i in members]
-            picked = splits.subset(labels, self.seed, fraction, c.shots, c.stratified)
-            names += [members[p].name for p in picked]
-        return {"train": names}
-
-    def _decode(self, items: list[Item], what: str) -> tuple[list[Item], list[Tensor]]:
-        """Reads every image once and keeps it as uint8, at most 1.25 times the model's size on its shorter side."""
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
-        limit = round(1.25 * self.spec.size) if self.config.keep_aspect else self.spec.size
-
-        def prepare(image: Image.Image) -> Tensor:
-            if not self.config.keep_aspect:
-                image = image.resize((limit, limit), Image.Resampling.BILINEAR)
-            elif min(image.size) > limit:
-                scale = limit / min(image.size)
-                image = image.resize(
-                    (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
-                )
-            return pil_to_tensor(image)
-
-        good, tensors, bad = decode(items, prepare, self.config.skip_corrupt, what)
+    def _read(self, part: str, items: list[Item]) -> None:
+        what = f"reading {'training' if part == 'train' else part} images"
+        good, pixels, bad = read_pixels(items, self.spec.size, self.config, what)
+        row = {name: i for i, name in enumerate(self.classes.names)}
         self.skipped += bad
-        return [items[i] for i in good], tensors
+        self.items[part] = good
+        self.pixels[part] = Pixels(good, pixels, [row[i.label] for i in good], self.spec, self.config)
 
     def _fill_stem_cache(self) -> None:
         """Runs the frozen stem once over all images: `stem_views` augmented views of each training image."""
@@ -161,15 +100,15 @@ class ClassificationDomain(Domain):
         views = c.stem_views if c.augment else 1
         settings = {"size": self.spec.size, "mean": self.spec.mean, "std": self.spec.std, "views": views}
         settings |= {"flip": c.flip, "crop": c.crop, "keep_aspect": c.keep_aspect}
-        for part, items, count in (("train", self.train_items, views), ("test", self.test_items, 1)):
-            key = stem_cache.key_of(stem, [i.name for i in items], settings | {"part": part})
-            self._stem[part] = torch.from_numpy(
-                stem_cache.features(
-                    stem, c.cache_stem, key, len(items), count,
-                    lambda i, seed, train=part == "train": self._image(i, seed, train),
-                    lambda images: (images.float() - self._mean) / self._std, f"stem of {part} images",
-                )
-            )  # fmt: skip
+        for part, pixels in self.pixels.items():
+            if len(pixels):
+                key = stem_cache.key_of(stem, pixels.names, settings | {"part": part})
+                count = views if part == "train" else 1
+                pixels.stem = stem_cache.features(stem, c.cache_stem, key, pixels, count, f"stem of {part} images")
+
+    def documents(self) -> dict[str, Any]:
+        """split.json: the images of this run, which --split uses again."""
+        return {selection.SPLIT: {part: pixels.names for part, pixels in self.pixels.items()}}
 
     def size(self, classes: Sequence[str], *, train: bool) -> int:
         return len(self._indices(classes, train))
@@ -181,8 +120,6 @@ class ClassificationDomain(Domain):
     # ---- the model ---------------------------------------------------------------------------------------
 
     def build_model(self, pretrained: bool = True) -> nn.Module:
-        import copy
-
         if pretrained and self.base is not None:
             model = copy.deepcopy(self.base)
         else:
@@ -206,49 +143,11 @@ class ClassificationDomain(Domain):
     # ---- batches -----------------------------------------------------------------------------------------
 
     def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Images]:
-        indices = self._indices(classes, train)
+        pixels, indices = self.pixels["train" if train else "test"], self._indices(classes, train)
         if stream is None:
-            share = indices[distributed.rank() :: distributed.world()]
-            chunks = [share[i : i + self.config.eval_batch] for i in range(0, len(share), self.config.eval_batch)]
-            return (self._collate([self._load(i, None, train) for i in chunk], chunk, train) for chunk in chunks)
-        batches = ([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
-        if self.config.workers == 0:
-            return (self._train_batch(batch) for batch in batches)
-        return self._in_workers(batches)
-
-    def _train_batch(self, batch: list[Draw]) -> Images:
-        return self._collate([self._load(d.index, d.seed, True) for d in batch], [d.index for d in batch], True)
-
-    def _in_workers(self, batches: Iterator[list[Draw]]) -> Iterable[Images]:
-        from torch.utils.data import DataLoader
-
-        return DataLoader(
-            _Drawn(self), batch_sampler=_Endless(batches), num_workers=self.config.workers,
-            collate_fn=lambda pairs: self._collate([t for t, _ in pairs], [i for _, i in pairs], True),
-        )  # fmt: skip
-
-    def _load(self, index: int, seed: int | None, train: bool) -> Tensor:
-        """One transformed image, uint8 [3, S, S], or its cached stem output."""
-        if self._stem:
-            views = self._stem["train" if train else "test"]
-            return views[index, 0 if seed is None else seed % views.shape[1]]
-        return self._image(index, seed, train)
-
-    def _image(self, index: int, seed: int | None, train: bool) -> Tensor:
-        """One transformed image, uint8 [3, S, S]; without a seed, as in tests."""
-        image = (self._train if train else self._test)[index]
-        c, size = self.config, self.spec.size
-        if seed is None or not c.augment:
-            return test_transform(size, c.keep_aspect)(image)
-        return seeded(train_transform(size, c.flip, c.crop, c.keep_aspect), image, seed)
-
-    def _collate(self, tensors: list[Tensor], indices: Sequence[int], train: bool) -> Images:
-        items = self.train_items if train else self.test_items
-        images = torch.stack(tensors).float()
-        if not self._stem:
-            images = (images - self._mean) / self._std
-        labels = torch.tensor([self.classes.row(items[i].label) for i in indices])
-        return Images(images, labels, [items[i].name for i in indices])
+            share, count = indices[distributed.rank() :: distributed.world()], self.config.eval_batch
+            return (pixels[[Draw(k, None) for k in share[i : i + count]]] for i in range(0, len(share), count))
+        return pixels.batches([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
 
     # ---- forward and scores ------------------------------------------------------------------------------
 
@@ -261,14 +160,18 @@ class ClassificationDomain(Domain):
         images = torch.cat([b.images for b in batches]).to(device, non_blocking=True)
         logits, embedding = models.forward(model, images)
         logits, embedding = logits.float(), embedding.float()
+        labels = torch.cat([b.labels for b in batches]).to(device, non_blocking=True)
+        losses = self._losses(model, logits, embedding, labels)
         sizes = [len(b.labels) for b in batches]
-        parts = zip(batches, logits.split(sizes), embedding.split(sizes), strict=True)
-        result = []
-        for batch, scores, features in parts:
-            labels = batch.labels.to(device)
-            loss = F.cross_entropy(scores, labels, reduction="none", label_smoothing=self.config.label_smoothing)
-            result.append(Prediction(loss.mean(), scores, features, labels, loss))
-        return result
+        parts = zip(*(t.split(sizes) for t in (losses, logits, embedding, labels)), strict=True)
+        return [Prediction(loss.mean(), *rest, loss) for loss, *rest in parts]
+
+    def _losses(self, model: nn.Module, logits: Tensor, embedding: Tensor, labels: Tensor) -> Tensor:
+        """[N]: what the head itself is trained with (faces: with its margin), else cross-entropy."""
+        head = models.classifier(model)
+        if hasattr(head, "item_loss"):
+            return head.item_loss(embedding, labels)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.label_smoothing)
 
     def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
         """Top-1 accuracy over all logits: {"total", class name: ...}, in percent."""
@@ -276,8 +179,11 @@ class ClassificationDomain(Domain):
         right = torch.zeros(len(self.classes), device=device)
         count = torch.zeros_like(right)
         for batch in self.loader(classes, train=False):
-            answers = model(batch.images.to(device)).argmax(-1)
             labels = batch.labels.to(device)
+            logits, embedding = models.forward(model, batch.images.to(device))
+            if self.config.eval_margin:
+                logits = models.classifier(model)(embedding, labels)
+            answers = logits.argmax(-1)
             right.index_add_(0, labels, (answers == labels).float())
             count.index_add_(0, labels, torch.ones_like(labels, dtype=right.dtype))
         right, count = distributed.total(right), distributed.total(count)
@@ -294,12 +200,12 @@ class ClassificationDomain(Domain):
         """Test images of as many of the classes as possible, the same ones at every call."""
         found = [self._by_class["test"][c] for c in classes]
         picked = [c[k] for k in range(max(map(len, found))) for c in found if k < len(c)][:count]
-        batch = self._collate([self._load(i, None, False) for i in picked], picked, False)
-        logits = model(batch.images.to(next(model.parameters()).device)).float().softmax(-1)
-        share, rows = logits.max(-1)
+        batch = self.pixels["test"][[Draw(i, None) for i in picked]]
+        logits, _ = models.forward(model, batch.images.to(next(model.parameters()).device))
+        share, rows = logits.float().softmax(-1).max(-1)
         items = []
         for i, p, row in zip(picked, share.tolist(), rows.tolist(), strict=True):
-            item, answer = self.test_items[i], self.classes.names[row]
+            item, answer = self.items["test"][i], self.classes.names[row]
             items.append(
                 GalleryItem(item.name, _thumbnail(item), item.label, f"{answer} {100 * p:.0f} %", answer == item.label)
             )
@@ -313,30 +219,8 @@ class ClassificationDomain(Domain):
             "images": {part: {n: len(v) for n, v in found.items()} for part, found in self._by_class.items()},
             "skipped": len(self.skipped), "augment": c.augment, "flip": c.flip, "crop": c.crop,
             "keep_aspect": c.keep_aspect, "label_smoothing": c.label_smoothing, "cached_stem": bool(c.cache_stem),
+            **({"subset": self.subset} if self.subset else {}), **({"eval_margin": True} if c.eval_margin else {}),
         }  # fmt: skip
-
-
-class _Drawn:
-    """A data set whose keys are draws, for worker processes."""
-
-    def __init__(self, domain: ClassificationDomain) -> None:
-        self.domain = domain
-
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
-        return self.domain._load(draw.index, draw.seed, True), draw.index
-
-    def __len__(self) -> int:
-        return len(self.domain.train_items)
-
-
-class _Endless:
-    """A batch sampler over an endless stream."""
-
-    def __init__(self, batches: Iterator[list[Draw]]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return self.batches
 
 
 def _positions(items: Sequence[Item]) -> dict[str, list[int]]:
