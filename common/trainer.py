@@ -201,7 +201,7 @@ class Trainer:
             self._resume()
         with self._stopping():
             if not self.metrics:
-                self._score(phase=0, action="start", epoch=0, step=0)
+                self._score(phase=0, action="start", epoch=0, step=0, end=True)
                 self._show("before")
             for phase in self.plan.phases[self.done["phase"] - 1 :]:
                 self._train(phase)
@@ -233,7 +233,7 @@ class Trainer:
             epoch = (number + 1) // per_epoch
             every = self.config.eval_every
             if every and (number + 1) % per_epoch == 0 and epoch % every == 0 and number + 1 < total:
-                self._score(phase.index, phase.action, epoch, number + 1)
+                self._score(phase.index, phase.action, epoch, number + 1, end=False)
                 began = time.monotonic()
             if distributed.any_rank(self.stop, self.device):
                 progress.close()
@@ -375,7 +375,7 @@ class Trainer:
         self.model.eval()
         with precision.autocast(self.format, self.device):
             self.method.end_phase(phase)
-        self._score(phase.index, phase.action, total // per_epoch, total)
+        self._score(phase.index, phase.action, total // per_epoch, total, end=True)
         self._record_adapters(phase)
         self._show(phase.title)
         self.done.update(phase=phase.index + 1, step=0)
@@ -394,13 +394,13 @@ class Trainer:
             stack.enter_context(precision.autocast(self.format, self.device))
             yield
 
-    def _score(self, phase: int, action: str, epoch: int, step: int) -> None:
-        """Scores every group of the plan and records a line each."""
+    def _score(self, phase: int, action: str, epoch: int, step: int, end: bool) -> None:
+        """Scores every group of the plan and records a line each; `end` marks the scores a phase ends with."""
         lines = []
         with self._answering():
             for group, classes in self.plan.groups.items():
                 scores = dict(self.domain.evaluate(self.model, classes))
-                lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "group": group,
+                lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end, "group": group,
                               "metric": self.domain.metric, "score": scores.pop("total"), "per_class": scores})  # fmt: skip
         self._write(lines)
         if distributed.is_main():

@@ -55,7 +55,8 @@ def make_run(
         for epoch in (1, 2) if phase else (0,):
             for group, classes in plan.groups.items():
                 score = {c: min(100.0, max(0.0, level[group] + draw.normal())) for c in classes}
-                lines.append({"phase": index, "action": action, "epoch": epoch, "step": 10 * epoch, "group": group,
+                lines.append({"phase": index, "action": action, "epoch": epoch, "step": 10 * epoch, "end": epoch != 1,
+                              "group": group,
                               "metric": "acc", "score": sum(score.values()) / len(score), "per_class": score})  # fmt: skip
         if phase and adapter:
             norms = {f"blocks.{b}": float(abs(draw.normal())) for b in range(blocks)}

@@ -28,6 +28,7 @@ def body(argv: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="run folders, or folders that hold runs")
     parser.add_argument("--html", default="", metavar="FILE", help="also write a self-contained page there")
+    parser.add_argument("--json", default="", metavar="FILE", help="also write the figures behind the table there")
     parser.add_argument("--title", default="", help="heading of the page; default the names of the runs")
     args = parser.parse_args(argv)
     from common.report.runs import find_runs
@@ -35,6 +36,11 @@ def body(argv: list[str]) -> int:
 
     runs = find_runs(args.results)
     print(markdown(runs), end="")
+    if args.json:
+        from common.record import write_json
+        from common.report.runs import summary
+
+        write_json(Path(args.json), [summary(run) for run in runs])
     if args.html:
         from common.record import write_bytes
         from common.report.page import render

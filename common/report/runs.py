@@ -94,21 +94,13 @@ class RunRecord:
         titles = {0: "before", **{p["index"]: p.get("title") or f"{p['index']} {p['action']}" for p in self.phases}}
         found = []
         for index, title in titles.items():
-            ends = [line for line in self.scored if line["phase"] == index and self._ends(line)]
+            ends = [line for line in self.scored if line["phase"] == index and line["end"]]
             if not ends:
                 break
             scores = {line["group"]: line["score"] for line in ends if _number(line["score"])}
             classes = {c: s for line in ends for c, s in line.get("per_class", {}).items() if _number(s)}
             found.append(Moment(index, title, scores, classes))
         return found
-
-    def _ends(self, line: Mapping[str, Any]) -> bool:
-        """Whether a score was taken at the end of its phase, not on the way."""
-        if line["phase"] == 0 or not self.train:
-            return True
-        if self.train.get("steps"):
-            return line["step"] >= self.train["steps"]
-        return line["epoch"] >= self.train.get("epochs", 0)
 
     @property
     def finished(self) -> bool:
@@ -192,6 +184,17 @@ def read_run(folder: str | Path) -> RunRecord:
     if (folder / "done.json").is_file():
         done = read_json(folder / "done.json")
     return RunRecord(folder, config, read_lines(folder / METRICS), read_lines(folder / STEPS), gallery, done)
+
+
+def summary(run: RunRecord) -> dict[str, Any]:
+    """The small JSON behind a table: what was run, and the scores at every moment."""
+    data = {k: v for k, v in run.identity.get("data", {}).items() if k != "images"}
+    return {
+        "name": run.name, "finished": run.finished, "identity": {**run.identity, "data": data},
+        "command": run.config.get("command"), "versions": run.config.get("versions"), "done": run.done,
+        "parameters": run.config.get("parameters"),
+        "moments": [{"title": m.title, "scores": m.scores, "per_class": m.per_class} for m in run.moments],
+    }  # fmt: skip
 
 
 def find_runs(places: Sequence[str | Path]) -> list[RunRecord]:

@@ -40,7 +40,8 @@ def seed_sets(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 def _seedless(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _seedless(v) for k, v in value.items() if k != "seed"}
+        # "base": the checksum of a base model that was itself trained once per seed
+        return {k: _seedless(v) for k, v in value.items() if k not in ("seed", "base")}
     return [_seedless(v) for v in value] if isinstance(value, list) else value
 
 
