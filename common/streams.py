@@ -73,12 +73,18 @@ class Stream:
         return -(-size // (self.batch_size * self.world))
 
 
+@dataclass(frozen=True)
 class Ordered(Stream):
-    """One finite pass over this rank's share, in order and without augmentation: for importances and means."""
+    """One finite pass over this rank's share, in order and without augmentation: for importances and means.
+
+    items: these positions only, instead of all.
+    """
+
+    items: tuple[int, ...] | None = None
 
     def positions(self, size: int) -> list[int]:
         """This rank's items in the order of its batches."""
-        return list(range(self.rank, size, self.world))
+        return list(range(size) if self.items is None else self.items)[self.rank :: self.world]
 
     def batches(self, size: int) -> Iterator[list[Draw]]:
         share = self.positions(size)

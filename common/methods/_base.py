@@ -85,10 +85,15 @@ class Method:
         """The stream that draws "target" or "keep" items; a method with a small memory draws from that."""
         return stream
 
-    def pass_over(self, classes: Sequence[str], batch_size: int = 0) -> Iterable[Batch]:
-        """This rank's share of the training items of `classes`, once, in order, without augmentation."""
+    def pass_over(
+        self, classes: Sequence[str], batch_size: int = 0, items: tuple[int, ...] | None = None
+    ) -> Iterable[Batch]:
+        """This rank's share of the training items of `classes`, once, in order, without augmentation.
+
+        items: positions in the loader of these classes, to pass over some of them only.
+        """
         size = batch_size or self.run.batch_size
-        stream = Ordered(self.run.seed, size, 0, distributed.rank(), distributed.world())
+        stream = Ordered(self.run.seed, size, 0, distributed.rank(), distributed.world(), items)
         return self.domain.loader(classes, train=True, stream=stream)
 
     def begin_phase(self, phase: Phase) -> None:

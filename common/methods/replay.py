@@ -9,7 +9,7 @@ from torch import Tensor
 from common.domain import Prediction
 from common.errors import UserError
 from common.losses import bounded_forgetting
-from common.methods._base import Method, Step
+from common.methods._base import Method, Step, for_phase
 
 
 class Replay(Method):
@@ -25,6 +25,9 @@ class Replay(Method):
         learn_weight: float = field(default=1.0, metadata={"help": "weight of the target loss in a learn phase"})
         keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep loss in a learn phase"})
         forget_weight: float = field(default=0.2, metadata={"help": "weight of the bounded forget loss"})
+        forget_weights: str = field(
+            default="", metadata={"help": "one per phase, comma separated, instead of that (continual forgetting)"}
+        )
         bound: float = field(
             default=10.0,
             metadata={"help": "loss (nats) at which an item counts as forgotten; BND in the paper"},
@@ -44,7 +47,8 @@ class Replay(Method):
         if step.phase.action == "learn":
             return self.config.learn_weight * target.loss + self.config.keep_weight * kept
         forget = bounded_forgetting(target, self.config.bound, self.config.bound_per_item)
-        return kept + self.config.forget_weight * step.log("bounded", forget)
+        weight = for_phase(self.config.forget_weights, self.config.forget_weight, step.phase, "--forget-weights")
+        return kept + weight * step.log("bounded", forget)
 
 
 METHOD = Replay
