@@ -2,48 +2,15 @@
 
 import pytest
 import torch
-from ks_detection.data.records import DetectionSet, Picture, Thing
+from ks_detection.data.records import DetectionSet
 from ks_detection.dino.criterion import Criterion
 from ks_detection.domain import DetectionDomain, PictureConfig
 from ks_detection.forgetting import miss_loss
-from PIL import Image
 from tiny_dino import tiny_dino
+from tiny_swap import GROUPS, SMALL, base, domain, picture, pictures, run_rank, run_swap
 
-from common import methods
-from common.domain import ClassTable
 from common.errors import UserError
-from common.lora import LoraConfig
-from common.plan import make_plan
-from common.record import RecordConfig, Run
 from common.streams import Stream
-from common.trainer import TrainConfig, Trainer
-
-SMALL = {"augment": False, "test_size": 64, "longest": 96, "eval_batch": 2}
-GROUPS = {"learn": ("new",), "forget": ("b",), "retain": ("a", "c")}
-
-
-def picture(number: int, *labels: str) -> Picture:
-    things = tuple(Thing(label, (4.0 + 20 * i, 8.0, 20.0 + 20 * i, 40.0)) for i, label in enumerate(labels))
-    image = Image.new("RGB", (64 + 8 * (number % 2), 64), (40 * number % 255, 80, 120))
-    for i, _ in enumerate(labels):
-        image.paste((250, 30 * i, 10), (4 + 20 * i, 8, 20 + 20 * i, 40))
-    return Picture(f"p{number}", None, image.width, image.height, things, image)
-
-
-def pictures() -> DetectionSet:
-    rows = [("a",), ("a", "b"), ("b",), ("c", "new"), ("new",), ("c",), ("new", "a", "b"), ("c",)]
-    made = [picture(i, *labels) for i, labels in enumerate(rows)]
-    return DetectionSet(made, made, ["a", "b", "c", "new"])
-
-
-def base(**changes):
-    model = tiny_dino(num_classes=3, dn_labelbook_size=3, **changes)
-    model.class_table = ClassTable(("a", "b", "c"), (1, 5, 9))
-    return model
-
-
-def domain(model=None, **changes) -> DetectionDomain:
-    return DetectionDomain(model or base(), pictures(), GROUPS, PictureConfig(**(SMALL | changes)))
 
 
 def names_and_labels(batch):
@@ -147,17 +114,6 @@ def test_miss_loss_falls_when_any_query_on_the_object_names_it():
     assert loss(2, 3.0) > 5  # a query elsewhere does not see it
 
 
-def run_swap(folder, order="fltf", **changes):
-    own = domain(base(), **changes)
-    plan = make_plan(order, *(GROUPS[name] for name in ("learn", "forget", "retain")))
-    config = TrainConfig(steps=2, batch_size=2, gallery=1, precision="fp32", lr=1e-3)
-    method = methods.load("gs_lora")
-    trainer = Trainer(
-        own, plan, config, LoraConfig(lora_rank=2), method, method.Config(bound=8.0), Run(folder), RecordConfig()
-    )
-    return trainer, trainer.swap()
-
-
 @pytest.mark.parametrize("order", ["fltf", "fftl"])
 def test_a_whole_swap_writes_scores_and_changes_only_adapters_and_new_rows(tmp_path, order):
     trainer, metrics = run_swap(tmp_path, order)
@@ -185,3 +141,22 @@ def test_cached_features_give_the_same_loss_and_spare_the_backbone(tmp_path):
     assert list(tmp_path.rglob("*.pt")) and not any("backbone" in n for n in cached.lora_targets(model)["ffn"])
     with pytest.raises(UserError, match="--no-augment"):
         PictureConfig(cache_features=str(tmp_path))
+
+
+def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path):
+    import socket
+
+    import torch.multiprocessing as processes
+    from safetensors.torch import load_file
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes.spawn(run_rank, (2, port, str(tmp_path / "two"), 1), nprocs=2)
+    run_rank(0, 1, 0, str(tmp_path / "one"), 2)
+    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    fresh, moved = base(use_dn=False).class_embed.weight, one["base_model.model.class_embed.weight"]
+    assert set(one) == set(two) and (moved[:3] == fresh).all() and moved.shape[0] == 4
+    assert any(value.abs().sum() > 0 for name, value in one.items() if "lora_B" in name)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-5, msg=name)

@@ -1,0 +1,65 @@
+"""A swap of a tiny detector on eight made-up pictures, in one process or several."""
+
+import os
+
+import torch
+from ks_detection.data.records import DetectionSet, Picture, Thing
+from ks_detection.domain import DetectionDomain, PictureConfig
+from PIL import Image
+from tiny_dino import tiny_dino
+
+from common import distributed, methods
+from common.domain import ClassTable
+from common.lora import LoraConfig
+from common.plan import make_plan
+from common.record import RecordConfig, Run
+from common.trainer import TrainConfig, Trainer
+
+SMALL = {"augment": False, "test_size": 64, "longest": 96, "eval_batch": 2}
+GROUPS = {"learn": ("new",), "forget": ("b",), "retain": ("a", "c")}
+
+
+def picture(number: int, *labels: str) -> Picture:
+    things = tuple(Thing(label, (4.0 + 20 * i, 8.0, 20.0 + 20 * i, 40.0)) for i, label in enumerate(labels))
+    image = Image.new("RGB", (72, 64), (40 * number % 255, 80, 120))
+    for i, _ in enumerate(labels):
+        image.paste((250, 30 * i, 10), (4 + 20 * i, 8, 20 + 20 * i, 40))
+    return Picture(f"p{number}", None, image.width, image.height, things, image)
+
+
+def pictures() -> DetectionSet:
+    rows = [("a",), ("a", "b"), ("b",), ("c", "new"), ("new",), ("c",), ("new", "a", "b"), ("c",)]
+    made = [picture(i, *labels) for i, labels in enumerate(rows)]
+    return DetectionSet(made, made, ["a", "b", "c", "new"])
+
+
+def base(**changes):
+    model = tiny_dino(num_classes=3, dn_labelbook_size=3, **changes)
+    model.class_table = ClassTable(("a", "b", "c"), (1, 5, 9))
+    return model
+
+
+def domain(model=None, **changes) -> DetectionDomain:
+    return DetectionDomain(model or base(), pictures(), GROUPS, PictureConfig(**(SMALL | changes)))
+
+
+def run_swap(folder, order="fltf", batch_size=2, model=None, **changes):
+    """(trainer, metrics) of a swap of two steps per phase."""
+    own = domain(model, **changes)
+    plan = make_plan(order, *(GROUPS[name] for name in ("learn", "forget", "retain")))
+    config = TrainConfig(steps=2, batch_size=batch_size, gallery=1, precision="fp32", lr=1e-3)
+    method = methods.load("gs_lora")
+    trainer = Trainer(
+        own, plan, config, LoraConfig(lora_rank=2), method, method.Config(bound=8.0), Run(folder), RecordConfig()
+    )
+    return trainer, trainer.swap()
+
+
+def run_rank(rank: int, world: int, port: int, folder: str, batch_size: int) -> None:
+    """One process of a distributed swap without denoising (whose noise is each rank's own)."""
+    torch.set_num_threads(1)
+    if world > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+    run_swap(folder, batch_size=batch_size, model=base(use_dn=False))
+    distributed.close()
