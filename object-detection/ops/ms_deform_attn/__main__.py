@@ -17,14 +17,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ms_deform_attn", description=__doc__)
     parser.add_argument("--build", action="store_true", help="build for the CPU, and for CUDA where a card is")
     parser.add_argument("--cuda", action="store_true", help="with --build: build for CUDA also without a card")
+    parser.add_argument("--force", action="store_true", help="with --build: also what is up to date")
     parser.add_argument("--arch", nargs="+", help="with --build: compute capabilities, such as 80 90")
     options = parser.parse_args(arguments)
-    built = build_all(cuda=options.cuda, architectures=options.arch) if options.build else True
+    built = not options.build or build_all(options.cuda, options.force, options.arch)
     print(f"torch {torch.__version__}")
     return 0 if all([*(report(device) for device in loader.DEVICES), built]) else 1
 
 
-def build_all(cuda: bool = False, architectures: list[str] | None = None) -> bool:
+def build_all(cuda: bool = False, force: bool = False, architectures: list[str] | None = None) -> bool:
     """True if everything wanted was built. Prints one line for each device; never raises."""
     good = True
     for device in loader.DEVICES:
@@ -32,6 +33,9 @@ def build_all(cuda: bool = False, architectures: list[str] | None = None) -> boo
             continue
         if device == "cuda" and not (shutil.which("nvcc") or cuda):
             print("cuda: not built: no nvcc on the PATH; the Triton kernel or plain PyTorch is used")
+            continue
+        if loader.find(device)[0] and not (force or (device == "cuda" and architectures)):
+            print(f"{device}: up to date")
             continue
         start = time.monotonic()
         try:

@@ -89,6 +89,19 @@ def nvcc() -> str:
     return found
 
 
+def cuda_home() -> Path:
+    """Folder of the CUDA toolkit: that of nvcc, CUDA_HOME or /usr/local/cuda, whichever has the headers.
+
+    Raises:
+        BuildError: if none has.
+    """
+    places = [os.environ.get("CUDA_HOME"), Path(nvcc()).resolve().parent.parent, "/usr/local/cuda"]
+    for place in places:
+        if place and (Path(place) / "include" / "cuda_runtime.h").exists():
+            return Path(place)
+    raise BuildError("nvcc is there but not cuda_runtime.h; set CUDA_HOME to the toolkit's folder")
+
+
 def default_architectures() -> list[str]:
     """Compute capabilities to compile for, such as ["80", "90"]."""
     if torch.cuda.is_available():
@@ -118,7 +131,7 @@ def _cpu_rules(extra: tuple[str, ...]) -> str:
 
 
 def _cuda_rules(architectures: list[str], extra: tuple[str, ...]) -> str:
-    sources, home = loader.SOURCES / "cuda", Path(nvcc()).resolve().parent.parent
+    sources, home = loader.SOURCES / "cuda", cuda_home()
     codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")  # newer cards: PTX
     device_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC", "--threads=0", *codes]
@@ -164,7 +177,7 @@ def _link(target: str, objects: list[str], libraries: list[str], extra: tuple[st
 
 def _contents(device: str, rules: str) -> dict[str, list[str]]:
     if device == "cuda":
-        return {"architectures": sorted(set(re.findall(r"code=(\w+)", rules)))}
+        return {"architectures": sorted(set(re.findall(r"code=((?:sm|compute)_\w+)", rules)))}
     return {"instruction_sets": [name for name in INSTRUCTION_SETS if f"build {name}.o" in rules]}
 
 

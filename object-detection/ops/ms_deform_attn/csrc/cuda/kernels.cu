@@ -118,15 +118,18 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Shape s, int64_
 template <class A, int V>
 __device__ __forceinline__ void add_to(A* target, const A* x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (sizeof(A) == 4 && V % 4 == 0) {
+  constexpr bool four = sizeof(A) == 4 && V % 4 == 0;
+#else
+  constexpr bool four = false;
+#endif
+  if constexpr (four) {
 #pragma unroll
     for (int j = 0; j < V; j += 4)
       atomicAdd(reinterpret_cast<float4*>(target + j), make_float4(x[j], x[j + 1], x[j + 2], x[j + 3]));
-    return;
-  }
-#endif
+  } else {
 #pragma unroll
-  for (int j = 0; j < V; j++) atomicAdd(target + j, x[j]);
+    for (int j = 0; j < V; j++) atomicAdd(target + j, x[j]);
+  }
 }
 
 template <class A>

@@ -51,7 +51,7 @@ Shape shape_of(const at::Tensor& value, at::IntArrayRef sizes, at::IntArrayRef s
 
 void check(int error) { TORCH_CHECK(error == 0, "the CUDA kernel did not start: error ", error); }
 
-at::Tensor forward(const at::Tensor& value_, at::IntArrayRef sizes, at::IntArrayRef starts,
+at::Tensor run_forward(const at::Tensor& value_, at::IntArrayRef sizes, at::IntArrayRef starts,
                    const at::Tensor& locations_, const at::Tensor& weights_) {
   const Shape s = shape_of(value_, sizes, starts, locations_, weights_);
   const c10::cuda::CUDAGuard guard(value_.device());
@@ -64,7 +64,7 @@ at::Tensor forward(const at::Tensor& value_, at::IntArrayRef sizes, at::IntArray
   return out;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& grad_, const at::Tensor& value_,
+std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const at::Tensor& grad_, const at::Tensor& value_,
                                                         at::IntArrayRef sizes, at::IntArrayRef starts,
                                                         const at::Tensor& locations_, const at::Tensor& weights_) {
   at::globalContext().alertNotDeterministic("ms_deform_attn backward on CUDA");  // atomic additions
@@ -96,12 +96,6 @@ TORCH_LIBRARY(ms_deform_attn_cuda, m) {
 }
 
 TORCH_LIBRARY_IMPL(ms_deform_attn_cuda, CUDA, m) {
-  m.impl("forward", [](const at::Tensor& value, at::IntArrayRef sizes, at::IntArrayRef starts,
-                       const at::Tensor& locations, const at::Tensor& weights) {
-    return ksda::forward(value, sizes, starts, locations, weights);
-  });
-  m.impl("backward", [](const at::Tensor& grad, const at::Tensor& value, at::IntArrayRef sizes,
-                        at::IntArrayRef starts, const at::Tensor& locations, const at::Tensor& weights) {
-    return ksda::backward(grad, value, sizes, starts, locations, weights);
-  });
+  m.impl("forward", &ksda::run_forward);
+  m.impl("backward", &ksda::run_backward);
 }
