@@ -106,7 +106,7 @@ class Domain(Protocol):
         """Batches of the union of `classes`.
 
         train: exactly the batches of draws that `stream.batches(self.size(classes, train=True))` gives (endless,
-        or one pass for streams.Ordered); a draw without a seed is loaded without augmentation. Otherwise one
+        or one pass for streams.Ordered); a draw without a seed always gives the same view. Otherwise one
         ordered pass over this rank's share of the test split.
         """
         ...
@@ -133,4 +133,8 @@ class Domain(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What a record must hold to repeat the run: data folders, image counts, model name, split."""
+        return {}
+
+    def documents(self) -> dict[str, Any]:
+        """File name -> content of JSON files that a run folder keeps: lists too long for `describe`, such as the split."""
         return {}

@@ -32,7 +32,7 @@ def seed_all(seed: int) -> None:
 
 
 class Draw(NamedTuple):
-    """Which item to load, and the seed of its augmentation; None loads it as a test item, without any."""
+    """Which item to load, and the seed of its augmentation; None gives the same view every time."""
 
     index: int
     seed: int | None

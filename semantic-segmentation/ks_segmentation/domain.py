@@ -195,8 +195,9 @@ class SegmentationDomain(Domain):
         image = torch.from_numpy(known.item.picture()).permute(2, 0, 1)
         labels = torch.from_numpy(self.labels_of(known, classes, other))
         settings = self.base.config.INPUT
-        if self.config.augment:
-            image, labels = train_view(image, labels, settings, draw.seed, IGNORE)
+        if self.config.augment:  # a draw without a seed: always the same crop, as pictures of a batch share a size
+            seed = draw.index if draw.seed is None else draw.seed
+            image, labels = train_view(image, labels, settings, seed, IGNORE)
         return image, labels, known.item.name
 
     def _in_order(self, indices: Sequence[int], classes: Sequence[str], train: bool) -> Iterator[Scenes]:
