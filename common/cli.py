@@ -16,7 +16,7 @@ from common.lora import LoraConfig
 from common.methods._base import Method
 from common.plan import Plan, PlanConfig
 from common.record import RecordConfig, Run
-from common.trainer import Interrupted, TrainConfig, Trainer
+from common.trainer import Interrupted, TrainConfig, Trainer, settings_of
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
 
@@ -110,10 +110,21 @@ def swap_flags(parser: Parser, argv: Sequence[str], domain_configs: Sequence[typ
     )
 
 
+def folder_of(domain: str, plan: Plan, swap: Swap) -> Path:
+    """The folder of the run: --output-dir, or results/<domain>/<plan, method and seed>."""
+    return Path(swap.record.output_dir or f"results/{domain}/{plan.name}-{swap.train.method}-seed{swap.train.seed}")
+
+
+def check_folder(domain: str, plan: Plan, swap: Swap) -> None:
+    """Raises UserError when the run's folder holds a run with other settings; for use before data is read."""
+    if not swap.record.overwrite:
+        known = settings_of(plan, swap.train, swap.lora, swap.method_config)
+        Run(folder_of(domain, plan, swap)).check({"domain": domain, **known})
+
+
 def carry_out(domain: Domain, plan: Plan, swap: Swap) -> Trainer:
     """Runs the plan in its folder and writes report.html; the trainer, for what the domain still wants to save."""
-    folder = swap.record.output_dir or f"results/{domain.name}/{plan.name}-{swap.train.method}-seed{swap.train.seed}"
-    run = Run(folder, swap.flags)
+    run = Run(folder_of(domain.name, plan, swap), swap.flags)
     trainer = Trainer(domain, plan, swap.train, swap.lora, swap.method, swap.method_config, run, swap.record)
     trainer.swap()
     if distributed.is_main():

@@ -114,16 +114,10 @@ class Run:
             UserError: the folder holds another run (says what differs), or cannot be written.
         """
         config = self.path("config.json")
-        found = read_json(config) if config.exists() and not overwrite else None
+        found = config.exists() and not overwrite
         identity = json.loads(json.dumps(identity, default=str))
-        if found is not None:
-            different = first_difference(found.get("identity", {}), identity)
-            if different:
-                key, old, new = different
-                raise UserError(
-                    f"{self.folder} holds a run with {key} {old!r}, this command has {new!r}; "
-                    f"choose another --output-dir, or add --overwrite to start anew there."
-                )
+        if found:
+            self.check(identity)
             self._sweep()
             return True
         self._sweep()
@@ -132,6 +126,24 @@ class Run:
             self.path(name).unlink(missing_ok=True)
         write_json(config, {"identity": identity, "flags": self.flags, **description})
         return False
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Compares a run found in the folder, if any, with an identity or with some entries of it.
+
+        Raises:
+            UserError: another run is there; says what differs.
+        """
+        config = self.path("config.json")
+        if not config.exists():
+            return
+        found, own = read_json(config).get("identity", {}), json.loads(json.dumps(identity, default=str))
+        different = first_difference({key: found.get(key) for key in own}, own)
+        if different:
+            key, old, new = different
+            raise UserError(
+                f"{self.folder} holds a run with {key} {old!r}, this command has {new!r}; "
+                f"choose another --output-dir, or add --overwrite to start anew there."
+            )
 
     def _sweep(self) -> None:
         """Takes away what a kill in the middle of a write left behind."""

@@ -90,6 +90,12 @@ class TrainConfig:
 NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a run
 
 
+def settings_of(plan: Plan, config: TrainConfig, lora_config: LoraConfig, method_config: Any) -> dict[str, Any]:
+    """What the flags alone say about a run's numbers: the part of its identity that is known before data is read."""
+    train = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
+    return {"plan": plan.record(), "train": train, "lora": asdict(lora_config), "method": asdict(method_config)}
+
+
 class Objective(nn.Module):
     """model + method as one module whose forward is the loss: what DDP wraps, so that a method may run the
     model as often as it likes before the one backward."""
@@ -168,11 +174,10 @@ class Trainer:
         self.rows = TrainedRows(self.model, rows)
 
     def _identity(self) -> dict[str, Any]:
-        config = {k: v for k, v in asdict(self.config).items() if k not in NOT_IDENTITY}
+        settings = settings_of(self.plan, self.config, self.lora_config, self.method.config)
         return {
-            "domain": self.domain.name, "plan": self.plan.record(), "train": config,
-            "lora": asdict(self.lora_config), "method": asdict(self.method.config), "data": self.domain.describe(),
-            "base": self.base, "world": distributed.world(),
+            "domain": self.domain.name, **settings, "data": self.domain.describe(), "base": self.base,
+            "world": distributed.world(),
         }  # fmt: skip
 
     def _description(self) -> dict[str, Any]:
@@ -194,6 +199,8 @@ class Trainer:
         identity = self._identity()
         if distributed.is_main():
             found = self.run.open(identity, self._description(), self.record.overwrite)
+            for name, content in self.domain.documents().items():
+                write_json(self.run.path(name), content)
             open_sinks(self.run, self.record, self.run.folder.name)
         else:
             found = False
@@ -535,9 +542,9 @@ def _read_state(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many kinds, OSError among them, for a damaged file
         raise UserError(f"{path} is damaged ({type(error).__name__}); add --overwrite to start anew.") from None
 
 
