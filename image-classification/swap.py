@@ -14,15 +14,19 @@ Stopped or killed? The same command goes on where it was."""
 def run(argv: list[str]) -> None:
     """One swap from flags."""
     from ks_classification import models
-    from ks_classification.domain import ImageConfig
+    from ks_classification.domain import ClassificationDomain, ImageConfig
     from ks_classification.session import SourceConfig, open_swap
 
     configs = (SourceConfig, ImageConfig)
     reference = Path(__file__).parent / "configs" / "reference.yaml"
     parser = cli.swap_parser("swap.py", f"{__doc__}\n\n{EXAMPLE}", configs, argv, reference)
     swap = cli.swap_flags(parser, argv, configs)
-    domain, plan = open_swap(*swap.domain, swap.plan, swap.train.seed)
-    trainer = cli.carry_out(domain, plan, swap)
+    source, images = swap.domain
+    adapted = swap.method.scope(swap.method_config) == "adapter"
+    opening = open_swap(source, swap.plan, swap.lora if adapted else None)
+    cli.check_folder(ClassificationDomain.name, opening.plan, swap)
+    domain = opening.domain(images, source.head_rows, swap.train.seed)
+    trainer = cli.carry_out(domain, opening.plan, swap)
     whole = trainer.run.path("model")
     if distributed.is_main() and (whole / adapters.SWAP).exists():
         domain.spec.classes = list(domain.classes.names)

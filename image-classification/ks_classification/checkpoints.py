@@ -53,7 +53,8 @@ def load_checkpoint(
         image_size: resizes a timm model's position embeddings to other images, square, in pixels.
         dropout: in embeddings and feed-forward layers; published are 0.1, timm's and torchvision's default is 0.
 
-    The result has `class_table`, a `ClassTable` if the file has one, else None.
+    The result has `class_table`, a `ClassTable` if the file has one, else None, and `architecture`, what
+    `construct` takes to build the like of it.
 
     Raises:
         UserError: unreadable file, another architecture, missing keys or sizes that do not fit.
@@ -62,12 +63,16 @@ def load_checkpoint(
     if image_size is not None and (is_face(state) or _is_torchvision(state)):
         raise UserError("`image_size` resizes timm models only; this checkpoint keeps its own size.")
     if is_face(state):
-        model = _face(state, head, num_heads, dropout)
+        kind, arguments = "face", face_arguments(state, head, num_heads)
+        arguments["dropout"] = 0.1 if dropout is None else dropout
     elif _is_torchvision(state):
         state = _torchvision_names(state)
-        model = _torchvision(state, num_heads, dropout or 0.0)
+        kind, arguments = "torchvision", _torchvision_arguments(state, num_heads, dropout or 0.0)
     else:
-        model, state = _timm(state, num_heads, image_size, dropout or 0.0)
+        kind = "timm"
+        arguments, state = _timm_arguments(state, num_heads, image_size, dropout or 0.0)
+    model = construct(kind, arguments, skip_init=True)
+    model.architecture = (kind, arguments)
     _inject(model, state, lora_alpha)
     _put(model, state)
     if lora_merged:
@@ -80,11 +85,30 @@ def load_checkpoint(
     return model.eval()
 
 
-def _timm(
-    state: dict[str, Tensor], heads: int | None, image_size: int | None, dropout: float
-) -> tuple[nn.Module, dict[str, Tensor]]:
+def construct(kind: str, arguments: Mapping[str, Any], skip_init: bool = False) -> nn.Module:
+    """A model of one of the three architectures that checkpoints have ("timm", "torchvision", "face"), at random.
+
+    skip_init: leave out timm's initialisation, for weights that are replaced at once.
+    """
+    if kind == "face":
+        return FaceTransformer(**arguments)
+    if kind == "torchvision":
+        from torchvision.models.vision_transformer import VisionTransformer
+
+        return VisionTransformer(**arguments)
     from timm.models.vision_transformer import VisionTransformer
 
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    model = VisionTransformer(**arguments, norm_layer=norm, weight_init="skip" if skip_init else "")
+    for block in model.blocks:
+        block.attn.proj_drop.p = 0.0  # published: dropout behind embeddings and feed-forward layers only
+    return model
+
+
+def _timm_arguments(
+    state: dict[str, Tensor], heads: int | None, image_size: int | None, dropout: float
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(arguments, state under timm's keys)."""
     if layouts.is_bird(state):
         state = layouts.bird_to_timm(state)
     elif layouts.is_npz(state):
@@ -97,12 +121,7 @@ def _timm(
     arguments = layouts.timm_arguments(state, heads)
     if image_size is not None and image_size != arguments["img_size"]:
         state, arguments["img_size"] = _resized(state, arguments, image_size), image_size
-    norm = partial(nn.LayerNorm, eps=1e-6)
-    noise = {"pos_drop_rate": dropout, "proj_drop_rate": dropout}
-    model = VisionTransformer(**arguments, **noise, norm_layer=norm, weight_init="skip")
-    for block in model.blocks:
-        block.attn.proj_drop.p = 0.0  # published: dropout behind embeddings and feed-forward layers only
-    return model, state
+    return arguments | {"pos_drop_rate": dropout, "proj_drop_rate": dropout}, state
 
 
 def _resized(state: dict[str, Tensor], arguments: dict[str, Any], image_size: int) -> dict[str, Tensor]:
@@ -124,9 +143,7 @@ def _torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"\.mlp\.linear_[12]\.", lambda m: old[m[0]], key): value for key, value in state.items()}
 
 
-def _torchvision(state: dict[str, Tensor], heads: int | None, dropout: float) -> nn.Module:
-    from torchvision.models.vision_transformer import VisionTransformer
-
+def _torchvision_arguments(state: dict[str, Tensor], heads: int | None, dropout: float) -> dict[str, Any]:
     first = "encoder.layers.encoder_layer_0.mlp.0.weight"
     missing = [key for key in (first, "heads.head.weight") if key not in state]
     if missing:
@@ -134,22 +151,17 @@ def _torchvision(state: dict[str, Tensor], heads: int | None, dropout: float) ->
     width, _, patch, _ = state["conv_proj.weight"].shape
     side = math.isqrt(state["encoder.pos_embedding"].shape[1] - 1)
     inner = state["heads.pre_logits.weight"].shape[0] if "heads.pre_logits.weight" in state else None
-    return VisionTransformer(
-        image_size=side * patch,
-        patch_size=patch,
-        num_layers=layouts.depth(state, r"encoder\.layers\.encoder_layer_(\d+)\."),
-        num_heads=layouts.num_heads(width, heads),
-        hidden_dim=width,
-        mlp_dim=state[first].shape[0],
-        dropout=dropout,
-        num_classes=state["heads.head.weight"].shape[0],
-        representation_size=inner,
-    )
-
-
-def _face(state: dict[str, Tensor], head: str | None, heads: int | None, dropout: float | None) -> nn.Module:
-    arguments = face_arguments(state, head, heads)
-    return FaceTransformer(**arguments, dropout=0.1 if dropout is None else dropout)
+    return {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "num_layers": layouts.depth(state, r"encoder\.layers\.encoder_layer_(\d+)\."),
+        "num_heads": layouts.num_heads(width, heads),
+        "hidden_dim": width,
+        "mlp_dim": state[first].shape[0],
+        "dropout": dropout,
+        "num_classes": state["heads.head.weight"].shape[0],
+        "representation_size": inner,
+    }
 
 
 def _inject(model: nn.Module, state: dict[str, Tensor], alpha: float) -> None:

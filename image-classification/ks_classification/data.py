@@ -208,20 +208,25 @@ def decode(
 
     def one(item: Item) -> tuple[bool, Any]:
         try:
-            return True, prepare(item.open())
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            image = item.open()
+        except UnidentifiedImageError:
+            return False, f"{item.name} (no image)"
+        except Exception as error:  # Pillow's readers raise many kinds for a damaged file
             return False, f"{item.name} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return True, prepare(image)
 
+    quiet = True if len(items) < 2000 else None  # None: a bar on terminals only
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = list(
-            tqdm(
-                pool.map(one, items), total=len(items), desc=what, unit="image", leave=False, disable=len(items) < 2000
-            )
-        )
+        opened = pool.map(one, items)
+        results = list(tqdm(opened, total=len(items), desc=what, unit="image", leave=False, disable=quiet))
     bad = [value for fine, value in results if not fine]
     if bad and not skip_corrupt:
         raise UserError(
             f"{len(bad)} file(s) are no readable images: {shorten(bad, 5)}; mend them, or add --skip-corrupt."
         )
     good = [i for i, (fine, _) in enumerate(results) if fine]
-    return good, [results[i][1] for i in good], [b.split(" (")[0] for b in bad]
+    return (
+        good,
+        [results[i][1] for i in good],
+        [i.name for i, (fine, _) in zip(items, results, strict=True) if not fine],
+    )

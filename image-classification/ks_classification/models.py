@@ -1,4 +1,4 @@
-"""Models by name: timm ViTs, torchvision's vit_b_16, a hybrid with a frozen MobileNetV2 stem, saved folders."""
+"""Models by name: timm ViTs, torchvision's vit_b_16, Face Transformers, a hybrid with a frozen stem, saved folders."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 HYBRID = "hybrid_mobilenetv2"
+TORCHVISION = "torchvision/vit_b_16"
+FACES: dict[str, dict[str, int]] = {"face_p8s8": {}, "face_p12s8": {"patch_size": 12, "overlap": 2}}
+PUBLISHED = "published/"  # then the kind of `checkpoints.construct`: a model that a file described
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+RAW = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+STATISTICS = {"half": HALF, "imagenet": IMAGENET, "raw": RAW}
 
 
 @dataclass
 class ModelSpec:
     """Everything needed to build a model again.
 
-    name:    timm model name, "torchvision/vit_b_16", or "hybrid_mobilenetv2".
+    name:    timm model name, "torchvision/vit_b_16", "hybrid_mobilenetv2", "face_p8s8", "face_p12s8" or
+             "published/<kind>".
     args:    keyword arguments of the builder (img_size, patch_size, depth, embed_dim, ...).
     classes: class names in the order of the logit rows.
     mean, std: normalisation of pixels in 0..1, per channel.
@@ -58,28 +66,42 @@ def build(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     Raises:
         UserError: unknown name or arguments.
     """
-    count = len(spec.classes)
     try:
-        if spec.name == "torchvision/vit_b_16":
-            import torchvision
-
-            weights = "IMAGENET1K_V1" if pretrained else None
-            model = torchvision.models.vit_b_16(weights=weights, image_size=spec.args.get("img_size", 224))
-            model.heads.head = nn.Linear(model.heads.head.in_features, count)
-        elif spec.name == HYBRID:
-            from ks_classification.hybrid import build_hybrid
-
-            model = build_hybrid(count, **spec.args)
-        else:
-            import timm
-
-            model = timm.create_model(spec.name, pretrained=pretrained, num_classes=count, **spec.args)
-    except (RuntimeError, TypeError, AssertionError, KeyError) as error:
+        return _build(spec, pretrained).eval()
+    except (RuntimeError, TypeError, AssertionError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0].strip() if str(error) else type(error).__name__
         raise UserError(f"cannot build model {spec.name!r} with {spec.args}: {reason}.") from None
     except OSError as error:
         raise UserError(f"cannot fetch weights for {spec.name!r}: {error}; give --checkpoint instead.") from None
-    return model.eval()
+
+
+def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
+    count, args = len(spec.classes), dict(spec.args)
+    if pretrained and (spec.name in (HYBRID, *FACES) or spec.name.startswith(PUBLISHED)):
+        raise UserError(f"nobody publishes weights for {spec.name!r} by name; give --checkpoint.")
+    if spec.name == TORCHVISION:
+        from torchvision.models import vit_b_16
+
+        model = vit_b_16(weights="IMAGENET1K_V1" if pretrained else None, image_size=args.get("img_size", 224))
+        if count != model.heads.head.out_features:
+            model.heads.head = nn.Linear(model.heads.head.in_features, count)
+        return model
+    if spec.name == HYBRID:
+        from ks_classification.hybrid import build_hybrid
+
+        return build_hybrid(count, **args)
+    if spec.name in FACES:
+        from ks_classification.face import FaceTransformer
+
+        args = {"image_size": args.pop("img_size", 112), **FACES[spec.name], **args}
+        return FaceTransformer(count, **args)
+    if spec.name.startswith(PUBLISHED):
+        from ks_classification.checkpoints import construct
+
+        return construct(spec.name.removeprefix(PUBLISHED), args | {"num_classes": count})
+    import timm
+
+    return timm.create_model(spec.name, pretrained=pretrained, num_classes=count, **args)
 
 
 def classifier_name(model: nn.Module) -> str:
@@ -97,16 +119,24 @@ def classifier_name(model: nn.Module) -> str:
     return names[-1]
 
 
+def classifier(model: nn.Module) -> nn.Module:
+    """The layer that makes logits (see `classifier_name`)."""
+    return model.get_submodule(classifier_name(model))
+
+
 def forward(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits [B, C], embedding [B, D]) of one forward pass; the embedding is what the classifier reads."""
-    head = model.get_submodule(classifier_name(model))
+    """(logits [B, C], embedding [B, D]) of one forward pass; the embedding is what the classifier reads.
+
+    A Face Transformer answers with the embedding itself; its logits are those without margin.
+    """
+    head = classifier(model)
     caught: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     try:
-        logits = model(images)
+        out = model(images)
     finally:
         hook.remove()
-    return logits, caught[0]
+    return (out, caught[0]) if caught else (head(out), out)
 
 
 def ffn_names(model: nn.Module) -> list[str]:
@@ -117,7 +147,7 @@ def ffn_names(model: nn.Module) -> list[str]:
 
 def attention_names(model: nn.Module) -> list[str]:
     """The projections of every attention layer, or the nn.MultiheadAttention modules themselves."""
-    pattern = re.compile(r"(attn|attention)\.(qkv|proj|to_qkv|query|key|value|out)$")
+    pattern = re.compile(r"((attn|attention)\.(qkv|proj|query|key|value|out)|to_qkv|to_out\.0)$")
     found = []
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.Linear) and pattern.search(name)):
@@ -148,20 +178,33 @@ def widen(model: nn.Module, count: int, seed: int = 0) -> nn.Module:
         bias = torch.zeros(count)
         bias[:rows] = old.bias
         old.bias = nn.Parameter(bias.to(old.weight), requires_grad=old.bias.requires_grad)
-    for attribute in ("out_features", "num_classes"):
-        if hasattr(old, attribute):
-            setattr(old, attribute, count)
-    if hasattr(model, "num_classes"):
-        model.num_classes = count
+    _note_rows(model, old, count)
     return model
 
 
+@torch.no_grad()
+def select_rows(model: nn.Module, rows: Sequence[int]) -> nn.Module:
+    """Leaves the classifier these logit rows only, in this order (ImageNet100 on a 1000-way model)."""
+    head = classifier(model)
+    for name, parameter in list(head.named_parameters(recurse=False)):
+        setattr(head, name, nn.Parameter(parameter[list(rows)].clone(), requires_grad=parameter.requires_grad))
+    _note_rows(model, head, len(rows))
+    return model
+
+
+def _note_rows(model: nn.Module, head: nn.Module, count: int) -> None:
+    for module, names in ((head, ("out_features", "num_classes")), (model, ("num_classes",))):
+        for name in names:
+            if hasattr(module, name):
+                setattr(module, name, count)
+
+
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Sets the dropout after the position embedding and in the FFNs of a timm ViT; 0 leaves the model as built."""
+    """Sets the dropout behind the position embedding and in the FFNs of a ViT; 0 leaves the model as built."""
     if not p:
         return
-    found = [m for n, m in model.named_modules() if re.search(r"(^pos_drop|mlp\.drop[12]?)$", n)]
-    layers = [m for m in found if isinstance(m, nn.Dropout)]
+    pattern = re.compile(r"(^pos_drop|mlp\.drop[12]?|^dropout|encoder\.dropout|mlp\.[24]|net\.[24]|to_out\.1)$")
+    layers = [m for n, m in model.named_modules() if pattern.search(n) and isinstance(m, nn.Dropout)]
     if not layers:
         raise UserError(f"{type(model).__name__} has no dropout layers to set; leave out --dropout.")
     for layer in layers:
@@ -203,19 +246,40 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, ModelSpec]:
     return model, spec
 
 
-def spec_of(args_name: str, args: dict[str, Any], classes: Sequence[str]) -> ModelSpec:
-    """The spec of a model by name, with timm's own normalisation and input size where it states them."""
-    spec = ModelSpec(args_name, dict(args), list(classes))
-    if args_name not in (HYBRID, "torchvision/vit_b_16"):
+def spec_of(name: str, args: dict[str, Any], classes: Sequence[str]) -> ModelSpec:
+    """The spec of a model by name, with timm's own normalisation and input size where it states them.
+
+    Raises:
+        UserError: unknown name; says which are near it.
+    """
+    spec = ModelSpec(name, dict(args), list(classes))
+    if name in FACES:
+        spec.mean, spec.std, spec.size = *RAW.values(), 112
+    elif name == TORCHVISION:
+        spec.mean, spec.std = IMAGENET.values()
+    elif name == HYBRID:
+        spec.size = 128
+    else:
         import timm
 
-        if not timm.is_model(args_name):
-            near = timm.list_models(f"*{args_name.split('_')[0]}*")[:5]
-            raise UserError(f"`--model {args_name}` is not known to timm; near it: {', '.join(near) or 'nothing'}.")
-        known = timm.get_pretrained_cfg(args_name)
+        if not timm.is_model(name):
+            near = [*FACES, HYBRID, TORCHVISION] if "_" not in name else []
+            near += timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            raise UserError(f"`--model {name}` is not known to timm; near it: {', '.join(near) or 'nothing'}.")
+        known = timm.get_pretrained_cfg(name)
         if known is not None:
             spec.mean, spec.std, spec.size = list(known.mean), list(known.std), known.input_size[-1]
-    elif args_name == "torchvision/vit_b_16":
-        spec.mean, spec.std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     spec.size = spec.args.get("img_size", spec.size)
     return spec
+
+
+def published_rows(name: str) -> int:
+    """Logit rows of the weights that timm or torchvision publish for a model."""
+    if name == TORCHVISION:
+        return 1000
+    import timm
+
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if known is None or not known.num_classes:
+        raise UserError(f"nobody publishes a classifier for {name!r}; give --checkpoint.")
+    return known.num_classes
