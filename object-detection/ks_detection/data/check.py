@@ -51,7 +51,9 @@ def _class_problems(data: DetectionSet) -> list[Problem]:
     both = {p.name for p in data.train} & {p.name for p in data.test}
     if both and all(p.path is not None for p in data.train):
         shared = {p.path for p in data.train} & {p.path for p in data.test}
-        problems += [Problem("duplicate", str(path), "is both a training and a test picture") for path in sorted(shared)]
+        problems += [
+            Problem("duplicate", str(path), "is both a training and a test picture", False) for path in sorted(shared)
+        ]
     return problems
 
 

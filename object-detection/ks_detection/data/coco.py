@@ -68,13 +68,21 @@ def _read(file: Path) -> dict:
         raise UserError(f"cannot read {file}: {error.strerror}.") from None
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}).") from None
-    if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in ("images", "annotations", "categories")):
+    if not isinstance(data, dict) or not all(
+        isinstance(data.get(k), list) for k in ("images", "annotations", "categories")
+    ):
         raise UserError(f"{file} is not COCO: it needs the lists `images`, `annotations` and `categories`.")
-    for part, keys in (("images", ("id", "file_name", "width", "height")), ("annotations", ("bbox",)), ("categories", ("id", "name"))):
+    for part, keys in (
+        ("images", ("id", "file_name", "width", "height")),
+        ("annotations", ("bbox",)),
+        ("categories", ("id", "name")),
+    ):
         for entry in data[part]:
             lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if lacking or (part == "annotations" and len(entry["bbox"]) != 4):
-                raise UserError(f"{file}: an entry of `{part}` has no good {lacking[0] if lacking else 'bbox'!r}: {str(entry)[:80]}.")
+                raise UserError(
+                    f"{file}: an entry of `{part}` has no good {lacking[0] if lacking else 'bbox'!r}: {str(entry)[:80]}."
+                )
     return data
 
 

@@ -64,7 +64,11 @@ class DetectionSet:
         """Both sets as one; classes of the same name are the same class."""
         classes = self.classes + [c for c in other.classes if c not in self.classes]
         return DetectionSet(
-            self.train + other.train, self.test + other.test, classes, other.ids | self.ids, self.problems + other.problems
+            self.train + other.train,
+            self.test + other.test,
+            classes,
+            other.ids | self.ids,
+            self.problems + other.problems,
         )
 
 
