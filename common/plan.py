@@ -53,18 +53,23 @@ class Plan:
     keep_until_forgotten: requests arrive one by one, so that a class to be forgotten in a later phase is
         retained until then (continual forgetting); otherwise it is left alone (knowledge swapping, where the
         learn phase never sees the forget set).
+    missing: retained groups of which there is no training data: they are scored, but in no keep set.
     """
 
     name: str
     groups: Mapping[str, tuple[str, ...]]
     steps: tuple[tuple[str, tuple[str, ...]], ...]
     keep_until_forgotten: bool = False
+    missing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         empty = [name for name, classes in self.groups.items() if not classes]
         if empty:
             raise UserError(f"group {empty[0]!r} of plan {self.name!r} holds no class; name some or leave it out.")
         _check_disjoint(self.groups)
+        for name in self.missing:
+            if name not in self.groups or any(name in names for _, names in self.steps):
+                raise UserError(f"plan {self.name!r}: missing group {name!r} must be a group that no phase trains.")
         if not self.steps:
             raise UserError(f"plan {self.name!r} has no phases; list at least one 'learn:' or 'forget:'.")
         known: set[str] = {n for n in self.groups if n not in self.learned_groups}
@@ -99,6 +104,7 @@ class Plan:
         keep = [n for n in self.groups if n not in touched]
         if self.keep_until_forgotten:
             keep = [n for n in self.groups if n not in self.learned_groups]
+        keep = [n for n in keep if n not in self.missing]
         result = []
         for index, (action, names) in enumerate(self.steps, 1):
             now = [n for n in keep if n not in names]
@@ -111,14 +117,17 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """Plain data from which `from_record` makes the same plan."""
-        return {**asdict(self), "groups": {k: list(v) for k, v in self.groups.items()}}
+        data = {**asdict(self), "groups": {k: list(v) for k, v in self.groups.items()}}
+        if not self.missing:
+            del data["missing"]  # so that records from before it existed stay equal
+        return data
 
 
 def from_record(data: Mapping[str, Any]) -> Plan:
     """The plan that `Plan.record` described."""
     groups = {k: tuple(v) for k, v in data["groups"].items()}
     steps = tuple((action, tuple(names)) for action, names in data["steps"])
-    return Plan(data["name"], groups, steps, data["keep_until_forgotten"])
+    return Plan(data["name"], groups, steps, data["keep_until_forgotten"], tuple(data.get("missing", ())))
 
 
 def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: Sequence[str]) -> Plan:
@@ -148,7 +157,9 @@ def check_order(order: str) -> None:
 
 
 def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
-    """The plan of a YAML file with `groups` and `phases`; a group given as `rest` holds all classes left over.
+    """The plan of a YAML file with `groups` and `phases`, or with `build` and its settings (see plan_builders).
+
+    A group given as `rest` holds all classes left over.
 
     Args:
         available: every class name there is, base and new, in order.
@@ -160,7 +171,11 @@ def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
     from common.splits import resolve
 
     data = read_yaml(path)
-    extra = set(data) - {"name", "groups", "phases", "keep_until_forgotten"}
+    if "build" in data:
+        from common import plan_builders
+
+        return plan_builders.build(data, available, str(path))
+    extra = set(data) - {"name", "groups", "phases", "keep_until_forgotten", "missing"}
     if extra or not isinstance(data.get("groups"), dict) or not isinstance(data.get("phases"), list):
         raise UserError(
             f"{path} is no plan: it needs `groups` (name: classes) and `phases` (a list of `learn: group` or "
@@ -181,7 +196,8 @@ def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
             taken.update(groups[str(name)])
     groups = {str(name): groups[str(name)] for name in data["groups"]}
     steps = tuple(_step(entry, path) for entry in data["phases"])
-    return Plan(str(data.get("name", Path(path).stem)), groups, steps, patient)
+    missing = tuple(str(name) for name in data.get("missing") or ())
+    return Plan(str(data.get("name", Path(path).stem)), groups, steps, patient, missing)
 
 
 def _step(entry: Any, path: str | Path) -> tuple[str, tuple[str, ...]]:

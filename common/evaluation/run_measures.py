@@ -1,0 +1,92 @@
+"""What a run's scores say about its plan: forgetting per phase, and the measures of continual learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.evaluation import continual
+from common.evaluation.scores import drop, h_mean
+from common.plan import Plan
+
+History = Sequence[Mapping[str, float]]  # group -> score; [0] before training, [i] after phase i
+
+
+def pooled(plan: Plan, groups: Sequence[str], scores: Mapping[str, float]) -> float | None:
+    """One score of several groups, weighted by their number of classes; None of none."""
+    count = sum(len(plan.groups[g]) for g in groups)
+    return sum(scores[g] * len(plan.groups[g]) for g in groups) / count if count else None
+
+
+def forget_measures(plan: Plan, history: History, index: int) -> dict[str, float]:
+    """The published quantities of forget phase `index`, in points; {} for a learn phase.
+
+    forget:  Acc_f, the classes forgotten in this phase.       drop: by how much they fell since before the run.
+    retain:  Acc_r, all classes that are kept (and, in "retain_all", those without training data).
+    old:     Acc_o, the classes forgotten by earlier phases.   missing: Acc_m, those without training data.
+    h_mean:  of drop and retain (retain_all where classes are missing); h_mean_phase: with the drop since the
+             beginning of this phase, as the published code logs it.
+
+    Source: GS-LoRA, arXiv:2501.09705, section 5 and tables 2-5.
+    """
+    phase, now = plan.phases[index - 1], history[index]
+    if phase.action != "forget":
+        return {}
+    kept = [g for g in plan.groups if plan.groups[g] and set(plan.groups[g]) <= set(phase.keep)]
+    forgotten = pooled(plan, phase.groups, now)
+    before, start = pooled(plan, phase.groups, history[0]), pooled(plan, phase.groups, history[index - 1])
+    found = {"forget": forgotten, "retain": pooled(plan, kept, now), "drop": drop(before, forgotten)}
+    old = [g for g in _standing(plan, index - 1, "forget") if g not in phase.groups]
+    found |= {"old": pooled(plan, old, now), "missing": pooled(plan, plan.missing, now)}
+    retain = found["retain"]
+    if plan.missing:
+        retain = found["retain_all"] = pooled(plan, [*kept, *plan.missing], now)
+    if retain is not None:
+        found |= {"h_mean": h_mean(retain, found["drop"]), "h_mean_phase": h_mean(retain, drop(start, forgotten))}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]:
+    """LibContinual's measures over the tasks learned so far and never unlearned, in points; {} below two tasks.
+
+    A task is a group that a phase learned; the first one is all that the model knew before.
+    """
+    gone = {*_standing(plan, index, "forget"), *plan.missing}
+    first = [g for g in plan.groups if g not in plan.learned_groups and g not in gone]
+    moments: list[tuple[int, list[str]]] = [(0, first)] if first else []
+    for phase in plan.phases[:index]:
+        own = [g for g in phase.groups if g not in gone]
+        gone |= set(own)  # a group that is learned again is no second task
+        if phase.action == "learn" and own:
+            moments.append((phase.index, own))
+    if len(moments) < 2 or not any(i for i, _ in moments):
+        return {}
+    table = [[pooled(plan, groups, history[i]) for _, groups in moments] for i, _ in moments[:-1]]
+    table.append([pooled(plan, groups, history[index]) for _, groups in moments])
+    sizes = [sum(len(plan.groups[g]) for g in groups) for _, groups in moments]
+    return {
+        "last": continual.last_accuracy(table, sizes), "average": continual.average_accuracy(table, sizes),
+        "forgetting": continual.forgetting(table), "backward_transfer": continual.backward_transfer(table),
+    }  # fmt: skip
+
+
+def measures(plan: Plan, history: History, index: int) -> dict[str, float]:
+    """All that can be said after phase `index`: of its forgetting, and of everything learned so far."""
+    return forget_measures(plan, history, index) | learn_measures(plan, history, index)
+
+
+def history_of(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The scores before training and at the end of every phase, from the lines of metrics.jsonl."""
+    found: dict[int, dict[str, float]] = {}
+    for line in metrics:
+        if line.get("end") and "score" in line:
+            found.setdefault(line["phase"], {})[line["group"]] = line["score"]
+    return [found[i] for i in sorted(found)]
+
+
+def _standing(plan: Plan, index: int, action: str) -> list[str]:
+    """Groups whose last action up to phase `index` was `action`."""
+    last: dict[str, str] = {}
+    for phase in plan.phases[:index]:
+        last |= dict.fromkeys(phase.groups, phase.action)
+    return [g for g, a in last.items() if a == action]
