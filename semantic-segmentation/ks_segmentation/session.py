@@ -18,6 +18,7 @@ from ks_segmentation import class_lists, layouts
 from ks_segmentation.config import Config, load_config
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
 from ks_segmentation.layouts import MaskSet
+from ks_segmentation.scan import scan
 
 MODEL_FILE = "segmentation.json"  # beside the weights in a folder of ours: settings and class names
 
@@ -162,7 +163,7 @@ def open_swap(
     """The domain and the plan that the flags of swap.py describe."""
     model, known = base_model(source, words, grow=True)
     sets = load_data(source, known)
-    offered = list(dict.fromkeys(c for one in sets for c in one.classes))
+    offered = occurring(sets, masks.cache_dir)
     base = [c for c in known if c in offered]
     new = [c for c in offered if c not in known]
     if source.learnsetname:
@@ -171,11 +172,19 @@ def open_swap(
     return SegmentationDomain(model, known, sets, plan.groups, masks, seed), plan
 
 
+def occurring(sets: Sequence[MaskSet], cache_dir: str) -> list[str]:
+    """Names of the classes that training masks and test masks hold, in the order of the sets' lists."""
+    found: dict[str, set[str]] = {"train": set(), "test": set()}
+    for one in sets:
+        for part, names in found.items():
+            names |= {one.classes[c] for counts in scan(getattr(one, part), cache_dir) for c in counts}
+    both = found["train"] & found["test"]
+    return [c for c in dict.fromkeys(c for one in sets for c in one.classes) if c in both]
+
+
 def _published_groups(source: SourceConfig, plan: PlanConfig, data: MaskSet, known: Sequence[str]) -> None:
     """Fills --learn and --forget from the folders where they are not given: new classes, and the classes that the
     forget folder's masks hold."""
-    from ks_segmentation.scan import scan
-
     if not plan.learn:
         plan.learn = ",".join(data.classes[len(known) :])
     if not plan.forget:

@@ -1,0 +1,61 @@
+"""The demonstration: a small Mask2Former knows the plates 0-7, learns 8 and 9, forgets 0 and 1, retains the rest.
+
+Starts from weights that lie beside this file (`--pretrain` makes them again), runs both orders and writes one report
+that compares them.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import pretrain
+import swap
+
+from common import cli
+from common.config import Parser, help_formatter
+
+HERE = Path(__file__).parent
+CONFIG = HERE / "configs" / "digits.yaml"
+WEIGHTS = HERE / "pretrained" / "digits"
+COMMON = f"--data digits --eval-batch 50 --precision fp32 --config-file {CONFIG}"
+PRETRAIN = f"{COMMON} --classes ground,0,1,2,3,4,5,6,7 --steps 6000 --batch-size 16 --lr 1e-3 --clip 1"
+SWAP = f"{COMMON} --learn 8,9 --forget 0,1 --steps 200 --batch-size 16 --lr 5e-3 --clip 1"
+
+
+def main(argv: list[str]) -> None:
+    """The demonstration from flags."""
+    parser = Parser(prog="demo.py", description=__doc__, formatter_class=help_formatter)
+    parser.add_argument(
+        "--output-dir", default="results/demo-segmentation", help="folder of the runs and of report.html"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the swaps")
+    parser.add_argument(
+        "--pretrain", action="store_true", help="train the base model again instead of reading its weights"
+    )
+    parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, default=True, help="start anew")
+    args = parser.parse_args(argv)
+    folder, began = Path(args.output_dir), time.monotonic()
+    again = ["--overwrite"] if args.overwrite else []
+    base = WEIGHTS
+    if args.pretrain:
+        base = folder / "base"
+        print("Pretraining a Mask2Former on the plates 0-7")
+        pretrain.run([*PRETRAIN.split(), "--output-dir", str(base), "--no-report", *again])
+    runs = []
+    for order, words in (
+        ("fltf", "learn 8 and 9, then forget 0 and 1"),
+        ("fftl", "forget 0 and 1, then learn 8 and 9"),
+    ):
+        print(f"\n{order}: {words}")
+        runs.append(folder / order)
+        flags = ["--checkpoint", str(base), "--order", order, "--seed", str(args.seed), "--output-dir", str(runs[-1])]
+        swap.run([*SWAP.split(), *flags, *again])
+    from common import report
+
+    report.write(runs, folder / "report.html", title="Knowledge swapping on plates with digits")
+    print(f"\n{time.monotonic() - began:.0f} s. Open {folder / 'report.html'} in a browser.")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(main))
