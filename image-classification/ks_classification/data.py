@@ -99,7 +99,8 @@ def digits(seed: int = 0) -> ImageSet:
 def folders(root: str) -> ImageSet:
     """Class folders: root/train/<class>/*, root/test/<class>/* (also val/ or validation/).
 
-    Folder names of the published form `<row><separator><WordNet id>` give the class its logit row.
+    So lie the published ones, CASIA-100 and ImageNet100 among them; classes are in the order of their folders'
+    names. Folder names of the published form `<row><separator><WordNet id>` give the class its logit row.
     """
     base = Path(root)
     if not base.is_dir():
@@ -110,10 +111,10 @@ def folders(root: str) -> ImageSet:
     train, test = _class_folders(base / "train"), _class_folders(test_folder)
     classes = sorted(set(train) | set(test))
     rows = {_class_name(c): int(PUBLISHED.match(c)[1]) for c in classes if PUBLISHED.match(c)}
-    for part, found, place in (("training", train, base / "train"), ("test", test, test_folder)):
-        empty = [c for c in classes if not found.get(c)]
+    for found, place in ((train, base / "train"), (test, test_folder)):
+        empty = [c for c, files in found.items() if not files]
         if empty:
-            raise UserError(f"class folder {place / empty[0]} has no {part} images ({', '.join(SUFFIXES[:4])}, ...).")
+            raise UserError(f"class folder {place / empty[0]} is empty; put images in it or take it away.")
     order = sorted((_class_name(c) for c in classes), key=lambda n: (rows.get(n, -1), n))
     return ImageSet(order, _items(train), _items(test), rows)
 

@@ -33,6 +33,7 @@ class ClassificationDomain(Domain):
         base: a model to start from; built at random from the spec when None.
         seed: decides which training items a share holds, and the new rows' start.
         training: False reads the test images only.
+        missing: classes of `groups` that have no training images, or whose training images are not to be used.
     """
 
     name = "classification"
@@ -41,35 +42,34 @@ class ClassificationDomain(Domain):
 
     def __init__(
         self, spec: ModelSpec, images: ImageSet, groups: dict[str, Sequence[str]], config: ImageConfig,
-        base: nn.Module | None = None, seed: int = 0, training: bool = True,
+        base: nn.Module | None = None, seed: int = 0, training: bool = True, missing: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.spec, self.config, self.base, self.seed = spec, config, base, seed
-        self.groups = groups
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = ClassTable(tuple(spec.classes)).extended(wanted)
-        missing = [c for c in wanted if c not in images.classes]
-        if missing:
+        strange = [c for c in wanted if c not in images.classes]
+        if strange:
             raise UserError(
-                f"there are no images of class {missing[0]!r}; the data has: {splits.shorten(images.classes)}."
+                f"there are no images of class {strange[0]!r}; the data has: {splits.shorten(images.classes)}."
             )
+        taught = {g: [c for c in classes if c not in missing] for g, classes in groups.items()} if training else {}
         if base is not None:
             self._check_head(base)
         if config.eval_margin:
             self.metric_label = "top-1 accuracy with margin (%)"
-        used = selection.choose(images.train, groups, self.classes, config, seed) if training else None
+        used = selection.choose(images.train, taught, self.classes, config, seed) if training else None
         self.subset = None if used is None else selection.digest(used)
-        train = [i for i in images.train if i.label in wanted and (used is None or i.name in used)]
+        learnable = {c for classes in taught.values() for c in classes}
         self.items: dict[str, list[Item]] = {}
         self.pixels: dict[str, Pixels] = {}
         self.skipped: list[str] = []
-        parts = {"train": train if training else [], "test": [i for i in images.test if i.label in wanted]}
-        for part, items in parts.items():
-            self._read(part, items)
+        self._read("train", [i for i in images.train if i.label in learnable and (used is None or i.name in used)])
+        self._read("test", [i for i in images.test if i.label in wanted])
         self._by_class = {part: _positions(items) for part, items in self.items.items()}
         for part, found in self._by_class.items():
-            empty = [c for c in wanted if c not in found]
-            if empty and (training or part == "test"):
-                raise UserError(f"class {empty[0]!r} has no readable {part} image.")
+            empty = [c for c in wanted if c not in found and (part == "test" or c in learnable)]
+            if empty:
+                raise UserError(f"class {empty[0]!r} has no readable {'training' if part == 'train' else part} image.")
         if config.cache_stem:
             self._fill_stem_cache()
 
@@ -115,7 +115,7 @@ class ClassificationDomain(Domain):
 
     def _indices(self, classes: Sequence[str], train: bool) -> list[int]:
         found = self._by_class["train" if train else "test"]
-        return [i for c in classes for i in found[c]]
+        return [i for c in classes for i in found.get(c, ())]
 
     # ---- the model ---------------------------------------------------------------------------------------
 

@@ -209,8 +209,9 @@ class Opening(NamedTuple):
 
     def domain(self, image_config: ImageConfig, head_rows: int, seed: int) -> ClassificationDomain:
         """The domain; reads the images."""
+        missing = [c for group in getattr(self.plan, "missing", ()) for c in self.plan.groups[group]]
         domain = ClassificationDomain(
-            self.spec, self.images, self.plan.groups, image_config, base=self.model, seed=seed
+            self.spec, self.images, self.plan.groups, image_config, base=self.model, seed=seed, missing=missing
         )
         unused = [f"unused_{i}" for i in range(len(domain.classes), head_rows)]
         domain.classes = domain.classes.extended(unused)
