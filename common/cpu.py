@@ -23,14 +23,17 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
+        rows = grad.reshape(-1, grad.shape[-1]).contiguous()
         for_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        for_weight = _outer(rows, x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
+        for_weight = _outer(rows, x.reshape(-1, x.shape[-1]).contiguous()) if ctx.needs_input_grad[1] else None
         return for_x, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """a' b; the product is turned so that the narrower factor is the one that gets copied."""
+    """a' b of contiguous factors; the product is turned so that the narrower factor is the one that gets copied.
+
+    Contiguous, because oneDNN takes a slice of a wider matrix to its reference kernel, 1000 times slower.
+    """
     return linear(a.t(), b.t()) if a.shape[1] <= b.shape[1] else linear(b.t(), a.t()).t()
 
 
