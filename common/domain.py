@@ -22,6 +22,8 @@ class Prediction(NamedTuple):
     embedding: [N, D] what the classifier reads, same rows.
     labels:    [N] logit row of the true class of each item.
     item_loss: [N] supervised loss of each item, or None where the loss does not split into items.
+    reversible: scalar part of `loss` that a forget phase reverses while the rest is minimised as usual, or None
+        where it reverses the whole (a detector may forget what an object is without moving its box).
     """
 
     loss: Tensor
@@ -29,6 +31,7 @@ class Prediction(NamedTuple):
     embedding: Tensor
     labels: Tensor
     item_loss: Tensor | None = None
+    reversible: Tensor | None = None
 
 
 @dataclass(frozen=True)

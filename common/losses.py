@@ -18,13 +18,16 @@ def bounded_forgetting(prediction: Prediction, bound: float, per_item: bool = Tr
         per_item: the hinge is applied to every item and averaged, so that no class can pay for another;
             False applies it to the mean over the batch, and over all ranks (as published). Domains whose loss
             does not split into items always get the latter.
+            There a domain may name the part of its loss that is reversed (`Prediction.reversible`); the rest is
+            then minimised.
 
     Source: GS-LoRA, arXiv:2403.11530, eq. 5.
     """
     if per_item and prediction.item_loss is not None:
         short = F.relu(bound - prediction.item_loss)  # [N]; ranks may hold different numbers of items
         return short.sum() / distributed.mean(short.new_tensor(len(short))).clamp(min=1 / distributed.world())
-    return F.relu(bound - distributed.mean(prediction.loss))
+    part = prediction.loss if prediction.reversible is None else prediction.reversible
+    return F.relu(bound - distributed.mean(part)) + (prediction.loss - part)
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -160,3 +160,17 @@ def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path):
     assert any(value.abs().sum() > 0 for name, value in one.items() if "lora_B" in name)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-5, msg=name)
+
+
+def test_forget_phase_may_reverse_the_class_part_alone():
+    from common.losses import bounded_forgetting
+
+    own = domain(forget_part="class")
+    model = own.build_model().train()
+    found = own.predict(model, next(iter(own.loader(("b",), train=True, stream=Stream(0, 2)))))
+    boxes = found.loss - found.reversible
+    assert 0 < found.reversible < found.loss
+    expected = (15 - found.reversible).relu() + boxes  # L_f = relu(BND - L_cls) + L_box + L_giou
+    torch.testing.assert_close(bounded_forgetting(found, 15.0, per_item=False), expected)
+    whole = found._replace(reversible=None)
+    torch.testing.assert_close(bounded_forgetting(whole, 15.0, per_item=False), (15 - found.loss).relu())

@@ -175,3 +175,14 @@ def test_published_script_names_are_there():
     for name, order in (("swapping_fltf_ddp", "fltf"), ("swapping_fftl_ddp", "fftl")):
         assert f'main("{order}")' in (FOLDER / f"{name}.py").read_text()
     assert sys.modules.get("swap") is None
+
+
+def test_cl_detr_plan_has_the_published_class_order():
+    from common.plan import read_plan
+    from ks_detection.coco_names import COCO
+
+    plan = read_plan(FOLDER / "configs" / "plan_cl_detr.yaml", [COCO[number] for number in sorted(COCO)])
+    numbers = {name: number for number, name in COCO.items()}
+    assert [numbers[name] for name in plan.groups["forget1"]] == [78, 41, 28, 52, 37, 84, 53, 63, 19, 76]
+    assert [numbers[name] for name in plan.groups["retain"]] == [74, 64, 65, 5, 79, 59, 36, 88, 9, 49]
+    assert len(plan.phases) == 7 and len(plan.phases[0].keep) == 70

@@ -40,6 +40,11 @@ class PictureConfig:
         metadata={"help": "what becomes of objects of other groups in a picture: left out of the loss, treated as "
                           "background (published), or the picture is not used", "choices": list(RULES)},
     )  # fmt: skip
+    forget_part: str = field(
+        default="all",
+        metadata={"help": "with --no-bound-per-item: reverse the whole loss (Knowledge Swapping) or only its class part, "
+                          "boxes being trained as usual (CL-DETR)", "choices": ["all", "class"]},
+    )  # fmt: skip
     augment: bool = field(default=True, metadata={"help": "DETR's random sizes and crops while training"})
     flip: bool = field(default=True, metadata={"help": "mirror images are part of the augmentation (not for digits)"})
     sizes: str = field(default="480-800:32", metadata={"help": "shorter sides to train with: from-to:step, or a list"})
@@ -291,7 +296,9 @@ class DetectionDomain(Domain):
             for row, thing in zip(items.rows.tolist(), items.objects.tolist(), strict=True)
         ]
         labels = torch.stack(labels) if labels else torch.zeros(0, dtype=torch.long, device=device)
-        return Prediction(self.criterion.total(terms), scores, embedding, labels, miss_loss(outputs, targets, items))
+        reversible = self.criterion.classification(terms) if self.config.forget_part == "class" else None
+        missed = miss_loss(outputs, targets, items)
+        return Prediction(self.criterion.total(terms), scores, embedding, labels, missed, reversible)
 
     def detect(self, model: nn.Module, classes: Sequence[str]) -> tuple[list[Truth], list[Found]]:
         """Objects and detections of all test pictures with the classes, over all ranks, in pixels."""
@@ -333,7 +340,7 @@ class DetectionDomain(Domain):
         return items
 
     def describe(self) -> dict[str, Any]:
-        keep = ("mixed", "augment", "flip", "sizes", "longest", "before_crop", "crop", "test_size", "learn_fraction",
+        keep = ("mixed", "forget_part", "augment", "flip", "sizes", "longest", "before_crop", "crop", "test_size", "learn_fraction",
                 "forget_fraction", "retain_fraction")  # fmt: skip
         counts = {
             group: {part: len(self._indices(classes, part == "train")) for part in ("train", "test")}
