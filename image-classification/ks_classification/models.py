@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -263,8 +264,7 @@ def spec_of(name: str, args: dict[str, Any], classes: Sequence[str]) -> ModelSpe
         import timm
 
         if not timm.is_model(name):
-            near = [*FACES, HYBRID, TORCHVISION] if "_" not in name else []
-            near += timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            near = difflib.get_close_matches(name, [*FACES, HYBRID, TORCHVISION, *timm.list_models()], 5, 0.4)
             raise UserError(f"`--model {name}` is not known to timm; near it: {', '.join(near) or 'nothing'}.")
         known = timm.get_pretrained_cfg(name)
         if known is not None:
