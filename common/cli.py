@@ -124,13 +124,25 @@ def check_folder(domain: str, plan: Plan, swap: Swap) -> None:
 
 def carry_out(domain: Domain, plan: Plan, swap: Swap) -> Trainer:
     """Runs the plan in its folder and writes report.html; the trainer, for what the domain still wants to save."""
-    run = Run(folder_of(domain.name, plan, swap), swap.flags)
-    trainer = Trainer(domain, plan, swap.train, swap.lora, swap.method, swap.method_config, run, swap.record)
+    from common import references
+
+    def make(plan: Plan, folder: Path, config: Any) -> Trainer:
+        run = Run(folder, swap.flags)
+        return Trainer(domain, plan, swap.train, swap.lora, swap.method, config, run, swap.record)
+
+    if swap.plan.with_references:
+        references.reference_plans(plan)  # what cannot be compared is refused before anything is trained
+    trainer = make(plan, folder_of(domain.name, plan, swap), swap.method_config)
     trainer.swap()
+    run, folders = trainer.run, [trainer.run.folder]
+    if swap.plan.with_references:
+        plain = references.unlearns_nothing(swap.method_config)
+        references.compare(trainer, lambda plan, name: make(plan, run.path(name), plain))
+        folders += [run.path("reference-retrain"), run.path("reference-original")]
     if distributed.is_main():
         if swap.record.report:
             from common import report
 
-            report.write([run.folder], run.path("report.html"))
+            report.write(folders, run.path("report.html"))
         print(f"results in {run.folder}" + (f"; open {run.path('report.html')}" if swap.record.report else ""))
     return trainer

@@ -231,6 +231,10 @@ class PlanConfig:
     learn: str = field(default="", metadata={"help": "classes to learn: names or indices, comma separated, or @file"})
     forget: str = field(default="", metadata={"help": "classes to forget, likewise"})
     retain: str = field(default="", metadata={"help": "classes to retain; default all others that the model knows"})
+    with_references: bool = field(
+        default=False,
+        metadata={"help": "also run the plan without what is unlearned, and without unlearning, and compare (--plan)"},
+    )
 
 
 def plan_from(config: PlanConfig, base: Sequence[str], new: Sequence[str]) -> Plan:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common import adapters, distributed, lora, precision
 from common.domain import Batch, Domain
 from common.errors import UserError
+from common.evaluation.run_measures import history_of, measures
 from common.lora import LoraConfig
 from common.methods._base import Method, Step
 from common.plan import Phase, Plan
@@ -384,6 +385,9 @@ class Trainer:
             self.method.end_phase(phase)
         self._score(phase.index, phase.action, total // per_epoch, total, end=True)
         self._record_adapters(phase)
+        found = measures(self.plan, history_of(self.metrics), phase.index)
+        if found:
+            self._write([{"phase": phase.index, "action": phase.action, "measures": found}])
         self._show(phase.title)
         self.done.update(phase=phase.index + 1, step=0)
         self._export()
@@ -392,7 +396,7 @@ class Trainer:
     # ---- scores and records ------------------------------------------------------------------------------
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def answering(self) -> Iterator[None]:
         """The model in inference mode, adapters merged."""
         self.model.eval()
         with ExitStack() as stack:
@@ -404,7 +408,7 @@ class Trainer:
     def _score(self, phase: int, action: str, epoch: int, step: int, end: bool) -> None:
         """Scores every group of the plan and records a line each; `end` marks the scores a phase ends with."""
         lines = []
-        with self._answering():
+        with self.answering():
             for group, classes in self.plan.groups.items():
                 scores = dict(self.domain.evaluate(self.model, classes))
                 lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end, "group": group,
@@ -435,7 +439,7 @@ class Trainer:
     def _show(self, moment: str) -> None:
         if not (self.config.gallery and distributed.is_main()):
             return
-        with self._answering():
+        with self.answering():
             items = [
                 i
                 for classes in self.plan.groups.values()

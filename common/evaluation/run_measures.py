@@ -36,7 +36,7 @@ def forget_measures(plan: Plan, history: History, index: int) -> dict[str, float
     forgotten = pooled(plan, phase.groups, now)
     before, start = pooled(plan, phase.groups, history[0]), pooled(plan, phase.groups, history[index - 1])
     found = {"forget": forgotten, "retain": pooled(plan, kept, now), "drop": drop(before, forgotten)}
-    old = [g for g in _standing(plan, index - 1, "forget") if g not in phase.groups]
+    old = [g for g in standing(plan, index - 1, "forget") if g not in phase.groups]
     found |= {"old": pooled(plan, old, now), "missing": pooled(plan, plan.missing, now)}
     retain = found["retain"]
     if plan.missing:
@@ -51,7 +51,7 @@ def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]
 
     A task is a group that a phase learned; the first one is all that the model knew before.
     """
-    gone = {*_standing(plan, index, "forget"), *plan.missing}
+    gone = {*standing(plan, index, "forget"), *plan.missing}
     first = [g for g in plan.groups if g not in plan.learned_groups and g not in gone]
     moments: list[tuple[int, list[str]]] = [(0, first)] if first else []
     for phase in plan.phases[:index]:
@@ -84,7 +84,7 @@ def history_of(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     return [found[i] for i in sorted(found)]
 
 
-def _standing(plan: Plan, index: int, action: str) -> list[str]:
+def standing(plan: Plan, index: int, action: str) -> list[str]:
     """Groups whose last action up to phase `index` was `action`."""
     last: dict[str, str] = {}
     for phase in plan.phases[:index]:

@@ -1,0 +1,118 @@
+"""The two runs that continual unlearning is measured against, and the distances to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common import distributed
+from common.errors import UserError
+from common.evaluation.cka import distribution_distance
+from common.evaluation.continual import accuracy_gap
+from common.evaluation.run_measures import history_of, standing
+from common.plan import Plan
+from common.record import write_json
+from common.trainer import Trainer
+
+FILE = "references.json"
+
+
+def reference_plans(plan: Plan) -> dict[str, Plan]:
+    """ "retrain": the same plan without what is forgotten in the end; "original": the same without any forgetting.
+
+    In the first, the forgotten groups are scored but never shown.
+
+    Raises:
+        UserError: nothing is forgotten, or something that no phase learned (then no plan can leave it out).
+    """
+    forgotten = standing(plan, len(plan.steps), "forget")
+    pretrained = [g for g in forgotten if g not in plan.learned_groups]
+    if not forgotten or pretrained:
+        what = f"group {pretrained[0]!r} is forgotten but was pretrained" if pretrained else "nothing is forgotten"
+        raise UserError(
+            f"`--with-references` compares with runs that never learned what is unlearned; in plan {plan.name!r} {what}. "
+            f"For pretrained classes run the plan again with --method retrain."
+        )
+    kept = [(action, tuple(g for g in names if g not in forgotten)) for action, names in plan.steps]
+    without = tuple((action, names) for action, names in kept if names)
+    learning = tuple((action, names) for action, names in plan.steps if action == "learn")
+    return {
+        "retrain": replace(
+            plan, name=f"{plan.name}-retrain", steps=without, missing=(*plan.missing, *forgotten)
+        ),
+        "original": replace(plan, name=f"{plan.name}-original", steps=learning),
+    }  # fmt: skip
+
+
+def unlearns_nothing(method_config: Any) -> Any:
+    """The config of a reference run: recording switched off where the method records."""
+    return (
+        replace(method_config, disable_unlearning=True)
+        if hasattr(method_config, "disable_unlearning")
+        else method_config
+    )
+
+
+def embeddings(trainer: Trainer) -> dict[str, Tensor]:
+    """Group -> [N, D] test embeddings by the trained model, in the same order for every run, on every rank."""
+    found = {}
+    with trainer.answering():
+        for group, classes in trainer.plan.groups.items():
+            parts = [
+                trainer.domain.predict(trainer.model, batch).embedding.float().cpu()
+                for batch in trainer.domain.loader(classes, train=False)
+            ]
+            everything = [z for share in distributed.gather(parts) for z in share]
+            found[group] = torch.cat(everything)
+    return found
+
+
+def compare(main: Trainer, make: Callable[[Plan, str], Trainer], kind: str = "linear_cka") -> dict[str, Any]:
+    """Runs both references and writes references.json into the main run's folder; returns what it holds.
+
+    distance: per group, how far the test embeddings are from the retrained model's; "unlearned" and "remaining"
+        are means over those groups. Low is good: the model could be one that never learned.
+    gap: per remaining group, its score minus that of the run that unlearned nothing, and their mean.
+
+    Args:
+        main: the run, finished.
+        make: (plan, folder name) -> the trainer of a reference run, same domain, method and settings.
+
+    Source: CLArena, arXiv:2507.01189: distribution distance by linear CKA, and accuracy gain.
+    """
+    plan = main.plan
+    forgotten = standing(plan, len(plan.steps), "forget")
+    remaining = [g for g in plan.groups if g not in forgotten]
+    own, scores = embeddings(main), history_of(main.metrics)[-1]
+    plans = reference_plans(plan)
+    retrained = make(plans["retrain"], "reference-retrain")
+    retrained.swap()
+    theirs = embeddings(retrained)
+    distance = {g: distribution_distance(own[g], theirs[g], kind) for g in plan.groups}
+    original = make(plans["original"], "reference-original")
+    original.swap()
+    before = history_of(original.metrics)[-1]
+    result = {
+        "kind": kind,
+        "distance": {**distance, "unlearned": _mean(distance, forgotten), "remaining": _mean(distance, remaining)},
+        "gap": {
+            **{g: scores[g] - before[g] for g in remaining},
+            "mean": accuracy_gap([scores[g] for g in remaining], [before[g] for g in remaining]),
+        },
+    }
+    if distributed.is_main():
+        write_json(main.run.path(FILE), result)
+        print(
+            f"distance to the model that never learned it ({kind}): {result['distance']['unlearned']:.3f} on what was "
+            f"unlearned, {result['distance']['remaining']:.3f} on the rest; accuracy against the model that unlearned "
+            f"nothing: {result['gap']['mean']:+.1f} points on the rest"
+        )
+    return result
+
+
+def _mean(values: Mapping[str, float], names: list[str]) -> float:
+    return sum(values[n] for n in names) / len(names) if names else 0.0
