@@ -1,0 +1,79 @@
+"""python -m common.methods: lists the methods, or writes the file of a new one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import methods
+from common.errors import UserError
+from common.record import write_bytes
+
+TEMPLATE = '''"""{title}: what it does, in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from common.domain import Prediction
+from common.methods._base import Method, Step
+
+
+class {title}(Method):
+    """learn: L(target) + L(keep); forget: L(keep) - {name}_weight L(target).
+
+    Source: authors, year, equation.
+    """
+
+    @dataclass
+    class Config(Method.Config):
+        {name}_weight: float = field(default=0.1, metadata={{"help": "weight of the ascent on what is forgotten"}})
+
+    def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
+        step.log("target", target.loss)
+        kept = 0.0 if keep is None else step.log("keep", keep.loss)
+        if step.phase.action == "learn":
+            return target.loss + kept
+        return kept - self.config.{name}_weight * target.loss
+
+
+METHOD = {title}
+'''
+
+
+def new(name: str, folder: Path) -> Path:
+    """Writes the file of a method with a working loss, to be changed; its path.
+
+    Raises:
+        UserError: no name for a module, or taken.
+    """
+    if not name.isidentifier() or name != name.lower() or name.startswith("_"):
+        raise UserError(f"a method is named like a module, in small letters (my_method), got {name!r}.")
+    path = folder / f"{name}.py"
+    if path.exists():
+        raise UserError(f"there is a method {name} already: {path}.")
+    title = "".join(part.capitalize() for part in name.split("_"))
+    write_bytes(path, TEMPLATE.format(name=name, title=title).encode())
+    return path
+
+
+def main(argv: Sequence[str]) -> None:
+    """`new NAME`, or nothing for the list."""
+    if not argv:
+        for name in methods.available():
+            print(f"{name:18} {sys.modules[methods.load(name).__module__].__doc__}")
+        return
+    if len(argv) != 2 or argv[0] != "new":
+        raise UserError("usage: python -m common.methods [new NAME]")
+    path = new(argv[1], Path(__file__).parent)
+    print(f"wrote {path}; `swap.py --method {argv[1]} --help` shows its flags, and\n"
+          f"  python -m pytest tests -k {argv[1]}\nruns it through every order and domain of the tests.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    from common.cli import main as guarded
+
+    sys.exit(guarded(main))
