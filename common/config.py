@@ -26,10 +26,37 @@ class Parser(argparse.ArgumentParser):
             message += f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"{message}; `{self.prog} --help` lists every flag.")
 
+    def format_help(self) -> str:
+        if self.usage is None and len(self._actions) > MANY:  # every flag once is enough
+            self.usage = "%(prog)s [flags]"
+        return super().format_help()
+
+
+MANY = 20
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Paragraphs of the description as they are written; defaults where there is one."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = [block.strip("\n") for block in text.split("\n\n")]
+        fits = [all(len(line) <= width for line in block.splitlines()) for block in blocks]
+        filled = [
+            b if fine else super(_Help, self)._fill_text(b, width, indent) for b, fine in zip(blocks, fits, strict=True)
+        ]
+        return "\n\n".join(filled)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, ""):
+            return action.help
+        if isinstance(action.default, bool):
+            return f"{action.help} (default: {'on' if action.default else 'off'})"
+        return super()._get_help_string(action)
+
 
 def help_formatter(prog: str) -> argparse.HelpFormatter:
     """Help with defaults, wide enough to read."""
-    return argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=34, width=110)
+    return _Help(prog, max_help_position=34, width=110)
 
 
 def flag(name: str) -> str:
@@ -47,7 +74,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type, title: str = "", **
     A flag that exists already is left as it is, so that two configs may share a field.
     """
     known = {option for action in parser._actions for option in action.option_strings}
-    group = parser.add_argument_group(title or (config.__doc__ or config.__name__).splitlines()[0])
+    group = parser.add_argument_group((title or (config.__doc__ or config.__name__).splitlines()[0]).rstrip("."))
     hints = typing.get_type_hints(config)
     for item in dataclasses.fields(config):
         if flag(item.name) in known or item.metadata.get("flag") is False:

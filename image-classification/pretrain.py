@@ -4,6 +4,11 @@ import sys
 from dataclasses import dataclass, field
 
 from common import cli, distributed
+from common.errors import UserError
+
+EXAMPLE = """Example: a small vision transformer that knows the digits 0 to 7.
+  python image-classification/pretrain.py --data digits --no-flip --classes 0,1,2,3,4,5,6,7 --img-size 16 \\
+    --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4 --lr 2e-3 --output-dir results/base"""
 
 
 @dataclass
@@ -25,10 +30,13 @@ def run(argv: list[str]) -> None:
 
     configs = (BaseConfig, SourceConfig, ImageConfig)
     parser = cli.swap_parser(
-        "pretrain.py", __doc__, configs, argv, method="finetune", epochs=20, batch_size=64, model="vit_tiny_patch16_224"
+        "pretrain.py", f"{__doc__}\n\n{EXAMPLE}", configs, argv, method="finetune", epochs=20, batch_size=64, model="vit_tiny_patch16_224"
     )  # fmt: skip
     swap = cli.swap_flags(parser, argv, configs)
     base, source, image_config = swap.domain
+    for name in ("checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head"):
+        if getattr(source, name):
+            raise UserError(f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --model.")
     images = data.load(source.data, source.cache_dir)
     classes = resolve(base.classes, images.classes, "--classes") if base.classes else images.classes
     spec = spec_from(source, classes)
@@ -38,6 +46,7 @@ def run(argv: list[str]) -> None:
         from ks_classification.hybrid import load_stem
 
         load_stem(start, source.stem_weights)
+    models.set_dropout(start, source.dropout)
     groups = {"base": tuple(classes)}
     domain = ClassificationDomain(spec, images, groups, image_config, base=start, seed=swap.train.seed)
     plan = Plan("pretrain", groups, (("learn", ("base",)),))

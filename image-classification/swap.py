@@ -5,9 +5,9 @@ from pathlib import Path
 
 from common import adapters, cli, distributed
 
-EXAMPLE = """Learn classes 8 and 9, forget 0 and 1, retain the rest, on scikit-learn's digits:
-  python image-classification/pretrain.py --data digits --classes 0,1,2,3,4,5,6,7 --output-dir results/base ...
-  python image-classification/swap.py --checkpoint results/base --learn 8,9 --forget 0,1 --order fltf
+EXAMPLE = """Example: learn the digits 8 and 9, forget 0 and 1, retain the rest.
+  python image-classification/swap.py --data digits --checkpoint results/base --learn 8,9 --forget 0,1
+
 Stopped or killed? The same command goes on where it was."""
 
 
