@@ -66,8 +66,9 @@ class ClassificationDomain(Domain):
         self._read("train", [i for i in images.train if i.label in learnable and (used is None or i.name in used)])
         self._read("test", [i for i in images.test if i.label in wanted])
         self._by_class = {part: _positions(items) for part, items in self.items.items()}
-        for part, found in self._by_class.items():
-            empty = [c for c in wanted if c not in found and (part == "test" or c in learnable)]
+        drawn = learnable if config.stratified else set()  # a share of all images may hold none of a class
+        for part, needed in (("train", drawn), ("test", set(wanted))):
+            empty = [c for c in wanted if c in needed and c not in self._by_class[part]]
             if empty:
                 raise UserError(f"class {empty[0]!r} has no readable {'training' if part == 'train' else part} image.")
         if config.cache_stem:
