@@ -117,6 +117,14 @@ def test_a_flat_folder_gives_every_fifth_picture_to_the_test(own):
     assert [sorted(c) for c in scan(found.train)] == [[0], [1], [0], [1]]
 
 
+def test_the_ignored_id_may_have_a_name_in_the_list(own):
+    (own / "classes.json").write_text(json.dumps({"classes": ["a", "none", "b"], "ignore_index": 1}))
+    mask(own / "annotations/0.png", (2, 1))
+    mask(own / "annotations/1.png", (0, 1))
+    found = layouts.load(str(own))
+    assert found.classes == ("a", "b") and [classes_of(i) for i in found.train[:2]] == [[1, IGNORE], [0, IGNORE]]
+
+
 def published_folders(root):
     for part in ("train", "test"):
         picture(root / f"learn/{part}/images/n_sat.jpg")
@@ -143,7 +151,7 @@ def test_a_mask_of_another_size_is_named(own):
 
 def test_an_id_outside_the_list_is_named(own):
     mask(own / "annotations/2.png", (0, 77))
-    with pytest.raises(UserError, match=r"2.png holds the id 77.*\(ids 0-1, 9\)"):
+    with pytest.raises(UserError, match=r"2.png holds the id 77.*\(ids 0-1, 9, 255\)"):
         scan(layouts.load(str(own)).train)
 
 

@@ -126,10 +126,25 @@ def network(config: Config) -> nn.Module:
         )
     finally:
         hf_logging.set_verbosity(level)
+    _initialise(made)
     _finish_backbone(made.model.pixel_level_module, config)
     _use_fast_linears(made)
     del made.criterion  # ours replaces it; its class weights would be a second copy
     return made
+
+
+def _initialise(network: nn.Module) -> None:
+    """Draws the start of the pixel decoder and the class layer as published; transformers draws them from N(0, 0.02),
+    which leaves its feed-forward layers nearly silent at first."""
+    decoder = network.model.pixel_level_module.decoder
+    for projection in decoder.input_projections:
+        nn.init.xavier_uniform_(projection[0].weight)
+    for layer in decoder.encoder.layers:
+        for linear in (layer.fc1, layer.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+    for convolution in (decoder.adapter_1[0], decoder.layer_1[0], decoder.mask_projection):
+        nn.init.kaiming_uniform_(convolution.weight, a=1)
+    network.class_predictor.reset_parameters()
 
 
 def _use_fast_linears(network: nn.Module) -> None:

@@ -119,9 +119,11 @@ def _listed(root: Path, names: Sequence[str]) -> tuple[tuple[str, ...], int]:
 
 def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
     """images/ and annotations/, each with training/ and validation/ (or train/, val/, test/), or flat with
-    `splits` in classes.json; masks hold indices of the class list."""
-    classes, ignore = _listed(root, names)
-    table = masks.plain(len(classes), ignore)
+    `splits` in classes.json; masks hold indices of the class list, or `ignore_index`."""
+    listed, ignore = _listed(root, names)
+    classes = tuple(c for i, c in enumerate(listed) if i != ignore)
+    ids = [i for i in range(len(listed)) if i != ignore]
+    table = Table({i: n for n, i in enumerate(ids)} | {ignore: IGNORE, 255: IGNORE})
     found: dict[str, list[MaskItem]] = {}
     for split, options in SPLITS.items():
         images = _first(root / "images", options)
