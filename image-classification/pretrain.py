@@ -37,9 +37,10 @@ def run(argv: list[str]) -> None:
     for name in ("checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head"):
         if getattr(source, name):
             raise UserError(f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --model.")
+    spec = spec_from(source, [])
     images = data.load(source.data, source.cache_dir)
     classes = resolve(base.classes, images.classes, "--classes") if base.classes else images.classes
-    spec = spec_from(source, classes)
+    spec.classes = list(classes)
     torch.manual_seed(swap.train.seed)
     start = models.build(spec, pretrained=source.pretrained)
     if source.stem_weights:

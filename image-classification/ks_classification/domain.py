@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class ClassificationDomain(Domain):
         base: a model to start from; built at random from the spec when None.
         seed: decides which training items a share holds, and the new rows' start.
         training: False reads the test images only.
+        roles: group name -> "learn", "forget" or "retain", where names of groups do not say it.
         missing: classes of `groups` that have no training images, or whose training images are not to be used.
     """
 
@@ -43,6 +44,7 @@ class ClassificationDomain(Domain):
     def __init__(
         self, spec: ModelSpec, images: ImageSet, groups: dict[str, Sequence[str]], config: ImageConfig,
         base: nn.Module | None = None, seed: int = 0, training: bool = True, missing: Sequence[str] = (),
+        roles: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.spec, self.config, self.base, self.seed = spec, config, base, seed
         wanted = [c for classes in groups.values() for c in classes]
@@ -57,7 +59,7 @@ class ClassificationDomain(Domain):
             self._check_head(base)
         if config.eval_margin:
             self.metric_label = "top-1 accuracy with margin (%)"
-        used = selection.choose(images.train, taught, self.classes, config, seed) if training else None
+        used = selection.choose(images.train, taught, roles or {}, self.classes, config, seed) if training else None
         self.subset = None if used is None else selection.digest(used)
         learnable = {c for classes in taught.values() for c in classes}
         self.items: dict[str, list[Item]] = {}

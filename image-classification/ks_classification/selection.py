@@ -17,12 +17,14 @@ SPLIT = "split.json"  # the file of a run folder that names its images
 
 
 def choose(
-    items: Sequence[Item], groups: Mapping[str, Sequence[str]], classes: ClassTable, config: ImageConfig, seed: int
-) -> set[str] | None:
+    items: Sequence[Item], groups: Mapping[str, Sequence[str]], roles: Mapping[str, str], classes: ClassTable,
+    config: ImageConfig, seed: int,
+) -> set[str] | None:  # fmt: skip
     """Names of the training items that are used, or None when all are.
 
     Args:
-        groups: group name -> classes; "learn" and "forget" have fractions of their own.
+        groups: group name -> classes.
+        roles: group name -> "learn", "forget" or "retain", which decides its fraction (default: its name).
 
     Raises:
         UserError: too few images for K shots, or a split that does not fit these images.
@@ -36,7 +38,7 @@ def choose(
     for group, members in groups.items():
         found = [i for i in items if i.label in members]
         _check_shots(found, members, config.shots)
-        fraction = shares.get(group, config.retain_fraction)
+        fraction = shares.get(roles.get(group, group), config.retain_fraction)
         picked = splits.subset([classes.row(i.label) for i in found], seed, fraction, config.shots, config.stratified)
         names.update(found[p].name for p in picked)
     return names

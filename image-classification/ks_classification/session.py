@@ -210,9 +210,12 @@ class Opening(NamedTuple):
     def domain(self, image_config: ImageConfig, head_rows: int, seed: int) -> ClassificationDomain:
         """The domain; reads the images."""
         missing = [c for group in getattr(self.plan, "missing", ()) for c in self.plan.groups[group]]
+        forgotten = {name for action, names in self.plan.steps if action == "forget" for name in names}
+        roles = dict.fromkeys(self.plan.groups, "retain") | dict.fromkeys(forgotten, "forget")
+        roles |= dict.fromkeys(self.plan.learned_groups, "learn")
         domain = ClassificationDomain(
-            self.spec, self.images, self.plan.groups, image_config, base=self.model, seed=seed, missing=missing
-        )
+            self.spec, self.images, self.plan.groups, image_config, base=self.model, seed=seed, missing=missing, roles=roles
+        )  # fmt: skip
         unused = [f"unused_{i}" for i in range(len(domain.classes), head_rows)]
         domain.classes = domain.classes.extended(unused)
         return domain
