@@ -50,7 +50,7 @@ def two_ranks(tmp_path_factory):
     (folder / "scenarios.json").write_text(json.dumps([*SCENARIOS, unused]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [str(HERE / "toy_run.py"), "ranks", str(folder / "scenarios.json"), str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
 

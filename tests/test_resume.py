@@ -44,7 +44,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     (folder / "scenarios.json").write_text(json.dumps(SCENARIOS))
     command = [sys.executable, str(HERE / "toy_run.py"), "kill", str(folder / "scenarios.json"), str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 

@@ -285,7 +285,7 @@ class ToyDetection(ToyDomain):
         rows, queries = [], []
         for b, target in enumerate(targets):
             cost = (out["pred_boxes"][b, :, None] - target["boxes"]).abs().detach()  # [queries, objects]
-            q, t = linear_sum_assignment(cost.numpy())
+            q, t = linear_sum_assignment(cost.nan_to_num().numpy())
             queries += [query for _, query in sorted(zip(t.tolist(), q.tolist(), strict=True))]
             rows += [b] * len(q)
         labels = torch.cat([t["labels"] for t in targets])
