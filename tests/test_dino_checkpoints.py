@@ -65,6 +65,8 @@ def test_official_file_with_a_namespace_ddp_prefix_and_averaged_weights(tmp_path
     }
     torch.save(content, tmp_path / "checkpoint.pth")
     loaded = ks_detection.load_checkpoint(tmp_path / "checkpoint.pth")
+    arrays = {name: tensor.numpy() for name, tensor in published_state(model).items()}
+    torch.testing.assert_close(answers(ks_detection.load_checkpoint(arrays)), answers(loaded), rtol=0, atol=0)
     assert loaded.config == config or loaded.config.num_select == 300  # what no shape shows has its default
     torch.testing.assert_close(answers(loaded), answers(model), rtol=0, atol=0)
     loaded = ks_detection.load_checkpoint(tmp_path / "checkpoint.pth", config, ema=True)

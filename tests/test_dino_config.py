@@ -62,3 +62,15 @@ def test_published_values_give_the_published_model_and_others_are_refused():
     with pytest.raises(UserError, match="backbone"):
         DinoConfig(backbone="vgg")
     assert DinoConfig.from_dict(DinoConfig(num_classes=7).to_dict()) == DinoConfig(num_classes=7)
+
+
+def test_configs_here_build_their_models():
+    from pathlib import Path
+
+    import ks_detection
+
+    folder = Path(__file__).parent.parent / "object-detection" / "configs"
+    assert sum(p.numel() for p in ks_detection.build_dino(folder / "digits.py").parameters()) < 2_000_000
+    swap = DinoConfig.from_dict(read_config(folder / "dino_swinL_4scale_swap.py"))
+    assert (swap.backbone, swap.num_classes, swap.dn_labelbook_size) == ("swin_L_384_22k", 101, 102)
+    assert swap.dn_box_noise_scale == 1.0 and swap.use_checkpoint

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,8 @@ def read_checkpoint(source: str | Path | dict, ema: bool = False) -> Checkpoint:
     if ema and name not in data:
         raise UserError("the checkpoint has no `ema_model`; load it without ema.")
     state = data.get(name, data)
+    if isinstance(state, dict):  # arrays are taken for tensors
+        state = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise UserError("the checkpoint holds no weights: expected a state dict or a dictionary with key `model`.")
     tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}

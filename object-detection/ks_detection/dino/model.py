@@ -1,6 +1,7 @@
 """The DINO detector: images in, class logits and boxes of every decoder layer out."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from common.errors import UserError
 from ks_detection.boxes import inverse_sigmoid
 from ks_detection.dino.backbones import build_backbone
 from ks_detection.dino.config import DinoConfig
+from ks_detection.dino.config_file import read_config
 from ks_detection.dino.decoder import Decoder
 from ks_detection.dino.deformable import DeformableAttention, Levels
 from ks_detection.dino.denoising import Denoising, blocked_pairs, make_denoising
@@ -193,12 +195,14 @@ def _layers(logits: Tensor, boxes: Tensor) -> list[dict]:
     return [{"pred_logits": l, "pred_boxes": b} for l, b in zip(logits, boxes, strict=True)]
 
 
-def build_dino(config: DinoConfig | dict) -> Dino:
+def build_dino(config: DinoConfig | dict | str | Path) -> Dino:
     """A DINO with fresh weights; with `lora_rank` above 0 adapters sit on every FFN linear, base frozen.
 
     Args:
-        config: a `DinoConfig`, or the dictionary that `read_config` gives for a published file.
+        config: a `DinoConfig`, a published config file, or the dictionary that `read_config` makes of one.
     """
+    if isinstance(config, (str, Path)):
+        config = read_config(config)
     config = config if isinstance(config, DinoConfig) else DinoConfig.from_dict(dict(config))
     model = Dino(config)
     if config.lora_rank:
