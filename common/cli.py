@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from common.lora import LoraConfig
 from common.methods._base import Method
 from common.plan import Plan, PlanConfig
 from common.record import RecordConfig, Run
-from common.trainer import Interrupted, TrainConfig, Trainer, settings_of
+from common.state import Interrupted
+from common.train_config import TrainConfig, settings_of
+from common.trainer import Trainer
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
 
@@ -83,15 +86,25 @@ def swap_parser(
     parser = Parser(prog=prog, description=description, formatter_class=help_formatter, allow_abbrev=False)
     parser.add_argument("--config", default="", metavar="FILE", help="YAML file of defaults (`flag: value`)")
     if reference:
-        text = "the published settings as defaults, bugs included (see configs/reference.yaml)"
+        text = "the published settings as defaults, bugs and every --published-* flag included (configs/reference.yaml)"
         parser.add_argument("--reference", action="store_true", help=text)
     for config in (*domain_configs, PlanConfig, TrainConfig, LoraConfig):
         add_flags(parser, config, **defaults)
     add_flags(parser, methods.load(method).Config, f"--method {method}", **defaults)
     add_flags(parser, RecordConfig, **defaults)
+    if known.reference and reference:  # what the published code of any method does differently
+        for item in fields(methods.load(method).Config):
+            if item.name.startswith("published_"):
+                parser.set_defaults(**{item.name: True})
     for file in files:
-        apply_yaml(parser, file)
+        other = read_yaml(file).get("method", method) if file == str(reference) else method
+        apply_yaml(parser, file, skip=_knobs(other) - _knobs(method))
     return parser
+
+
+def _knobs(method: str) -> set[str]:
+    """The flags of a method, by field name."""
+    return {item.name for item in fields(methods.load(str(method)).Config)}
 
 
 def swap_flags(parser: Parser, argv: Sequence[str], domain_configs: Sequence[type]) -> Swap:

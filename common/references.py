@@ -60,7 +60,7 @@ def unlearns_nothing(method_config: Any) -> Any:
 def embeddings(trainer: Trainer) -> dict[str, Tensor]:
     """Group -> [N, D] test embeddings by the trained model, in the same order for every run, on every rank."""
     found = {}
-    with trainer.answering():
+    with trainer.observer.answering():
         for group, classes in trainer.plan.groups.items():
             parts = [
                 trainer.domain.predict(trainer.model, batch).embedding.float().cpu()
@@ -87,7 +87,7 @@ def compare(main: Trainer, make: Callable[[Plan, str], Trainer], kind: str = "li
     plan = main.plan
     forgotten = standing(plan, len(plan.steps), "forget")
     remaining = [g for g in plan.groups if g not in forgotten]
-    own, scores = embeddings(main), history_of(main.metrics)[-1]
+    own, scores = embeddings(main), history_of(main.observer.metrics)[-1]
     plans = reference_plans(plan)
     retrained = make(plans["retrain"], "reference-retrain")
     retrained.swap()

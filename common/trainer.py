@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,84 +15,18 @@ from torch import Tensor, nn
 from common import adapters, distributed, lora, precision
 from common.domain import Batch, Domain
 from common.errors import UserError
-from common.evaluation.run_measures import history_of, measures
 from common.lora import LoraConfig
 from common.methods._base import Method, Step
+from common.observer import Observer, factors, peak_memory
 from common.plan import Phase, Plan
 from common.progress import Progress
 from common.record import METRICS, STEPS, RecordConfig, Run, environment, open_sinks, save_tensors, write_json
 from common.rows import TrainedRows
-from common.sparsity import group_norms, groups, zero_group_ratio
 from common.splits import shorten
+from common.state import Interrupted, Stop, changing, on_device, read_state
 from common.streams import Stream, derive, seed_all
 from common.teacher import fill
-
-
-class Interrupted(Exception):
-    """The run was stopped by the user after a whole step; its state is saved."""
-
-
-@dataclass
-class TrainConfig:
-    """The swap: what every domain's swap.py accepts."""
-
-    method: str = field(default="gs_lora", metadata={"help": "how to learn and forget: a file name in common/methods"})
-    epochs: int = field(default=5, metadata={"help": "epochs per phase; an epoch is one pass over the keep set"})
-    steps: int = field(default=0, metadata={"help": "steps per phase instead of epochs, when not 0"})
-    batch_size: int = field(
-        default=32, metadata={"help": "target items per step, and as many keep items, on each rank"}
-    )
-    accumulate: int = field(default=1, metadata={"help": "batches whose gradients are averaged before a step"})
-    lr: float = field(default=1e-3, metadata={"help": "AdamW peak learning rate"})
-    min_lr: float = field(default=1e-5, metadata={"help": "learning rate at the end of a cosine schedule"})
-    schedule: str = field(
-        default="cosine", metadata={"help": "learning rate over a phase", "choices": ["cosine", "constant"]}
-    )
-    schedule_per_epoch: bool = field(default=False, metadata={"help": "move the cosine once per epoch, as published"})
-    warmup: float = field(default=0.05, metadata={"help": "share of a phase's steps with linear warm-up, 0..1"})
-    weight_decay: float = field(default=0.05, metadata={"help": "decay of matrices; vectors and head rows have none"})
-    clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0 does not clip"})
-    carry_optimizer: bool = field(
-        default=False, metadata={"help": "keep Adam's moments from phase to phase, as published"}
-    )
-    train_head_rows: bool = field(
-        default=True, metadata={"help": "train the head rows of classes to be learned (published: frozen)"}
-    )
-    precision: str = field(
-        default="auto", metadata={"help": "number format of the forward pass; auto is bf16 where the hardware has it",
-                                  "choices": ["auto", "fp32", "bf16", "fp16"]},
-    )  # fmt: skip
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
-    threads: int = field(
-        default=0, metadata={"help": "CPU threads; 0 leaves the number to torch (1 is best for tiny models)"}
-    )
-    seed: int = field(default=0, metadata={"help": "seed of data order, adapters, dropout and augmentation"})
-    eval_every: int = field(default=0, metadata={"help": "also score every so many epochs; 0 only at phase ends"})
-    save_every: float = field(
-        default=60.0, metadata={"help": "seconds between saved states (a killed run goes on from the last)"}
-    )
-    gallery: int = field(default=4, metadata={"help": "test pictures per group in the report"})
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("steps", "threads", "weight_decay", "clip", "eval_every", "gallery", "min_lr", "save_every"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
-        if not self.lr > 0:
-            raise UserError(f"`--lr` must be above 0, got {self.lr}.")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"`--warmup` is a share of a phase, 0 up to 1, got {self.warmup}.")
-
-
-NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a run
-
-
-def settings_of(plan: Plan, config: TrainConfig, lora_config: LoraConfig, method_config: Any) -> dict[str, Any]:
-    """What the flags alone say about a run's numbers: the part of its identity that is known before data is read."""
-    train = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
-    return {"plan": plan.record(), "train": train, "lora": asdict(lora_config), "method": asdict(method_config)}
+from common.train_config import TrainConfig, settings_of
 
 
 class Objective(nn.Module):
@@ -150,10 +82,10 @@ class Trainer:
             )
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
-        self.metrics: list[dict[str, Any]] = []
+        self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config.gallery)
         self.done = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
         self.pending: list[dict[str, Any]] = []
-        self.stop = False
+        self.stop = Stop()
 
     # ---- set-up ------------------------------------------------------------------------------------------
 
@@ -207,16 +139,16 @@ class Trainer:
             found = False
         if distributed.from_main(found):
             self._resume()
-        with self._stopping():
-            if not self.metrics:
-                self._score(phase=0, action="start", epoch=0, step=0, end=True)
-                self._show("before")
+        with self.stop.listening():
+            if not self.observer.metrics:
+                self.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
+                self.observer.show("before")
             for phase in self.plan.phases[self.done["phase"] - 1 :]:
                 self._train(phase)
         if distributed.is_main() and not self.run.path("done.json").exists():
             names = ("seconds", "peak_memory")
             write_json(self.run.path("done.json"), {name: self.done[name] for name in names})
-        return self.metrics
+        return self.observer.metrics
 
     def _train(self, phase: Phase) -> None:
         """One phase: loss, backward, clip, step; scores at its end."""
@@ -241,9 +173,9 @@ class Trainer:
             epoch = (number + 1) // per_epoch
             every = self.config.eval_every
             if every and (number + 1) % per_epoch == 0 and epoch % every == 0 and number + 1 < total:
-                self._score(phase.index, phase.action, epoch, number + 1, end=False)
+                self.observer.score(phase.index, phase.action, epoch, number + 1, end=False)
                 began = time.monotonic()
-            if distributed.any_rank(self.stop, self.device):
+            if distributed.any_rank(self.stop.asked, self.device):
                 progress.close()
                 self._save()
                 raise Interrupted(
@@ -336,7 +268,7 @@ class Trainer:
             self.optimizer.load_state_dict(self.resumed)
         self.resumed = None  # else it belongs to the phase before
         self.wrapped = distributed.wrap(self.objective, self.device, unused=not lora.adapters(self.model))
-        self.factors = _factors(self.model) if fresh or not hasattr(self, "factors") else self.factors
+        self.factors = factors(self.model) if fresh or not hasattr(self, "factors") else self.factors
 
     resumed: dict[str, Any] | None = None
 
@@ -383,105 +315,12 @@ class Trainer:
         self.model.eval()
         with precision.autocast(self.format, self.device):
             self.method.end_phase(phase)
-        self._score(phase.index, phase.action, total // per_epoch, total, end=True)
-        self._record_adapters(phase)
-        found = measures(self.plan, history_of(self.metrics), phase.index)
-        if found:
-            self._write([{"phase": phase.index, "action": phase.action, "measures": found}])
-        self._show(phase.title)
+        self.observer.end_phase(phase, total // per_epoch, total, self.factors)
         self.done.update(phase=phase.index + 1, step=0)
-        self._export()
+        self.observer.export(self.config.method, self.rows)
         self._save()
 
-    # ---- scores and records ------------------------------------------------------------------------------
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """The model in inference mode, adapters merged."""
-        self.model.eval()
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            stack.enter_context(lora.merged(self.model))
-            stack.enter_context(precision.autocast(self.format, self.device))
-            yield
-
-    def _score(self, phase: int, action: str, epoch: int, step: int, end: bool) -> None:
-        """Scores every group of the plan and records a line each; `end` marks the scores a phase ends with."""
-        lines = []
-        with self.answering():
-            for group, classes in self.plan.groups.items():
-                scores = dict(self.domain.evaluate(self.model, classes))
-                lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end, "group": group,
-                              "metric": self.domain.metric, "score": scores.pop("total"), "per_class": scores})  # fmt: skip
-        self._write(lines)
-        if distributed.is_main():
-            scores = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
-            print(
-                f"  {'before' if phase == 0 else f'phase {phase} {action}, epoch {epoch}'}: {self.domain.metric}  {scores}",
-                flush=True,
-            )
-
-    def _record_adapters(self, phase: Phase) -> None:
-        """The profile over depth: each group's norm, how far its update moved in this phase, and zero groups."""
-        members = groups(self.model)
-        if not members:
-            return
-        norms = dict(zip(members, group_norms(members).tolist(), strict=True))
-        moved = _moved(self.factors, _factors(self.model))
-        self._write([{"phase": phase.index, "action": phase.action, "adapter_norm": norms, "adapter_moved": moved,
-                      "zero_groups": zero_group_ratio(members)}])  # fmt: skip
-
-    def _write(self, lines: list[dict[str, Any]]) -> None:
-        self.metrics += lines
-        if distributed.is_main():
-            self.run.append(METRICS, lines)
-
-    def _show(self, moment: str) -> None:
-        if not (self.config.gallery and distributed.is_main()):
-            return
-        with self.answering():
-            items = [
-                i
-                for classes in self.plan.groups.values()
-                for i in self.domain.gallery(self.model, classes, self.config.gallery)
-            ]
-        if items:
-            self.run.save_gallery(moment, items)
-
-    def _export(self) -> None:
-        """The result so far: the adapter folder, or the whole model where all parameters train."""
-        if not distributed.is_main():
-            return
-        info = {
-            "classes": list(self.domain.classes.names),
-            "method": self.config.method,
-            "plan": self.plan.record(),
-        }
-        if lora.adapters(self.model):
-            adapters.save(self.model, self.run.path("adapter"), self.rows.rows, info)
-        else:
-            adapters.save_model(self.model, self.run.path("model"), info)
-
     # ---- stop and resume ---------------------------------------------------------------------------------
-
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Ctrl-C ends the run after the step in progress; a second one ends it at once."""
-
-        def ask(signum: int, frame: Any) -> None:
-            if self.stop:
-                raise KeyboardInterrupt
-            self.stop = True
-
-        try:
-            before = signal.signal(signal.SIGINT, ask)
-        except ValueError:  # not in the main thread: the caller handles Ctrl-C
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def _save(self) -> None:
         """state.pt: everything that the rest of the run depends on, at a step boundary."""
@@ -489,35 +328,29 @@ class Trainer:
             return
         self.run.append(STEPS, self.pending)
         self.done["steps"] += len(self.pending)
-        self.done["metrics"] = len(self.metrics)
-        self.done["peak_memory"] = max(self.done["peak_memory"], _peak_memory(self.device))
+        self.done["metrics"] = len(self.observer.metrics)
+        self.done["peak_memory"] = max(self.done["peak_memory"], peak_memory(self.device))
         self.pending = []
         save_tensors(self.run.path("state.pt"), {
-            "done": dict(self.done), "model": self._model_state(), "factors": self.factors,
+            "done": dict(self.done), "model": changing(self.model), "factors": self.factors,
             "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(),
             "own": self.method.own.state_dict() if self.method.own is not None else {}, "scaler": self.scaler.state_dict(),
         })  # fmt: skip
 
-    def _model_state(self) -> dict[str, Tensor]:
-        """What may have changed: trained parameters and all buffers."""
-        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        buffers = {name for name, _ in self.model.named_buffers()}
-        return {k: v for k, v in self.model.state_dict().items() if k in trained or k in buffers}
-
     def _resume(self) -> None:
         """Takes up the last saved state, or starts again where none was saved yet."""
         path = self.run.path("state.pt")
-        state = distributed.from_main(_read_state(path) if distributed.is_main() else None)
+        state = distributed.from_main(read_state(path) if distributed.is_main() else None)
         if state is None:
             self._cut(0, 0)
             return
         fill(self.model, state["model"])
         if self.method.own is not None:
             self.method.own.load_state_dict(state["own"])
-        self.method.load_state_dict(_on(self.device, state["method"]))
+        self.method.load_state_dict(on_device(self.device, state["method"]))
         self.scaler.load_state_dict(state["scaler"])
         self.done, self.resumed = state["done"], state["optimizer"]
-        self.factors = _on(self.device, state["factors"])
+        self.factors = on_device(self.device, state["factors"])
         self._cut(self.done["metrics"], self.done["steps"])
         if distributed.is_main() and self.done["phase"] <= len(self.plan.phases):
             print(
@@ -529,56 +362,5 @@ class Trainer:
         """Drops the lines that were written after the saved state."""
         if distributed.is_main():
             self.run.truncate(STEPS, steps)
-            self.metrics = self.run.truncate(METRICS, metrics)
-        self.metrics = distributed.from_main(self.metrics)
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _on(device, inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_on(device, inner) for inner in value)
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _read_state(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except Exception as error:  # torch raises many kinds, OSError among them, for a damaged file
-        raise UserError(f"{path} is damaged ({type(error).__name__}); add --overwrite to start anew.") from None
-
-
-def _factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, scale B) of every adapter, detached."""
-    return {
-        n: tuple(f.detach().clone() for f in (a, layer.scale * b))
-        for n, layer in lora.adapters(model).items()
-        for a, b in [layer.factors()]
-    }
-
-
-def _moved(before: dict[str, tuple[Tensor, Tensor]], after: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Frobenius norm, per block, of the change of the weight updates B A, from r x r products alone."""
-    from common.sparsity import block_of
-
-    squares: dict[str, float] = {}
-    for name, (a1, b1) in after.items():
-        a0, b0 = before[name]
-        a, b = torch.cat([a1, a0]).double(), torch.cat([b1, -b0], dim=1).double()
-        square = ((b.T @ b) * (a @ a.T)).sum().item()
-        squares[block_of(name)] = squares.get(block_of(name), 0.0) + square
-    return {name: max(0.0, square) ** 0.5 for name, square in squares.items()}
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak where one is used, else the largest resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            self.observer.metrics = self.run.truncate(METRICS, metrics)
+        self.observer.metrics = distributed.from_main(self.observer.metrics)

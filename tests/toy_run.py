@@ -116,7 +116,7 @@ def ranks(scenarios: list[dict[str, Any]], folder: Path) -> None:
         result = {
             "first": first,
             "last": trainer.model.state_dict(),
-            "metrics": trainer.metrics,
+            "metrics": trainer.observer.metrics,
             "reduced": set(reduced) == {id(p) for p in trainer.parameters},
             "optimized": {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
             == {id(p) for p in trainer.parameters},

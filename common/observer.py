@@ -1,0 +1,140 @@
+"""What is seen of a run: scores, the adapters' profile, test pictures, the exported result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import adapters, distributed, lora, precision
+from common.domain import Domain
+from common.evaluation.run_measures import history_of, measures
+from common.plan import Phase, Plan
+from common.record import METRICS, Run
+from common.rows import TrainedRows
+from common.sparsity import block_of, group_norms, groups, zero_group_ratio
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+
+
+class Observer:
+    """Scores a model and writes down what it sees; changes nothing in it.
+
+    metrics: the lines of metrics.jsonl so far.
+    """
+
+    def __init__(
+        self, domain: Domain, plan: Plan, model: nn.Module, run: Run, format: str, device: torch.device, gallery: int
+    ) -> None:
+        self.domain, self.plan, self.model, self.run = domain, plan, model, run
+        self.format, self.device, self.gallery = format, device, gallery
+        self.metrics: list[dict[str, Any]] = []
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """The model in inference mode, adapters merged."""
+        self.model.eval()
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(lora.merged(self.model))
+            stack.enter_context(precision.autocast(self.format, self.device))
+            yield
+
+    def score(self, phase: int, action: str, epoch: int, step: int, end: bool) -> None:
+        """Scores every group of the plan and records a line each; `end` marks the scores a phase ends with."""
+        lines = []
+        with self.answering():
+            for group, classes in self.plan.groups.items():
+                scores = dict(self.domain.evaluate(self.model, classes))
+                lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end, "group": group,
+                              "metric": self.domain.metric, "score": scores.pop("total"), "per_class": scores})  # fmt: skip
+        self.write(lines)
+        if distributed.is_main():
+            scores = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
+            print(
+                f"  {'before' if phase == 0 else f'phase {phase} {action}, epoch {epoch}'}: {self.domain.metric}  {scores}",
+                flush=True,
+            )
+
+    def profile(self, phase: Phase, before: Factors) -> None:
+        """The profile over depth: each group's norm, how far its update moved in this phase, and zero groups."""
+        members = groups(self.model)
+        if not members:
+            return
+        norms = dict(zip(members, group_norms(members).tolist(), strict=True))
+        moved = _moved(before, factors(self.model))
+        self.write([{"phase": phase.index, "action": phase.action, "adapter_norm": norms, "adapter_moved": moved,
+                      "zero_groups": zero_group_ratio(members)}])  # fmt: skip
+
+    def write(self, lines: list[dict[str, Any]]) -> None:
+        self.metrics += lines
+        if distributed.is_main():
+            self.run.append(METRICS, lines)
+
+    def show(self, moment: str) -> None:
+        if not (self.gallery and distributed.is_main()):
+            return
+        with self.answering():
+            items = [
+                i
+                for classes in self.plan.groups.values()
+                for i in self.domain.gallery(self.model, classes, self.gallery)
+            ]
+        if items:
+            self.run.save_gallery(moment, items)
+
+    def export(self, method: str, rows: TrainedRows | None) -> None:
+        """The result so far: the adapter folder, or the whole model where all parameters train."""
+        if not distributed.is_main():
+            return
+        info = {
+            "classes": list(self.domain.classes.names),
+            "method": method,
+            "plan": self.plan.record(),
+        }
+        if lora.adapters(self.model):
+            adapters.save(self.model, self.run.path("adapter"), rows.rows, info)
+        else:
+            adapters.save_model(self.model, self.run.path("model"), info)
+
+    def end_phase(self, phase: Phase, epoch: int, step: int, before: Factors) -> None:
+        """Everything that is recorded at the end of a phase; `before` are the factors that it began with."""
+        self.score(phase.index, phase.action, epoch, step, end=True)
+        self.profile(phase, before)
+        found = measures(self.plan, history_of(self.metrics), phase.index)
+        if found:
+            self.write([{"phase": phase.index, "action": phase.action, "measures": found}])
+        self.show(phase.title)
+
+
+def factors(model: nn.Module) -> Factors:
+    """(A, scale B) of every adapter, detached."""
+    return {
+        n: tuple(f.detach().clone() for f in (a, layer.scale * b))
+        for n, layer in lora.adapters(model).items()
+        for a, b in [layer.factors()]
+    }
+
+
+def _moved(before: Factors, after: Factors) -> dict[str, float]:
+    """Frobenius norm, per block, of the change of the weight updates B A, from r x r products alone."""
+    squares: dict[str, float] = {}
+    for name, (a1, b1) in after.items():
+        a0, b0 = before[name]
+        a, b = torch.cat([a1, a0]).double(), torch.cat([b1, -b0], dim=1).double()
+        square = ((b.T @ b) * (a @ a.T)).sum().item()
+        squares[block_of(name)] = squares.get(block_of(name), 0.0) + square
+    return {name: max(0.0, square) ** 0.5 for name, square in squares.items()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the GPU's peak where one is used, else the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
