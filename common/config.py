@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def apply_yaml(parser: argparse.ArgumentParser, path: str | Path) -> None:
-    """Makes the values of a YAML file the defaults of the flags of the same name; flags given still win."""
+def apply_yaml(parser: argparse.ArgumentParser, path: str | Path, skip: Collection[str] = ()) -> None:
+    """Makes the values of a YAML file the defaults of the flags of the same name; flags given still win.
+
+    skip: names in the file that may be missing here (flags of another method).
+    """
     dests = {action.dest: action for action in parser._actions}
     for key, value in read_yaml(path).items():
         name = str(key).replace("-", "_")
+        if name not in dests and name in skip:
+            continue
         if name not in dests:
             near = difflib.get_close_matches(name, dests, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; `{parser.prog} --help` lists every flag."

@@ -95,7 +95,7 @@ def compare(main: Trainer, make: Callable[[Plan, str], Trainer], kind: str = "li
     distance = {g: distribution_distance(own[g], theirs[g], kind) for g in plan.groups}
     original = make(plans["original"], "reference-original")
     original.swap()
-    before = history_of(original.metrics)[-1]
+    before = history_of(original.observer.metrics)[-1]
     result = {
         "kind": kind,
         "distance": {**distance, "unlearned": _mean(distance, forgotten), "remaining": _mean(distance, remaining)},
