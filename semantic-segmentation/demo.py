@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 CONFIG = HERE / "configs" / "digits.yaml"
 WEIGHTS = HERE / "pretrained" / "digits"
 COMMON = f"--data digits --eval-batch 50 --precision fp32 --config-file {CONFIG}"
-PRETRAIN = f"{COMMON} --classes ground,0,1,2,3,4,5,6,7 --steps 6000 --batch-size 16 --lr 1e-3 --clip 1"
+PRETRAIN = f"{COMMON} --classes ground,0,1,2,3,4,5,6,7 --steps 2400 --batch-size 16 --lr 1e-3 --clip 1"
 SWAP = f"{COMMON} --learn 8,9 --forget 0,1 --steps 200 --batch-size 16 --lr 5e-3 --clip 1"
 
 

@@ -49,7 +49,7 @@ def test_every_tensor_has_a_name_in_the_published_layout():
     for backbone in (SWIN, RESNET):
         ours = model(backbone, "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ", True)
         mapped = {name for names in key_map(ours).values() for name in names}
-        assert mapped == set(ours.state_dict())
+        assert mapped == {n for n in ours.state_dict() if not n.endswith("relative_position_index")}
 
 
 @pytest.mark.parametrize(

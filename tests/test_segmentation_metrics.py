@@ -1,5 +1,7 @@
 """mIoU and its companions against a direct count."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,22 @@ def test_sizes_and_ids_are_checked():
         Confusion("ab").add(torch.zeros(2, 2), torch.full((2, 2), 5))
     with pytest.raises(UserError, match="answer holds the id 5"):
         Confusion("ab").add(torch.full((2, 2), 5), torch.zeros(2, 2))
+
+
+@pytest.mark.skipif("KS_CAMVID" not in os.environ, reason="set KS_CAMVID to a CamVid folder (images/, annotations/)")
+def test_scores_equal_a_direct_count_on_camvid():
+    """Each test mask answered by the mask of the picture before it: real shapes, partly right."""
+    from ks_segmentation import layouts
+
+    data = layouts.load(os.environ["KS_CAMVID"])
+    masks = [item.ids() for item in data.test]
+    counts = Confusion(data.classes)
+    answers = [np.where(m == 255, 0, m) for m in [masks[-1], *masks[:-1]]]
+    for answer, mask in zip(answers, masks, strict=True):
+        counts.add(torch.from_numpy(answer), torch.from_numpy(mask))
+    s = counts.scores()
+    iou, acc, miou, fwiou, macc, pacc = direct(
+        np.stack(answers).ravel(), np.stack(masks).ravel(), len(data.classes), 255
+    )
+    assert {data.classes[k]: pytest.approx(v) for k, v in iou.items()} == {k: v for k, v in s.iou.items() if v == v}
+    assert (s.miou, s.fwiou, s.macc, s.pacc) == pytest.approx((miou, fwiou, macc, pacc))
