@@ -51,7 +51,7 @@ def test_an_exact_unlearner_has_distance_zero_and_its_gap_is_measured(tmp_path):
     assert found["distance"]["unlearned"] == pytest.approx(0, abs=1e-9)
     assert found["distance"]["remaining"] == pytest.approx(0, abs=1e-9)
     original = history_of(read_lines(tmp_path / "reference-original" / "metrics.jsonl"))[-1]
-    scores = history_of(main.metrics)[-1]
+    scores = history_of(main.observer.metrics)[-1]
     assert found["gap"]["known"] == pytest.approx(scores["known"] - original["known"])
     assert json.loads((tmp_path / "references.json").read_text()) == found
 
