@@ -81,7 +81,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     first.swap()
     files = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     again = start(case, tmp_path)
-    assert again.swap() == first.metrics
+    assert again.swap() == first.observer.metrics
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == files
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, first.model.state_dict()[name])
