@@ -18,9 +18,12 @@ from common.config import Parser, help_formatter
 HERE = Path(__file__).parent
 CONFIG = HERE / "configs" / "digits.yaml"
 WEIGHTS = HERE / "pretrained" / "digits"
-COMMON = f"--data digits --eval-batch 50 --precision fp32 --config-file {CONFIG}"
+COMMON = "--data digits --eval-batch 50 --precision fp32"
 PRETRAIN = f"{COMMON} --classes ground,0,1,2,3,4,5,6,7 --steps 2400 --batch-size 16 --lr 1e-3 --clip 1"
-SWAP = f"{COMMON} --learn 8,9 --forget 0,1 --steps 200 --batch-size 16 --lr 5e-3 --clip 1"
+SWAP = (
+    f"{COMMON} --learn 8,9 --forget 0,1 --steps 350 --batch-size 8 --lr 3e-3 --learn-weight 1 --keep-weight 1.5 "
+    "--lora-position all"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +44,9 @@ def main(argv: list[str]) -> None:
     if args.pretrain:
         base = folder / "base"
         print("Pretraining a Mask2Former on the plates 0-7")
-        pretrain.run([*PRETRAIN.split(), "--output-dir", str(base), "--no-report", *again])
+        pretrain.run(
+            [*PRETRAIN.split(), "--config-file", str(CONFIG), "--output-dir", str(base), "--no-report", *again]
+        )
     runs = []
     for order, words in (
         ("fltf", "learn 8 and 9, then forget 0 and 1"),
