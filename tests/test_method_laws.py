@@ -9,6 +9,7 @@ import torch
 from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, step_of, trainer
 
 from common import methods
+from common.errors import UserError
 from common.exemplars import herd
 from common.lora import LoraConfig
 from common.methods import _relabel
@@ -47,6 +48,16 @@ def test_two_penalties_merged_equal_their_sum():
         apart.add(str(i), weight, anchor)
     assert len(one.terms) == 1 and len(apart.terms) == 3
     torch.testing.assert_close(one(model), apart(model))
+
+
+@pytest.mark.parametrize("method", ["ewc", "si"])
+def test_penalties_refuse_stacked_adapters(method, tmp_path):
+    lora = LoraConfig(lora_rank=2, lora_between_phases="stack")
+    t = trainer(
+        pretrained(4), make_plan("fltf", ["c4"], ["c0"], REST), method, tmp_path, lora, trains="adapter", steps=1
+    )
+    with pytest.raises(UserError, match="stack"):
+        t.swap()
 
 
 def test_a_weight_without_importance_has_no_anchor_of_its_own():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.domain import Domain, Prediction
 from common.methods._base import Step
 from common.methods._continual import Continual
-from common.methods._penalty import Quadratic, Weights, copied
+from common.methods._penalty import Quadratic, Weights, check_not_stacked, copied
 from common.plan import Phase
 
 
@@ -47,6 +47,7 @@ class Importance(Continual):
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
+        check_not_stacked(self.model)
         if self.config.importance_from == "keep" and phase.keep:
             self.remember(f"before {phase.index}", phase.keep)
 

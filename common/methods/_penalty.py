@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.domain import Batch, Prediction
+from common.errors import UserError
+from common.lora import adapters
 from common.methods._base import Method
 
 Weights = dict[str, Tensor]
@@ -18,6 +20,15 @@ Weights = dict[str, Tensor]
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that train, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_not_stacked(model: nn.Module) -> None:
+    """Raises UserError where adapters are stacked: a penalty would hold fresh factors where the frozen ones were."""
+    if any(layer.past_A.shape[0] for layer in adapters(model).values()):
+        raise UserError(
+            "`--lora-between-phases stack` starts fresh adapters in every phase, which a penalty on weights cannot "
+            "hold; use continue, or --trains backbone."
+        )
 
 
 def copied(model: nn.Module) -> Weights:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.domain import Domain, Prediction
 from common.methods._base import Step
 from common.methods._continual import Continual
-from common.methods._penalty import Quadratic, Weights, copied, trained
+from common.methods._penalty import Quadratic, Weights, check_not_stacked, copied, trained
 from common.plan import Phase
 
 
@@ -42,6 +42,7 @@ class SI(Continual):
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
+        check_not_stacked(self.model)
         self.start = copied(self.model)
         self.path = {name: torch.zeros_like(value) for name, value in self.start.items()}
 
