@@ -69,7 +69,7 @@ def test_loss_and_gradients_equal_transformers(same_points):
     other = dict(theirs.named_parameters())
     for name, parameter in ours.network.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, other[name].grad, rtol=1e-3, atol=1e-4, msg=name)
+            torch.testing.assert_close(parameter.grad, other[name].grad, rtol=1e-3, atol=1e-4)
 
 
 def test_item_losses_and_terms_sum_to_the_total(same_points):

@@ -40,6 +40,6 @@ def model(backbone=SWIN, *more, seed=0):
     made = build_mask2former(config(backbone, *more)).eval()
     with torch.no_grad():  # biases and statistics away from their trivial start, so that a swapped key shows
         for name, value in [*made.named_parameters(), *made.named_buffers()]:
-            if value.is_floating_point() and value.dim() == 1 and "pixel_" not in name:
+            if value.is_floating_point() and value.dim() == 1 and name not in ("pixel_mean", "pixel_std"):
                 value += 0.1 * torch.rand_like(value)
     return made
