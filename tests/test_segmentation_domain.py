@@ -196,9 +196,9 @@ def test_gallery_shows_the_same_pictures_before_and_after():
 
 def test_digit_scenes_fill_the_protocol():
     base = model(RESNET, *SMALL, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 9)
-    data = digit_scenes(60, 30)
+    data = digit_scenes(60, 80)
     groups = {"learn": ("8", "9"), "forget": ("0", "1"), "retain": ("ground", "2", "3", "4", "5", "6", "7")}
-    d = SegmentationDomain(base, data.classes[:9], [data], groups, MaskConfig(cache_dir="", eval_batch=30))
+    d = SegmentationDomain(base, data.classes[:9], [data], groups, MaskConfig(cache_dir="", eval_batch=40))
     scores = d.evaluate(copy.deepcopy(d.build_model()).eval(), groups["retain"])
     assert 0 <= scores["total"] <= 100 and set(scores) == {"total", *groups["retain"]}
 
