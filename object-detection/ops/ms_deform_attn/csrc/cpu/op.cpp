@@ -127,7 +127,7 @@ void forward_packed(const Kernels& kernels, const Forward& f, const char* value,
         std::memset(target + s.S * row, 0, row);
       }
     });
-    // chunks are handed out dynamically; with as many heads as threads each thread stays with its own head
+    // the same split as above: with as many heads as threads, a thread reads the head it has just copied
     const int64_t chunks = (s.Q + chunk - 1) / chunk;
     at::parallel_for(0, count * chunks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
