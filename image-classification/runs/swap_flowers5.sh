@@ -5,13 +5,13 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 PHOTOS=${PHOTOS:?set PHOTOS to the folder of the images}
 OUT=${OUT:-results/photos}
-for seed in ${SEEDS:-0 1 2}; do
-  for order in ${ORDERS:-fltf fftl}; do
+for order in ${ORDERS:-fltf fftl}; do
+  for seed in ${SEEDS:-0 1 2}; do
     python image-classification/swap.py --checkpoint "$OUT/base" \
       --data "$PHOTOS/tinyimagenet50" --learn-data "$PHOTOS/flowers5" \
       --learn daisy,dandelion,rose,sunflower,tulip --forget 0,10,20,30,40 --order "$order" \
       --cache-stem "$OUT/stem" --stem-views 3 --crop 0.5 \
-      --steps 150 --batch-size 64 --lr 2e-3 --bound 8 --seed "$seed" --output-dir "$OUT/$order-seed$seed" "$@"
+      --steps 150 --batch-size 64 --lr 2e-3 --bound 5 --seed "$seed" --output-dir "$OUT/$order-seed$seed" "$@"
   done
 done
 python -m common.report "$OUT"/f*-seed* --json image-classification/runs/swap_flowers5.json --html "$OUT/report.html"
