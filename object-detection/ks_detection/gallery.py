@@ -39,7 +39,8 @@ def item(picture: Picture, found: dict[str, Tensor], names: tuple[str, ...], wan
     truth = ", ".join(sorted(t.label for t in picture.things if t.label in wanted))
     answers = [names[label] for label in found["labels"].tolist()]
     answer = ", ".join(sorted(name for name in answers if name in wanted)) or "none of these"
-    return GalleryItem(picture.name, buffer.getvalue(), truth, answer, truth == answer)
+    name = f"{picture.name} ({truth})"  # a picture may stand for two groups
+    return GalleryItem(name, buffer.getvalue(), truth, answer, truth == answer)
 
 
 def png(image: Image.Image) -> bytes:
