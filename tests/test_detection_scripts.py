@@ -178,8 +178,9 @@ def test_published_script_names_are_there():
 
 
 def test_cl_detr_plan_has_the_published_class_order():
-    from common.plan import read_plan
     from ks_detection.coco_names import COCO
+
+    from common.plan import read_plan
 
     plan = read_plan(FOLDER / "configs" / "plan_cl_detr.yaml", [COCO[number] for number in sorted(COCO)])
     numbers = {name: number for number, name in COCO.items()}
