@@ -314,7 +314,7 @@ def _stop_in(t, phase: int) -> None:
 
     def watch(step, lr):
         after(step, lr)
-        t.stop = step.phase.index == phase and step.number == 1
+        t.stop.asked = step.phase.index == phase and step.number == 1
 
     t.method.after_step = watch
     try:
