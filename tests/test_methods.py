@@ -120,7 +120,7 @@ def test_the_main_method_learns_forgets_and_retains(kind, tmp_path):
 
 
 def test_forgetting_starts_from_a_saturated_classifier(tmp_path):
-    """There the gradient of the target loss is nearly zero: 20 steps do not move it, 60 must."""
+    """There the gradient of the target loss is nearly zero and 20 small steps do not move it; 40 larger ones must."""
     domain = DOMAINS["classification"](pretrain("classification", tmp_path / "base"))
     make_trainer(domain, swap_plan("forget"), "gs_lora", tmp_path / "swap", steps=40, batch_size=16, lr=1e-2).swap()
     lines = read_lines(tmp_path / "swap" / STEPS)
