@@ -119,12 +119,15 @@ def test_the_main_method_learns_forgets_and_retains(kind, tmp_path):
     assert last["learn"] >= 90 and last["forget"] <= 10 and last["retain"] >= 90, last
 
 
-def test_forgetting_starts_from_a_saturated_classifier(tmp_path):
-    """There the gradient of the target loss is nearly zero and 20 small steps do not move it; 40 larger ones must."""
+@pytest.mark.parametrize(("method", "settings"), [("replay", {}), ("gs_lora", {"sparsity_from_epoch": 10})])
+def test_forgetting_starts_from_a_saturated_classifier(method, settings, tmp_path):
+    """There the gradient of the target loss is nearly zero, and a group lasso that is stronger than it holds the
+    fresh adapter at zero (its optimality condition): it needs a later start."""
     domain = DOMAINS["classification"](pretrain("classification", tmp_path / "base"))
-    make_trainer(domain, swap_plan("forget"), "gs_lora", tmp_path / "swap", steps=40, batch_size=16, lr=1e-2).swap()
-    lines = read_lines(tmp_path / "swap" / STEPS)
-    assert lines[0]["grad_norm"] > 0 and lines[-1]["target"] > lines[0]["target"] + 1
+    plan, folder = swap_plan("forget"), tmp_path / "swap"
+    make_trainer(domain, plan, method, folder, steps=60, batch_size=16, **settings).swap()
+    lines = read_lines(folder / STEPS)
+    assert lines[-1]["target"] > lines[0]["target"] + 1
 
 
 def test_files_with_an_underscore_are_no_methods():
