@@ -17,6 +17,9 @@ class GSLoRA(Replay):
 
     Source: GS-LoRA, Zhao et al., CVPR 2024, arXiv:2403.11530, eq. 8-10; Knowledge Swapping, arXiv:2502.08075.
     Published alpha: 0.005 on images, 0.01 on detection and segmentation.
+
+    A group lasso stronger than the target's gradient holds a fresh adapter at zero: a plan that only forgets may
+    then never start on a saturated classifier. `sparsity_from_epoch` above 0 starts it (tests/test_methods.py).
     """
 
     @dataclass
