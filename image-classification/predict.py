@@ -8,6 +8,7 @@ from pathlib import Path
 from common import cli, distributed, lora, precision
 from common.config import Parser, help_formatter
 from common.errors import UserError
+from common.files import find_files
 
 EXAMPLE = "Example:\n  python image-classification/predict.py results/base holiday/ cat.jpg --json"
 
@@ -41,15 +42,7 @@ def find(paths: list[str]) -> list[Path]:
     """The image files among files and folders. Raises UserError when there is none."""
     from ks_classification.data import SUFFIXES
 
-    files = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"there is no file or folder {path}.")
-        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UserError(f"{path} holds no images ({', '.join(SUFFIXES[:4])}, ...).")
-        files += found
-    return files
+    return find_files(paths, SUFFIXES, f"images ({', '.join(SUFFIXES[:4])}, ...)")
 
 
 def predict(args: argparse.Namespace, files: list[Path]) -> list[dict]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from common import cli, distributed, precision
 from common.config import Parser
 from common.errors import UserError
+from common.files import find_files
 
 
 def run(argv: list[str]) -> None:
@@ -44,15 +45,7 @@ def find(paths: list[str]) -> list[Path]:
     """The image files among files and folders. Raises UserError when there is none."""
     from ks_detection.data.yolo import SUFFIXES
 
-    files = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"there is no file or folder {path}.")
-        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)}).")
-        files += found
-    return files
+    return find_files(paths, SUFFIXES, f"images ({', '.join(SUFFIXES)})")
 
 
 def predict(model, files: list[Path], size: int, args) -> list[dict]:

@@ -1,0 +1,29 @@
+"""Files that a user names one by one or by folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UserError
+
+
+def find_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
+    """The files among `paths` as they are, and those with one of the suffixes below its folders, sorted.
+
+    Args:
+        suffixes: lower case, with the dot.
+        what: how to call them in an error ("images (.jpg, .png)").
+
+    Raises:
+        UserError: a path that is not there, or a folder without any.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"there is no file or folder {path}.")
+        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
+        if not found:
+            raise UserError(f"{path} holds no {what}.")
+        files += found
+    return files
