@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -81,6 +81,20 @@ class GalleryItem(NamedTuple):
     correct: bool | None
 
 
+class Evaluation(NamedTuple):
+    """What a domain finds out about a group of classes on the test split.
+
+    scores:  {"total": score, class name: score, ...}, 0..100, in the domain's metric.
+    figures: other scores of the same form by name ({"AP50": {"total": ..., class name: ...}}); for the report.
+    curves:  class name -> what `Domain.curve_axes` names second, 0..1, over evenly spaced values of what it names
+        first, from 0 to 1 (precision over recall); for the report.
+    """
+
+    scores: dict[str, float]
+    figures: dict[str, dict[str, float]] = {}
+    curves: dict[str, list[float]] = {}
+
+
 class Domain(Protocol):
     """Everything the loop needs to know about a kind of task. Inherit from it to get the defaults."""
 
@@ -88,6 +102,7 @@ class Domain(Protocol):
     metric: str  # "acc", "map", "miou": what tables show
     metric_label: str  # "top-1 accuracy (%)": what axes show
     classes: ClassTable
+    curve_axes: tuple[str, str] = ("", "")  # what the curves of an `Evaluation` show: ("recall", "precision")
 
     def build_model(self, pretrained: bool = True) -> nn.Module:
         """The model with head rows for every class of the plan; `pretrained=False` starts it at random."""
@@ -125,6 +140,10 @@ class Domain(Protocol):
     def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
         """{"total": score, class name: score, ...} on the test split, 0..100, over all ranks."""
         ...
+
+    def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
+        """`evaluate` of several groups, with all there is to tell; a domain whose groups share pictures sees each once."""
+        return {group: Evaluation(self.evaluate(model, classes)) for group, classes in groups.items()}
 
     def item_names(self, batch: Batch) -> list[str]:
         """File names of a batch, for error messages."""

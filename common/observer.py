@@ -45,13 +45,16 @@ class Observer:
 
     def score(self, phase: int, action: str, epoch: int, step: int, end: bool) -> None:
         """Scores every group of the plan and records a line each; `end` marks the scores a phase ends with."""
-        lines = []
         with self.answering():
-            for group, classes in self.plan.groups.items():
-                scores = dict(self.domain.evaluate(self.model, classes))
-                lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end, "group": group,
-                              "metric": self.domain.metric, "score": scores.pop("total"), "per_class": scores})  # fmt: skip
+            found = self.domain.evaluate_groups(self.model, self.plan.groups)
+        lines = []
+        for group, evaluation in found.items():
+            scores = dict(evaluation.scores)
+            lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end, "group": group,
+                          "metric": self.domain.metric, "score": scores.pop("total"), "per_class": scores})  # fmt: skip
         self.write(lines)
+        if end and distributed.is_main():
+            self.run.save_details(phase, found, self.domain.curve_axes)
         if distributed.is_main():
             scores = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
             print(

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 
-METRICS, STEPS = "metrics.jsonl", "steps.jsonl"
+METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 RESULTS = ("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
            "model/swap.json", "model/model.safetensors")  # fmt: skip
 PART = ".part"  # how names of files end that are still being written
@@ -62,9 +62,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Writes readable JSON, atomically."""
-    write_bytes(path, (json.dumps(data, indent=1, default=str) + "\n").encode())
+def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
+    """Writes JSON, readable or on one line (`indent` None), atomically."""
+    write_bytes(path, (json.dumps(data, indent=indent, default=str) + "\n").encode())
 
 
 def save_tensors(path: Path, data: Any) -> None:
@@ -92,7 +92,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Run:
-    """One run folder: config.json, metrics.jsonl, steps.jsonl, gallery.json, adapter/, state.pt, report.html."""
+    """One run folder: config.json, metrics.jsonl, steps.jsonl, details.json, gallery.json, adapter/, state.pt, report.html."""
 
     def __init__(self, folder: str | Path, flags: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
@@ -121,7 +121,7 @@ class Run:
             self._sweep()
             return True
         self._sweep()
-        for name in (METRICS, STEPS, "state.pt", "gallery.json", "report.html", "done.json",
+        for name in (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json",
                      *(RESULTS if config.exists() else ())):  # fmt: skip
             self.path(name).unlink(missing_ok=True)
         write_json(config, {"identity": identity, "flags": self.flags, **description})
@@ -185,6 +185,21 @@ class Run:
             lines = path.read_bytes().splitlines(keepends=True)[:count]
             write_bytes(path, b"".join(lines))
         return records[:count]
+
+    def save_details(self, phase: int, found: Mapping[str, Any], axes: Sequence[str]) -> None:
+        """Stores the figures and curves of a phase's end (0: before) for the report, where a domain gives any.
+
+        found: group -> `Evaluation`; axes: what its curves show.
+        """
+        groups = {
+            group: {"figures": e.figures, "curves": {name: [round(y, 4) for y in ys] for name, ys in e.curves.items()}}
+            for group, e in found.items() if e.figures or e.curves
+        }  # fmt: skip
+        if not groups:
+            return
+        path = self.path(DETAILS)
+        details = read_json(path) if path.exists() else {}
+        write_json(path, {**details, "axes": list(axes), str(phase): groups}, indent=None)
 
     def save_gallery(self, moment: str, items: list[Any]) -> None:
         """Stores the pictures and answers of one moment ("before", "1 learn", ...) for the report."""

@@ -16,6 +16,9 @@ class BaseConfig:
         default="",
         metadata={"help": "weights of the backbone alone, such as torchvision's resnet50 or mobilenet_v2 .pth"},
     )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "train all but the backbone, whose maps --cache-features can then keep"}
+    )
     half: bool = field(default=False, metadata={"help": "store the result in float16, half the size"})
 
 
@@ -49,6 +52,8 @@ def run(argv: list[str]) -> None:
         model = fresh_model(source, tuple(classes), ids, DinoConfig())
     if base.backbone_weights:
         load_backbone(model, base.backbone_weights)
+    if base.freeze_backbone:
+        model.backbone.requires_grad_(False)
     groups = {"base": tuple(classes)}
     domain = DetectionDomain(model, data, groups, pictures, swap.train.seed)
     trainer = cli.carry_out(domain, Plan("pretrain", groups, (("learn", ("base",)),)), swap)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ks_detection.data.records import DetectionSet
+from ks_detection.data.records import DetectionSet, Picture
 from ks_detection.dino.criterion import Criterion
 from ks_detection.domain import DetectionDomain, PictureConfig
 from ks_detection.forgetting import miss_loss
@@ -10,7 +10,7 @@ from tiny_dino import tiny_dino
 from tiny_swap import GROUPS, SMALL, base, domain, picture, pictures, run_rank, run_swap
 
 from common.errors import UserError
-from common.streams import Stream
+from common.streams import Draw, Stream
 
 
 def names_and_labels(batch):
@@ -174,3 +174,41 @@ def test_forget_phase_may_reverse_the_class_part_alone():
     torch.testing.assert_close(bounded_forgetting(found, 15.0, per_item=False), expected)
     whole = found._replace(reversible=None)
     torch.testing.assert_close(bounded_forgetting(whole, 15.0, per_item=False), (15 - found.loss).relu())
+
+
+def test_groups_scored_together_have_the_scores_of_each_alone():
+    own = domain(eval_batch=1)
+    model = own.build_model().eval()
+    with torch.inference_mode():
+        together = own.evaluate_groups(model, GROUPS)
+        alone = {group: own.scores(model, classes).evaluation() for group, classes in GROUPS.items()}
+    assert list(together) == list(GROUPS)
+    for group, classes in GROUPS.items():
+        assert together[group].scores == pytest.approx(alone[group].scores)
+        assert together[group].figures["AP50"] == pytest.approx(alone[group].figures["AP50"])
+        assert set(together[group].curves) == set(classes) and len(together[group].curves[classes[0]]) == 101
+
+
+def test_each_test_picture_is_looked_at_once_for_all_groups(monkeypatch):
+    own, seen = domain(), []
+    forward = own.forward
+    monkeypatch.setattr(own, "forward", lambda model, batch: seen.extend(batch.names) or forward(model, batch))
+    with torch.inference_mode():
+        own.evaluate_groups(own.build_model().eval(), GROUPS)
+    assert sorted(seen) == sorted(p.name for p in pictures().test)
+
+
+def test_pictures_of_one_name_in_two_folders_are_cached_apart(tmp_path):
+    model = base()
+    rows = []
+    for number in range(2):
+        image = picture(40 * number, "a").image
+        (tmp_path / str(number)).mkdir()
+        image.save(tmp_path / str(number) / "same.png")
+        rows.append(Picture("same.png", tmp_path / str(number) / "same.png", *image.size, picture(0, "a").things))
+    data = DetectionSet(rows, rows, ["a"])
+    config = PictureConfig(**(SMALL | {"cache_features": str(tmp_path / "maps")}))
+    own = DetectionDomain(model, data, {"retain": ("a",)}, config)
+    for _ in range(2):  # computed, then read
+        first, second = (own.item(Draw(i, None), frozenset("a"), True)[0] for i in range(2))
+        assert not torch.equal(first[0], second[0])

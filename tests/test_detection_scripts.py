@@ -9,6 +9,7 @@ import pytest
 import torch
 from ks_detection.checkpoints.export import export_official
 from ks_detection.published import tidy
+from ks_detection.session import load_run
 from PIL import Image
 from test_detection_data import coco_folder
 from tiny_swap import base, pictures
@@ -111,6 +112,27 @@ def test_a_run_is_scored_again_and_predicts(known, capsys, tmp_path):
     answers = json.loads(capsys.readouterr().out)
     assert len(answers) == 8 and {o["class"] for a in answers for o in a["objects"]} <= {"a", "b", "c", "new"}
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 8
+
+
+def test_a_frozen_backbone_stays_and_its_maps_are_cached(known, capsys, tmp_path):
+    run, maps = script("pretrain").run, str(tmp_path / "maps")
+    flags = [
+        "--checkpoint",
+        known["checkpoint"],
+        "--data",
+        known["data"],
+        "--classes",
+        "a,b,c",
+        "--cache-features",
+        maps,
+    ]
+    flags += [*TINY[: TINY.index("--lora-rank")], "--gallery", "0", "--no-report"]
+    fails(capsys, run, [*flags, "--output-dir", str(tmp_path / "free")], "--freeze-backbone")
+    assert cli.main(run, [*flags, "--freeze-backbone", "--output-dir", str(tmp_path / "out")]) == 0
+    before, after = base().state_dict(), load_run(tmp_path / "out")[0].state_dict()
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert {name for name in before if name.startswith("backbone.")} <= same and "class_embed.weight" not in same
+    assert list((tmp_path / "maps").rglob("*.pt"))
 
 
 def test_check_tells_good_from_bad(known, capsys, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from common import distributed, splits
-from common.domain import ClassTable, Domain, GalleryItem, Prediction
+from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.streams import Draw, Stream
 from ks_detection import gallery, transforms
@@ -113,6 +113,7 @@ class DetectionDomain(Domain):
     name = "detection"
     metric = "map"
     metric_label = "COCO AP (%)"
+    curve_axes = ("recall", "precision at IoU 0.5")
 
     def __init__(
         self,
@@ -267,7 +268,7 @@ class DetectionDomain(Domain):
         height, width = image.shape[-2:]
         boxes = xyxy_to_cxcywh(boxes) / torch.tensor([width, height, width, height])
         target = {"labels": labels[~other], "boxes": boxes[~other], "ignore": boxes[other]}
-        maps = self.cache.get(f"{train}-{picture.name}", image) if self.cache else image
+        maps = self.cache.get(f"{train}-{picture.path or picture.name}", image) if self.cache else image
         return maps, (height, width), target, picture.name, draw.index
 
     def item_names(self, batch: Scenes) -> list[str]:
@@ -281,7 +282,9 @@ class DetectionDomain(Domain):
         if not self.cache:
             return model(pad_images([image.to(device) for image in batch.images]), targets)
         if model.training and any(p.requires_grad for p in model.backbone.parameters()):
-            raise UserError("--cache-features needs a frozen backbone; this method trains it: leave the flag out.")
+            raise UserError(
+                "--cache-features needs a frozen backbone; leave it out, or pretrain with --freeze-backbone."
+            )
         return model.decode(*pad_maps(batch.images, batch.sizes, device), targets)
 
     def predict(self, model: nn.Module, batch: Scenes) -> Prediction:
@@ -320,8 +323,17 @@ class DetectionDomain(Domain):
         return coco_scores(*self.detect(model, classes), classes)
 
     def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
-        found = self.scores(model, classes)
-        return {"total": found.ap, **found.per_class}
+        return self.scores(model, classes).evaluation().scores
+
+    def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
+        """Each test picture goes through the detector once; a group is scored on the pictures that show it."""
+        truths, found = self.detect(model, [name for classes in groups.values() for name in classes])
+        result = {}
+        for group, classes in groups.items():
+            own = [i for i, truth in enumerate(truths) if truth.shows(classes)]
+            scores = coco_scores([truths[i] for i in own], [found[i] for i in own], classes)
+            result[group] = scores.evaluation()
+        return result
 
     # ---- for records and reports -------------------------------------------------------------------------
 

@@ -42,7 +42,10 @@ class FeatureCache:
         self.left = int(config.cache_gb * 2**30) - sum(f.stat().st_size for f in self.folder.glob("*.pt"))
 
     def get(self, name: str, image: Tensor) -> list[Tensor]:
-        """The maps [C, h, w] of a normalised image [3, H, W], from disk or computed (and written while there is room)."""
+        """The maps [C, h, w] of a normalised image [3, H, W], from disk or computed (and written while there is room).
+
+        name: stands for the picture and nothing else; file names alone repeat from data set to data set.
+        """
         file = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.pt"
         if file.is_file():
             return torch.load(file, weights_only=True)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.domain import Evaluation
+
 
 class Truth(NamedTuple):
     """A picture's objects in pixels: (class name, (left, top, right, bottom), crowd)."""
@@ -17,6 +19,10 @@ class Truth(NamedTuple):
     width: int
     height: int
     things: list[tuple[str, tuple[float, float, float, float], bool]]
+
+    def shows(self, classes: Sequence[str]) -> bool:
+        """Whether an object of the classes (crowds aside) is on it."""
+        return any(label in classes and not crowd for label, _, crowd in self.things)
 
 
 class Found(NamedTuple):
@@ -28,7 +34,7 @@ class Found(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """All in percent. ap, ap50, ap75: means over classes; per_class: AP@[.5:.95], per_class50: AP@.5.
+    """All in percent. ap, ap50, ap75: means over classes; per_class: AP@[.5:.95], per_class50: AP@.5, per_class75.
 
     curves: class -> precision at recall 0, 0.01, .. 1 and IoU 0.5 (101 values in 0..1).
     """
@@ -38,7 +44,13 @@ class Scores(NamedTuple):
     ap75: float
     per_class: dict[str, float]
     per_class50: dict[str, float]
+    per_class75: dict[str, float]
     curves: dict[str, list[float]]
+
+    def evaluation(self) -> Evaluation:
+        """The same as the loop takes it."""
+        figures = {"AP50": {"total": self.ap50, **self.per_class50}, "AP75": {"total": self.ap75, **self.per_class75}}
+        return Evaluation({"total": self.ap, **self.per_class}, figures, self.curves)
 
 
 def coco_scores(truths: Sequence[Truth], found: Sequence[Found], classes: Sequence[str]) -> Scores:
@@ -94,6 +106,7 @@ def _summary(precision: np.ndarray, classes: Sequence[str]) -> Scores:
         mean(precision), mean(precision[0]), mean(precision[5]),
         {classes[k]: mean(precision[:, :, k]) for k in known},
         {classes[k]: mean(precision[0, :, k]) for k in known},
+        {classes[k]: mean(precision[5, :, k]) for k in known},
         {classes[k]: precision[0, :, k].tolist() for k in known},
     )  # fmt: skip
 
@@ -102,4 +115,4 @@ def _nothing(truths: Sequence[Truth], classes: Sequence[str]) -> Scores:
     shown = {label for t in truths for label, _, crowd in t.things if not crowd}
     zero = {name: 0.0 for name in classes if name in shown}
     total = 0.0 if zero else float("nan")
-    return Scores(total, total, total, zero, dict(zero), {name: [0.0] * 101 for name in zero})
+    return Scores(total, total, total, zero, dict(zero), dict(zero), {name: [0.0] * 101 for name in zero})
