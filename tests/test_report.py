@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.evaluation.scores import drop, forget_h_mean, h_mean
 from common.plan import Plan, make_plan
 from common.record import METRICS, STEPS, write_json
+from common.report import details
 from common.report.__main__ import body
 from common.report.page import render
 from common.report.runs import find_runs, forgetting, read_run
@@ -247,6 +248,60 @@ def test_a_comparison_joins_the_answers_of_runs_with_one_start(tmp_path):
     page = page_of(*folders)
     assert "Test pictures, before and after each run" in page and page.count('class="run"') == 2
     assert report.write(folders, tmp_path / "out" / "report.html", "Both").read_text().count("<h1>Both</h1>") == 1
+
+
+def with_details(folder: Path, phases: int = 2, many: int = 0) -> Path:
+    """The run with figures and curves behind its scores, as a domain may give them; `many` further classes."""
+    classes = {group: [*names, *(f"{group}{i}" for i in range(many))] for group, names in FLTF.groups.items()}
+    found = {"axes": ["recall", "precision"]}
+    for index in range(phases + 1):
+        found[str(index)] = {
+            group: {"figures": {"AP50": {"total": 10.0 * index, **dict.fromkeys(names, 10.0 * index + 1)}},
+                    "curves": {name: [1.0, 0.5, 0.1 * index * k] for k, name in enumerate(names)}}
+            for group, names in classes.items()
+        }  # fmt: skip
+    write_json(folder / "details.json", found)
+    return folder
+
+
+def test_figures_of_each_class_stand_in_a_table_beside_the_score(tmp_path):
+    run = read_run(with_details(make_run(tmp_path / "run")))
+    table = details.figures(run)
+    assert table["names"] == ["top-1 accuracy (%)", "AP50"]
+    assert [part["group"] for part in table["groups"]] == list(FLTF.groups)
+    forget = table["groups"][1]
+    first, last = run.moments[0], run.moments[-1]
+    assert forget["total"] == [f"{first.scores['forget']:.1f} → {last.scores['forget']:.1f}", "0.0 → 20.0"]
+    assert forget["rows"][0] == ("cat", [f"{first.per_class['cat']:.1f} → {last.per_class['cat']:.1f}", "1.0 → 21.0"])
+
+
+def test_curves_of_each_class_are_drawn_before_and_after_those_that_changed_most(tmp_path):
+    run = read_run(with_details(make_run(tmp_path / "run"), many=20))
+    plots = details.curves(run)
+    assert [plot.title.partition(":")[0] for plot in plots] == list(FLTF.groups)
+    for plot, names in zip(plots, FLTF.groups.values(), strict=True):
+        shown = [name for name, _, _ in plot.legend]
+        left_out = len(names) + 20 - len(shown)
+        assert len(shown) == details.SHOWN and f"{left_out} more classes" in plot.title
+        assert plot.svg.count('class="line"') == 2 * len(shown)
+        assert plot.svg.count("stroke-dasharray") == len(shown)  # before
+        group = plot.title.partition(":")[0]
+        assert shown == [f"{group}{i}" for i in range(20)][-details.SHOWN :]  # k is the change
+
+
+def test_a_page_with_details_loads_nothing_and_one_without_has_no_empty_section(tmp_path):
+    plain = page_of(make_run(tmp_path / "plain"))
+    page = page_of(with_details(make_run(tmp_path / "run")))
+    assert "Precision over recall" in page and "Per class in figures" in page and "http" not in page
+    assert "Per class in figures" not in plain and "dashed before" not in plain
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.S):
+        ElementTree.fromstring(svg)
+    begun = with_details(make_run(tmp_path / "begun", phases=0, done=False), phases=0)
+    assert 'stroke-dasharray="3 4"' in page_of(begun)  # one moment alone
+
+
+def test_details_that_lack_a_moment_are_not_shown(tmp_path):
+    assert read_run(with_details(make_run(tmp_path / "run"), phases=1)).details == []
 
 
 def test_what_is_no_run_is_named(tmp_path):

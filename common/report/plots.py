@@ -74,7 +74,7 @@ def scores(run: RunRecord) -> Plot | None:
     colour, lines = hues(run), []
     for group in run.groups:
         points = [
-            (starts[line["phase"]] + line["step"], _finite(line["score"]))
+            (starts[line["phase"]] + line["step"], finite(line["score"]))
             for line in run.scored if line["group"] == group and line["phase"] in starts
         ]  # fmt: skip
         if points:
@@ -117,7 +117,7 @@ def _thinned(
     """One point per `size` steps, the mean of what they hold; phases without the term interrupt the curve."""
     points: list[tuple[float, float | None]] = []
     for phase, start in starts.items():
-        rows = [(start + line["step"], _finite(line.get(name))) for line in by_phase[phase]]
+        rows = [(start + line["step"], finite(line.get(name))) for line in by_phase[phase]]
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
             known = [y for _, y in part if y is not None]
@@ -146,7 +146,7 @@ def adapters(run: RunRecord, top: float | None = None) -> list[Plot]:
         lines, legend = [], []
         for line in run.adapters:
             values = line.get(key, {})
-            curve = [(float(i), _finite(values.get(b))) for i, b in enumerate(blocks)]
+            curve = [(float(i), finite(values.get(b))) for i, b in enumerate(blocks)]
             name, hue = titles.get(line["phase"], str(line["phase"])), colour.get(line["phase"], 215)
             dash = DASHES[len(lines) % len(DASHES)] if len(run.adapters) > 3 else ""
             lines.append(Line(name, hue, curve, marks=True, dash=dash))
@@ -175,5 +175,6 @@ def _block_labels(blocks: Sequence[str]) -> tuple[list[str], str]:
     return [f"{p[0][:3]}{p[-1]}" if len(p) > 1 else p[0] for p in parts], ""
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """The value as a number, or None where it is none."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

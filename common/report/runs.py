@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.evaluation.scores import drop, h_mean
-from common.record import METRICS, STEPS, read_json, read_lines
+from common.record import DETAILS, METRICS, STEPS, read_json, read_lines
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Moment:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder holds, finished or not."""
+    """What a run folder holds, finished or not.
+
+    stored: the content of details.json: "axes" of its curves, and by phase number what is behind the scores.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -39,6 +42,7 @@ class RunRecord:
     steps: Sequence[Mapping[str, Any]]
     gallery: Mapping[str, Sequence[Mapping[str, Any]]]
     done: Mapping[str, Any] | None
+    stored: Mapping[str, Any]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -101,6 +105,18 @@ class RunRecord:
             classes = {c: s for line in ends for c, s in line.get("per_class", {}).items() if _number(s)}
             found.append(Moment(index, title, scores, classes))
         return found
+
+    @property
+    def details(self) -> list[Mapping[str, Any]]:
+        """group -> {"figures", "curves"} before training and after each phase scored so far; empty without any."""
+        found = [self.stored.get(str(moment.index)) for moment in self.moments]
+        return found if found and None not in found else []
+
+    @property
+    def curve_axes(self) -> tuple[str, str]:
+        """What the curves of `details` show, horizontally and vertically."""
+        x, y = self.stored.get("axes", ("", ""))
+        return x, y
 
     @property
     def finished(self) -> bool:
@@ -178,12 +194,14 @@ def read_run(folder: str | Path) -> RunRecord:
     config = read_json(path)
     if not isinstance(config, dict) or "plan" not in config.get("identity", {}):
         raise UserError(f"{path} is not the config.json of a run; name the --output-dir of a finished swap.")
-    gallery, done = ({}, None)
+    gallery, stored, done = {}, {}, None
     if (folder / "gallery.json").is_file():
         gallery = read_json(folder / "gallery.json")
+    if (folder / DETAILS).is_file():
+        stored = read_json(folder / DETAILS)
     if (folder / "done.json").is_file():
         done = read_json(folder / "done.json")
-    return RunRecord(folder, config, read_lines(folder / METRICS), read_lines(folder / STEPS), gallery, done)
+    return RunRecord(folder, config, read_lines(folder / METRICS), read_lines(folder / STEPS), gallery, done, stored)
 
 
 def summary(run: RunRecord) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.report import plots
+from common.report import details, plots
 from common.report.runs import RunRecord, forgetting
 from common.report.table import NONE, duration, memory
 from common.report.verdict import verdicts
@@ -24,6 +24,7 @@ def section(run: RunRecord, title: str, moved: float | None = None) -> dict[str,
         "run": run, "title": title, "hues": colour, "status": status(run), "verdicts": verdicts(run),
         "rows": score_rows(run), "extra": extra_rows(run), "facts": facts(run), "curves": curves,
         "losses": plots.losses(run), "adapters": plots.adapters(run, moved), "bars": class_bars(run),
+        "figures": details.figures(run), "class_curves": details.curves(run),
         "pictures": pictures(run), "config": json.dumps(run.config, indent=1, ensure_ascii=False),
     }  # fmt: skip
 
