@@ -36,6 +36,10 @@ class TrainConfig:
     train_head_rows: bool = field(
         default=True, metadata={"help": "train the head rows of classes to be learned (published: frozen)"}
     )
+    average_decay: float = field(
+        default=0.0, metadata={"help": "each phase ends with the moving average of what trains in its steps, with this "
+                                       "share of the past (0.999); 0: with the last weights"},
+    )  # fmt: skip
     precision: str = field(
         default="auto", metadata={"help": "number format of the forward pass; auto is bf16 where the hardware has it",
                                   "choices": ["auto", "fp32", "bf16", "fp16"]},
@@ -60,6 +64,8 @@ class TrainConfig:
                 raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
         if not self.lr > 0:
             raise UserError(f"`--lr` must be above 0, got {self.lr}.")
+        if not 0 <= self.average_decay < 1:
+            raise UserError(f"`--average-decay` is a share, 0 up to 1, got {self.average_decay}; 0 is off.")
         if not 0 <= self.warmup < 1:
             raise UserError(f"`--warmup` is a share of a phase, 0 up to 1, got {self.warmup}.")
 
@@ -70,4 +76,6 @@ NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a 
 def settings_of(plan: Plan, config: TrainConfig, lora_config: LoraConfig, method_config: Any) -> dict[str, Any]:
     """What the flags alone say about a run's numbers: the part of its identity that is known before data is read."""
     train = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
+    if not config.average_decay:
+        del train["average_decay"]  # so that records from before it existed stay equal
     return {"plan": plan.record(), "train": train, "lora": asdict(lora_config), "method": asdict(method_config)}

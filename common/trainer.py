@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common import adapters, distributed, lora, precision
+from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
 from common.lora import LoraConfig
@@ -80,6 +81,8 @@ class Trainer:
             raise UserError(
                 "nothing to train: no adapter and no head row; check --lora-position and --train-head-rows."
             )
+        decay = config.average_decay
+        self.average = MovingAverage(self.parameters if decay else [], decay, warm=True)
         self.optimizer: torch.optim.Optimizer | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
         self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config.gallery)
@@ -173,7 +176,8 @@ class Trainer:
             epoch = (number + 1) // per_epoch
             every = self.config.eval_every
             if every and (number + 1) % per_epoch == 0 and epoch % every == 0 and number + 1 < total:
-                self.observer.score(phase.index, phase.action, epoch, number + 1, end=False)
+                with self.average.applied():
+                    self.observer.score(phase.index, phase.action, epoch, number + 1, end=False)
                 began = time.monotonic()
             if distributed.any_rank(self.stop.asked, self.device):
                 progress.close()
@@ -217,6 +221,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step(step, lr)
+        self.average.update()
         return values
 
     def _check_finite(self, values: dict[str, float], own: float, phase: Phase, number: int, steps: list[Step]) -> None:
@@ -313,6 +318,7 @@ class Trainer:
 
     def _end(self, phase: Phase, total: int, per_epoch: int) -> None:
         self.model.eval()
+        self.average.settle()
         with precision.autocast(self.format, self.device):
             self.method.end_phase(phase)
         self.observer.end_phase(phase, total // per_epoch, total, self.factors)
@@ -335,6 +341,7 @@ class Trainer:
             "done": dict(self.done), "model": changing(self.model), "factors": self.factors,
             "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(),
             "own": self.method.own.state_dict() if self.method.own is not None else {}, "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict(),
         })  # fmt: skip
 
     def _resume(self) -> None:
@@ -349,6 +356,8 @@ class Trainer:
             self.method.own.load_state_dict(state["own"])
         self.method.load_state_dict(on_device(self.device, state["method"]))
         self.scaler.load_state_dict(state["scaler"])
+        if "average" in state:
+            self.average.load_state_dict(state["average"])
         self.done, self.resumed = state["done"], state["optimizer"]
         self.factors = on_device(self.device, state["factors"])
         self._cut(self.done["metrics"], self.done["steps"])

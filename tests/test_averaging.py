@@ -61,3 +61,40 @@ def test_state_is_taken_back():
     assert torch.equal(second.values[0], first.values[0])
     with pytest.raises(UserError, match="decay"):
         MovingAverage([p], 2)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_without_a_past_the_average_is_the_last_weights_bit_for_bit(warm):
+    p = nn.Parameter(torch.randn(5))
+    average = MovingAverage([p], 0.0, warm)
+    for _ in range(4):
+        p.data.normal_()
+        average.update()
+    assert torch.equal(average.values[0], p.data)
+
+
+def test_a_warm_average_forgets_its_beginning_and_ends_with_the_decay_asked_for():
+    """Of a value that is 1 at first and 0 after, what is left is the product of the decays."""
+    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    average, left = MovingAverage([p], 0.6, warm=True), 1.0
+    average.update()
+    p.data.zero_()
+    for n in range(1, 31):
+        average.update()
+        left *= min(0.6, (1 + n) / (10 + n))
+    assert average.values[0].item() == pytest.approx(left) and left < 0.6**30
+
+
+def test_settling_makes_the_average_the_weights_and_starts_a_new_one():
+    p = nn.Parameter(torch.zeros(1))
+    average = MovingAverage([p], 0.5)
+    for value in (0.0, 4.0):
+        p.data.fill_(value)
+        average.update()
+    average.settle()
+    assert p.item() == 2.0 and average.values == []
+    average.settle()
+    assert p.item() == 2.0
+    p.data.fill_(9.0)
+    average.update()
+    assert average.values[0].item() == 9.0

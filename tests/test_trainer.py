@@ -107,6 +107,33 @@ def test_stacked_adapters_freeze_the_phases_before(tmp_path):
     assert ranks == {4}  # two phases of rank 2 below the live one
 
 
+@pytest.mark.parametrize("kind", DOMAINS)
+def test_a_phase_ends_with_the_average_of_its_steps(kind, tmp_path):
+    trainer = trainer_of(tmp_path, kind, plan=swap_plan("learn"), average_decay=0.5, steps=5)
+    update, seen = trainer.average.update, []
+
+    def watched():
+        seen.append([p.detach().clone() for p in trainer.parameters])
+        update()
+
+    trainer.average.update = watched
+    trainer.swap()
+    expected = seen[0]
+    for n, now in enumerate(seen[1:], 1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = [decay * old + (1 - decay) * new for old, new in zip(expected, now, strict=True)]
+    torch.testing.assert_close([p.detach() for p in trainer.parameters], expected)
+    assert len(seen) == 5 and any(not torch.equal(a, b) for a, b in zip(expected, seen[-1], strict=True))
+
+
+def test_a_run_that_averages_over_nothing_is_the_run_that_does_not_average(tmp_path):
+    plain, averaged = (trainer_of(tmp_path / str(decay), average_decay=decay, eval_every=1) for decay in (0.0, 1e-12))
+    assert plain.swap() == averaged.swap()
+    for name, value in averaged.model.state_dict().items():
+        assert torch.equal(value, plain.model.state_dict()[name]), name
+    assert "average_decay" not in read_json(tmp_path / "0.0" / "config.json")["identity"]["train"]
+
+
 @pytest.mark.parametrize("carry", [False, True])
 def test_adams_moments_are_carried_only_when_asked(carry, tmp_path):
     trainer = trainer_of(tmp_path, carry_optimizer=carry)
