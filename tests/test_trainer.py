@@ -11,7 +11,7 @@ from common import cli
 from common.errors import UserError
 from common.lora import adapters
 from common.plan import Plan, make_plan
-from common.record import METRICS, STEPS, read_json, read_lines
+from common.record import DETAILS, METRICS, STEPS, read_json, read_lines
 from common.trainer import Interrupted
 
 
@@ -256,3 +256,28 @@ def test_a_retrained_model_never_sees_what_is_forgotten(tmp_path):
     plan = make_plan("forget", (), BASE[:2], BASE[2:])
     trainer_of(tmp_path, method="retrain", domain=Watched(base_of("classification"), per_class=4), plan=plan).swap()
     assert seen and not [name for name in seen if name.startswith(("c0", "c1"))]
+
+
+def test_figures_and_curves_of_a_domain_are_kept_at_every_phase_end(tmp_path):
+    trainer = trainer_of(tmp_path, epochs=2, steps=0, eval_every=1)
+    plain = trainer.domain.evaluate_groups
+
+    def told(model, groups):
+        return {
+            group: found._replace(figures={"twice": {"total": 2 * found.scores["total"]}}, curves={"c0": [1.0, 1 / 3]})
+            for group, found in plain(model, groups).items()
+        }
+
+    trainer.domain.evaluate_groups, trainer.domain.curve_axes = told, ("recall", "precision")
+    metrics = trainer.swap()
+    kept = read_json(tmp_path / DETAILS)
+    assert set(kept) == {"axes", "0", "1", "2"} and kept["axes"] == ["recall", "precision"]
+    for line in metrics:
+        if "score" in line and line["end"]:
+            own = kept[str(line["phase"])][line["group"]]
+            assert own == {"figures": {"twice": {"total": 2 * line["score"]}}, "curves": {"c0": [1.0, 0.3333]}}
+
+
+def test_a_domain_with_nothing_more_to_tell_leaves_no_details(tmp_path):
+    trainer_of(tmp_path).swap()
+    assert not (tmp_path / DETAILS).exists()
