@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import pickle
-from collections.abc import Mapping
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,9 @@ from torch import Tensor
 from common.errors import UserError
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "module")
+DEEPEST = 8  # wrappers within each other; a file can hold one that holds itself
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put in front of every key
+FOREIGN = re.compile(r"nsupported (?:global: )?GLOBAL (\S+)")  # how torch names what it refuses
 
 
 class Weights(NamedTuple):
@@ -26,17 +31,20 @@ class Weights(NamedTuple):
 
 
 def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
-    """The tensors in a file (.pth, .bin, .safetensors, .npz) or in a mapping that is loaded already.
+    """The tensors in a file (see `read_file`) or in a mapping that is loaded already.
 
     Wrappers such as {"model": ...} and {"state_dict": ...} are opened; `module.` and `_orig_mod.` dropped.
 
     Raises:
         UserError: no such file, damaged, holds objects that would run code, or holds no weights.
     """
-    data = source if isinstance(source, Mapping) else _load(Path(source))
+    data = source if isinstance(source, Mapping) else read_file(source)
     where = "the checkpoint" if isinstance(source, Mapping) else f"checkpoint {source}"
     beside: dict[str, Any] = {}
-    while inner := next((data[key] for key in WRAPPERS if isinstance(data.get(key), Mapping)), None):
+    for _ in range(DEEPEST):
+        inner = next((data[key] for key in WRAPPERS if isinstance(data.get(key), Mapping)), None)
+        if inner is None:
+            break
         beside |= {key: value for key, value in data.items() if value is not inner}
         data = inner
     data = {str(key): _tensor(value) for key, value in data.items()}
@@ -53,7 +61,7 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
 def _tensor(value: Any) -> Any:
     """Arrays as tensors, everything else as it is."""
     numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
-    return torch.from_numpy(np.ascontiguousarray(value)) if numeric else value
+    return torch.from_numpy(np.require(value, requirements=["C", "W"])) if numeric else value
 
 
 def _bare(key: str) -> str:
@@ -62,38 +70,75 @@ def _bare(key: str) -> str:
     return key.replace("._orig_mod.", ".")
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def read_file(path: str | Path) -> Mapping[str, Any]:
+    """The dictionary in a .safetensors, .npz or .pkl (numpy arrays) file, or in one of `torch.save`.
+
+    Raises:
+        UserError: no such file, damaged, holds objects that would run code, or no dictionary.
+    """
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"checkpoint {path}: {'is a folder' if path.is_dir() else 'no such file'}.")
-    try:
-        data = _read(path)
-    except Exception as error:  # torch alone raises a dozen kinds for damaged files; the reason is passed on
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UserError(f"checkpoint {path}: damaged, or not safe to read ({reason[:160]}).") from None
+    with _one_line(f"checkpoint {path}"):
+        data = READERS.get(path.suffix, _read_torch)(path)
     if not isinstance(data, Mapping):
         raise UserError(f"checkpoint {path}: holds a {type(data).__name__}, expected a dictionary of weights.")
     return data
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+def read_pickle(path: str | Path, encoding: str = "latin1") -> Any:
+    """The content of a pickle of numbers, text and numpy arrays; nothing in it is run.
 
-        return load_file(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    with torch.serialization.safe_globals([argparse.Namespace, *_numpy_scalars()]):
+    encoding: how to read the strings of Python 2; "bytes" leaves them as bytes.
+
+    Raises:
+        UserError: no such file, damaged, or holds anything else.
+    """
+    with _one_line(str(path)):
+        return _read_arrays(Path(path), encoding)
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Makes one line of whatever goes wrong: damaged files alone raise a dozen kinds of errors."""
+    try:
+        yield
+    except Exception as error:
+        foreign = FOREIGN.search(str(error))
+        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        reason = f"it holds {foreign[1]}" if foreign else first
+        raise UserError(f"{what}: cannot be read safely ({reason[:160]}); nothing in it was run.") from None
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _read_npz(path: Path) -> Any:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _read_torch(path: Path) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace, *_numpy_parts()]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _numpy_scalars() -> list[Any]:
-    """What a pickled numpy number ("best_acc") needs, under its names in numpy 1 and 2."""
-    from numpy.dtypes import Float32DType, Float64DType, Int64DType
-
-    scalar = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [*((scalar, name) for name in names), np.dtype, Float32DType, Float64DType, Int64DType]
+def _numpy_parts() -> list[Any]:
+    """What pickled numpy numbers ("best_acc") and arrays need, under their names in numpy 1 and 2."""
+    scalar, rebuild = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    named = [
+        (part, f"numpy.{package}.multiarray.{name}")
+        for package in ("core", "_core")
+        for part, name in ((scalar, "scalar"), (rebuild, "_reconstruct"))
+    ]
+    kinds = (type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?"))
+    return [*named, np.dtype, np.ndarray, *kinds]
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -108,28 +153,24 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.PARTS:
             return super().find_class(module, name)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
         if (module, name) == ("_codecs", "encode"):  # how old pickles write bytes
             return _latin1
-        raise pickle.UnpicklingError(f"holds {module}.{name}; numbers, text and numpy arrays are read only")
+        raise pickle.UnpicklingError(f"it holds {module}.{name}; numbers, text and numpy arrays are read only")
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"holds text in {encoding}")
+        raise pickle.UnpicklingError(f"it holds text in {encoding}")
     return text.encode("latin1")
 
 
-def read_pickle(path: str | Path, encoding: str = "latin1") -> Any:
-    """The content of a pickle of numbers, text and numpy arrays; nothing in it is run.
+def _read_arrays(path: Path, encoding: str = "latin1") -> Any:
+    with path.open("rb") as file:
+        return _ArraysOnly(file, encoding=encoding).load()
 
-    encoding: how to read the strings of Python 2; "bytes" leaves them as bytes.
 
-    Raises:
-        UserError: no such file, damaged, or holds anything else.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return _ArraysOnly(file, encoding=encoding).load()
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason[:160]}.") from None
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": _read_safetensors, ".npz": _read_npz, ".pkl": _read_arrays,
+}  # fmt: skip

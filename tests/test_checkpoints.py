@@ -1,5 +1,7 @@
 import argparse
 import copy
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -223,6 +225,49 @@ def test_weights_tell_what_stood_beside_them():
     weights = read_weights({"model": tiny_bird(), "epoch": 4})
     assert weights.beside == {"epoch": 4} and "head.bias" in weights.state
     assert isinstance(load_checkpoint(tiny_bird(rank=2)).blocks[0].mlp.fc1, LoRALinear)
+
+
+class Runs:
+    def __reduce__(self):
+        return os.system, ("touch PWNED",)
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pkl", ".bin", ".npz", ".safetensors"])
+def test_a_hostile_file_is_one_line_and_runs_nothing(ending, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"x{ending}"
+    if ending == ".npz":
+        np.savez(path, a=np.array([Runs()], dtype=object))
+    elif ending == ".pth":
+        torch.save({"model": {"a": torch.zeros(1)}, "args": Runs()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model": {"a": Runs()}}))
+    with pytest.raises(UserError, match="cannot be read safely") as error:
+        read_weights(path)
+    assert str(path) in one_line(error) and not (tmp_path / "PWNED").exists()
+    if ending in (".pth", ".pkl"):
+        assert ".system" in str(error.value)  # what it asked for
+
+
+def test_a_wrapper_that_holds_itself_ends(tmp_path):
+    data = {"epoch": 1}
+    data["model"] = data
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(data))
+    with pytest.raises(UserError, match="no weights"):
+        read_weights(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pkl", ".npz"])
+def test_arrays_in_files_keep_their_shape_and_can_be_written_to(ending, tmp_path):
+    path, state = tmp_path / f"x{ending}", {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(2.0)}
+    if ending == ".npz":
+        np.savez(path, **state)
+    else:
+        (torch.save if ending == ".pth" else lambda x, p: p.write_bytes(pickle.dumps(x)))({"state_dict": state}, path)
+    found = read_weights(path).state
+    assert found["a"].shape == (3, 2) and found["b"].shape == ()
+    found["a"] += 1
+    assert torch.equal(found["a"] - 1, torch.arange(6.0, dtype=torch.float64).reshape(2, 3).T)
 
 
 def test_arrays_are_taken_for_tensors():

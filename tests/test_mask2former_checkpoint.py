@@ -224,7 +224,7 @@ def test_a_broken_file_gets_one_line(ending, tmp_path):
     with pytest.raises(UserError) as error:
         read_weights(path)
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="no weight file"):
+    with pytest.raises(UserError, match="no such file"):
         read_weights(tmp_path / f"nowhere{ending}")
 
 

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.lora import inject
 from ks_segmentation.config import Config, load_config
 from ks_segmentation.key_map import HEAD, PREDICTOR, ROOT, key_map, newest
-from ks_segmentation.read_file import read_weights, tensors
+from ks_segmentation.read_file import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def load_weights(
     """
     is_path = isinstance(path_or_state, (str, Path))
     where = str(path_or_state) if is_path else "the given state"
-    state = read_weights(path_or_state) if is_path else tensors(path_or_state)
+    state = read_weights(path_or_state)
     names = key_map(model)
     if any(key.startswith(("model.pixel_level_module.", "network.model.")) for key in state):
         state = _from_transformers(state, names)
