@@ -37,7 +37,7 @@ def run(argv: list[str]) -> None:
     model, domain, groups = _load(args.run, source, masks, args.classes, args.opts)
     model = model.to(device).eval()
     with torch.inference_mode(), precision.autocast(precision.choose(args.precision, device), device):
-        scores = {group: domain.scores(model, classes) for group, classes in groups.items()}
+        scores = domain.scores(model, groups)
     if distributed.is_main():
         print(_json(scores, groups) if args.json else _table(scores, groups, args.per_class))
     distributed.close()

@@ -127,6 +127,25 @@ def test_scores_count_only_the_group():
     assert scores["b"] == pytest.approx(100 * 1 / 2) and scores["c"] == 0 and scores["total"] == pytest.approx(25)
 
 
+def test_groups_in_one_pass_score_as_each_alone():
+    """Each picture is looked at once for all groups; the figures beside mIoU are the counts' own."""
+    d = domain(eval_batch=3)
+    m, seen = d.build_model(), []
+    cycle = [torch.arange(64 * 64).reshape(64, 64) % k for k in (3, 5, 7)]
+    m.segment = lambda images, sizes: seen.append(len(sizes)) or [cycle[int(i.sum() * 1e3) % 3] for i in images]
+    together = d.evaluate_groups(m, GROUPS)
+    assert sum(seen) == len(d.test_items)
+    for group, classes in GROUPS.items():
+        scores, figures, _ = together[group]
+        assert scores == d.evaluate(m, classes) and set(scores) == {"total", *classes}
+        counts = d.confusions(m, {group: classes})[group].matrix.double()
+        truth = counts.sum(0)
+        assert figures["pACC"]["total"] == pytest.approx(100 * float(counts.trace() / truth.sum()))
+        shares = {c: float(truth[d.classes.row(c)] / truth.sum()) for c in classes}
+        assert figures["fwIoU"]["total"] == pytest.approx(sum(shares[c] * scores[c] for c in classes))
+        assert figures["ACC"]["total"] == pytest.approx(np.mean([figures["ACC"][c] for c in classes]))
+
+
 def test_a_query_on_untold_pixels_is_not_blamed():
     labels = torch.full((1, 32, 32), UNKNOWN)
     labels[:, :8] = 2

@@ -102,6 +102,12 @@ def test_evaluate_gives_the_scores_of_the_run_again(swapped, capsys):
     last = {line["group"]: line["score"] for line in lines if "group" in line and line["phase"] == 2}
     assert {g: pytest.approx(s["miou"], abs=1e-3) for g, s in scores.items()} == last
     assert {"fwiou", "macc", "pacc", "IoU-e", "ACC-e"} <= set(scores["learn"])
+    figures = json.loads((swapped / "details.json").read_text())["2"]
+    for group, found in scores.items():  # the run's record holds the same
+        totals = {name: figures[group]["figures"][name]["total"] for name in ("fwIoU", "ACC", "pACC")}
+        assert totals == {
+            n: pytest.approx(found[k], abs=1e-3) for n, k in zip(totals, ("fwiou", "macc", "pacc"), strict=True)
+        }
 
 
 def test_predict_writes_ids_and_an_overlay(swapped, place, tmp_path, capsys):
@@ -259,7 +265,7 @@ def test_bad_input_ends_in_one_line_and_code_2(place, tmp_path, capsys):
 
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"model": Runs()}))
     code = call("swap", *tiny, *start, "MODEL.WEIGHTS", tmp_path / "bad.pkl")
-    one_line(capsys, code, "It was not run")
+    one_line(capsys, code, "nothing in it was run")
     assert not (tmp_path / "PWNED").exists()
 
     one_line(capsys, call("swap", *start), "--config-file")

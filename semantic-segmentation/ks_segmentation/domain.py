@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed
-from common.domain import ClassTable, Domain, GalleryItem, Prediction
+from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.splits import shorten
 from common.streams import Draw, Stream
@@ -253,24 +253,32 @@ class SegmentationDomain(Domain):
         labels = torch.cat([c[m.segment[-1]] for c, m in zip(loss.classes, loss.matched, strict=True)])
         return Prediction(loss.total, scores, features, labels, loss.item_loss if len(labels) else None)
 
-    def confusion(self, model: nn.Module, classes: Sequence[str]) -> Confusion:
-        """Pixel counts of this rank's test pictures; pixels of other classes than `classes` are left out."""
-        counts = Confusion(self.classes.names, IGNORE)
+    def confusions(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
+        """Pixel counts of each group on this rank's test pictures, each looked at once; a group's counts leave out
+        the pixels of other classes."""
+        counts = {group: Confusion(self.classes.names, IGNORE) for group in groups}
+        rows = {group: torch.tensor(self.classes.rows(classes)) for group, classes in groups.items()}
         device = next(model.parameters()).device
-        for batch in self.loader(classes, train=False):
+        together = list(dict.fromkeys(c for classes in groups.values() for c in classes))
+        for batch in self.loader(together, train=False):
             sizes = [tuple(label.shape) for label in batch.labels]
             answers = model.segment(batch.images.to(device), sizes)
             for answer, label in zip(answers, batch.labels, strict=True):
-                counts.add(answer.cpu(), label)
+                answer = answer.cpu()
+                for group, own in rows.items():
+                    counts[group].add(answer, label.where(torch.isin(label, own), IGNORE))
         return counts
 
-    def scores(self, model: nn.Module, classes: Sequence[str]) -> Scores:
-        """mIoU, fwIoU, mACC, pACC and per-class values on the test pictures, over all ranks."""
-        return self.confusion(model, classes).scores(next(model.parameters()).device)
+    def scores(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Scores]:
+        """mIoU, fwIoU, mACC, pACC and per-class values of each group on the test pictures, over all ranks."""
+        device = next(model.parameters()).device
+        return {group: counts.scores(device) for group, counts in self.confusions(model, groups).items()}
 
     def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
-        found = self.scores(model, classes)
-        return {"total": found.miou} | {c: found.iou[c] for c in classes}
+        return self.evaluate_groups(model, {"": classes})[""].scores
+
+    def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
+        return {group: found.evaluation(groups[group]) for group, found in self.scores(model, groups).items()}
 
     def item_names(self, batch: Scenes) -> list[str]:
         return batch.names

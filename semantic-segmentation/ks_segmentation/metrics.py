@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common import distributed
+from common.domain import Evaluation
 from common.errors import UserError
 
 
@@ -30,6 +31,15 @@ class Scores:
     pacc: float
     iou: dict[str, float]
     acc: dict[str, float]
+
+    def evaluation(self, classes: Sequence[str]) -> Evaluation:
+        """The same as the loop records it: IoU as the score, fwIoU, ACC (its total is mACC) and pACC beside it."""
+        figures = {
+            "fwIoU": {"total": self.fwiou},
+            "ACC": {"total": self.macc, **{c: self.acc[c] for c in classes}},
+            "pACC": {"total": self.pacc},
+        }
+        return Evaluation({"total": self.miou, **{c: self.iou[c] for c in classes}}, figures)
 
 
 class Confusion:
