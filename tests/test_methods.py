@@ -1,6 +1,7 @@
 """Every method in the folder, with every order, on every toy domain: a new file is tested the day it appears."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -128,6 +129,17 @@ def test_forgetting_starts_from_a_saturated_classifier(method, settings, tmp_pat
     make_trainer(domain, plan, method, folder, steps=60, batch_size=16, **settings).swap()
     lines = read_lines(folder / STEPS)
     assert lines[-1]["target"] > lines[0]["target"] + 1
+
+
+def test_a_group_lasso_that_holds_forgetting_back_is_named(tmp_path):
+    domain = DOMAINS["classification"](pretrain("classification", tmp_path / "base"))
+    held = make_trainer(domain, swap_plan("forget"), "gs_lora", tmp_path / "held", steps=30, batch_size=16)
+    with pytest.warns(UserWarning, match="--sparsity-from-epoch"):
+        held.swap()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        free = {"steps": 60, "batch_size": 16, "sparsity_from_epoch": 10}
+        make_trainer(domain, swap_plan("forget"), "gs_lora", tmp_path / "free", **free).swap()
 
 
 def test_files_with_an_underscore_are_no_methods():

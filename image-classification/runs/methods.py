@@ -1,0 +1,187 @@
+"""Every method forgets the same classes of the same base model: the runs behind the tables of the README.
+
+python image-classification/runs/methods.py digits --output-dir results/methods
+python image-classification/runs/methods.py photos --table single --seeds 0,1,2 --images FOLDER --output-dir results/methods
+python image-classification/runs/methods.py faces --table continual --seeds 0 --images FOLDER --output-dir results/methods
+
+FOLDER holds tinyimagenet50/ or lfw62/ (train/<class>/, test/<class>/) and mobilenet_v2_imagenet1k.pth. Stopped? The
+same command goes on where it was. Each run is a process of its own, so that its memory can be told.
+"""
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import sys
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import pretrain
+import swap
+from methods_table import markdown, row_of
+from methods_tuned import CHOSEN, GRIDS
+
+from common import cli, methods
+from common.config import Parser, help_formatter
+from common.errors import UserError
+from common.record import write_json
+
+PLANS = Path(__file__).parents[1] / "configs" / "plans"
+# these unlearn what they learned themselves; a pretrained class they leave as it is (see unlearning.py)
+APART = ("amnesiac", "amnesiac_der", "amnesiac_der_pp", "amnesiac_ewc", "amnesiac_lwf")
+NAMES = [name for name in methods.available() if name not in APART]
+FAST = "--precision fp32 --threads 1 --gallery 0 --no-report"
+STEM = "--model hybrid_mobilenetv2 --model-args embed_dim=128,depth=4,num_heads=4 --label-smoothing 0.1"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Images, base model and plans of a table.
+
+    data: flags of every command; base: of pretrain.py; swap: of swap.py; plans: table -> file in configs/plans;
+    steps, retrain_steps: of a phase.
+    """
+
+    data: str
+    base: str
+    swap: str
+    plans: dict[str, str]
+    steps: int
+    retrain_steps: int
+
+
+SETTINGS = {
+    "digits": Setting(
+        "--data digits --no-flip --crop 0.7",
+        "--model vit_tiny_patch16_224 --img-size 16 --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4 "
+        "--batch-size 64 --epochs 20 --lr 2e-3",
+        "--batch-size 32 --lora-rank 4", {"single": "digits_8_2", "continual": "digits_forgetting"}, 100, 400,
+    ),
+    "photos": Setting(
+        "--data {images}/tinyimagenet50 --cache-stem {out}/stem --stem-views 3 --crop 0.5",
+        STEM + " --img-size 64 --stem-weights {images}/mobilenet_v2_imagenet1k.pth --batch-size 64 --epochs 10 --lr 1e-3",
+        "--batch-size 32 --lora-rank 4", {"single": "photos_5_of_50", "continual": "photos_4x5_of_50"}, 100, 1000,
+    ),
+    "faces": Setting(
+        "--data {images}/lfw62 --cache-stem {out}/stem --stem-views 8 --crop 0.6",
+        STEM + " --img-size 96 --stem-weights {images}/mobilenet_v2_imagenet1k.pth --batch-size 64 --epochs 30 --lr 1e-3",
+        "--batch-size 32 --lora-rank 4", {"single": "faces_10_of_62", "continual": "faces_4x10_of_62"}, 100, 600,
+    ),
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    """Pretrains once, runs the methods, writes the JSON and prints the table."""
+    args = parsed(argv)
+    setting, out = SETTINGS[args.setting], Path(args.output_dir) / args.setting
+    decode_once()
+    common = f"{prepared(setting, args.images, out)} --plan {PLANS / setting.plans[args.table]}.yaml"
+    rows = []
+    for seed, name in product(args.seeds.split(","), args.methods.split(",") if args.methods else NAMES):
+        for number, own in enumerate(GRIDS.get(name, [""]) if args.tune else [CHOSEN.get(name, "")]):
+            folder = out / args.table / (f"{name}-{number}" if args.tune else name) / f"seed{seed}"
+            steps = setting.retrain_steps if name == "retrain" else setting.steps
+            flags = f"{common} --method {name} --seed {seed} --steps {steps} {own} --output-dir {folder}"
+            if carried_out(flags.split(), folder):
+                rows.append(row_of(folder) | {"flags": own})
+    if args.json:
+        write_json(Path(args.json), {"setting": args.setting, "table": args.table, "rows": rows})
+    print(markdown(rows))
+
+
+def prepared(setting: Setting, images: str, out: Path, base: str = "base", classes: str = "") -> str:
+    """Pretrains the base model, unless that was done before; the flags that all of its swaps share."""
+    places = {"images": images, "out": out}
+    data = f"{setting.data.format(**places)} {FAST}"
+    if not (out / base / "done.json").exists():
+        chosen = ["--classes", classes] if classes else []
+        pretrain.run([*f"{data} {setting.base.format(**places)} --output-dir {out / base}".split(), *chosen])
+    return f"{data} {setting.swap} --checkpoint {out / base}"
+
+
+def decode_once() -> None:
+    """From now on an image that this process has decoded is not decoded again, here or in its forks."""
+    from ks_classification import domain
+
+    known, read = {}, domain.read_pixels
+
+    def remembered(items: list, size: int, config: domain.ImageConfig, what: str) -> tuple[list, list, list]:
+        new = [item for item in items if (item.name, size) not in known]
+        good, images, bad = read(new, size, config, what) if new else ([], [], [])
+        known.update({(item.name, size): image for item, image in zip(good, images, strict=True)})
+        good = [item for item in items if (item.name, size) in known]
+        return good, [known[item.name, size] for item in good], bad
+
+    domain.read_pixels = remembered
+
+
+def warm_up(flags: list[str]) -> None:
+    """Reads the images and loads the libraries of a run, so that forks find them in memory."""
+    from ks_classification.domain import ImageConfig
+    from ks_classification.session import SourceConfig, open_swap
+
+    configs = (SourceConfig, ImageConfig)
+    described = cli.swap_flags(cli.swap_parser("swap.py", "", configs, flags), flags, configs)
+    open_swap(described.domain[0], described.plan).domain(described.domain[1], 0, 0)
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """The flags."""
+    parser = Parser(prog="methods.py", description=__doc__, formatter_class=help_formatter)
+    parser.add_argument("setting", choices=list(SETTINGS), help="images and base model")
+    parser.add_argument(
+        "--table", choices=["single", "continual"], default="single", help="one forget phase, or several"
+    )
+    parser.add_argument("--seeds", default="0", help="comma separated")
+    parser.add_argument("--methods", default="", help="some methods only, comma separated")
+    parser.add_argument("--tune", action="store_true", help="run every candidate of methods_tuned.py instead")
+    parser.add_argument("--images", default="", help="folder of the images; digits need none")
+    parser.add_argument("--output-dir", default="results/methods", help="folder of the runs")
+    parser.add_argument("--json", default="", help="also write the rows here")
+    args = parser.parse_args(argv)
+    if args.setting != "digits" and not Path(args.images or "?").is_dir():
+        raise UserError(f"`--images` must be the folder of the images of {args.setting}, got {args.images!r}.")
+    if unknown := [n for n in args.methods.split(",") if n and n not in CHOSEN]:
+        raise UserError(
+            f"`--methods`: {unknown[0]} has no settings in methods_tuned.py; there are: {', '.join(CHOSEN)}."
+        )
+    return args
+
+
+def carried_out(flags: list[str], folder: Path) -> bool:
+    """Runs swap.py in a forked process unless it was done before; whether there is a result.
+
+    The child notes by how much its memory grew above that of the idle process (Linux).
+    """
+    if not (folder / "memory.json").exists():
+        warm_up(flags)
+        child = multiprocessing.get_context("fork").Process(target=_run, args=(flags, folder))
+        child.start()
+        child.join()
+        if child.exitcode < 0:
+            raise UserError(f"the run in {folder} was killed (signal {-child.exitcode}).")
+    return (folder / "memory.json").exists()
+
+
+def _run(flags: list[str], folder: Path) -> None:
+    idle = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(swap.run, flags)
+    if code == 0:
+        write_json(folder / "memory.json", {"extra_mib": round((_status("VmHWM") - idle) / 1024, 1)})
+    else:
+        print(f"{folder}: exit code {code}", file=sys.stderr)
+
+
+def _status(name: str) -> int:
+    """A line of /proc/self/status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(main))
