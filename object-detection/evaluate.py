@@ -58,9 +58,9 @@ def _tell(scores: dict, args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace):
     """(model, domain, groups) of a run on its own pictures unless others are named, or of a bare checkpoint."""
     from ks_detection.domain import DetectionDomain, PictureConfig
-    from ks_detection.session import SourceConfig, base_model, config_of, load_run, open_data
+    from ks_detection.session import SourceConfig, base_model, config_of, is_run, load_run, open_data
 
-    if Path(args.run).is_dir() and (Path(args.run) / "config.json").is_file():
+    if is_run(args.run):
         model, record = load_run(args.run)
         source = config_of(SourceConfig, record["flags"])
         if args.data:

@@ -33,9 +33,9 @@ def run(argv: list[str]) -> None:
 
 def load_model(path: str, class_names: str):
     """(detector with a class table, shorter side in pixels that it was scored at)."""
-    from ks_detection.session import SourceConfig, base_model, load_run
+    from ks_detection.session import SourceConfig, base_model, is_run, load_run
 
-    if Path(path).is_dir() and (Path(path) / "config.json").is_file():
+    if is_run(path):
         model, record = load_run(path)
         return model, record["flags"].get("test_size", 800)
     return base_model(SourceConfig(checkpoint=path, class_names=class_names)), 800

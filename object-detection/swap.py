@@ -19,11 +19,12 @@ DEFAULTS = {  # of the published detection runs, where the loop's own are meant 
 def run(argv: list[str]) -> None:
     """One swap from flags."""
     from ks_detection.checkpoints.export import export_official
+    from ks_detection.cl_detr import ForgettingConfig
     from ks_detection.domain import PictureConfig
     from ks_detection.published import tidy
     from ks_detection.session import MODEL_FILE, SourceConfig, open_swap
 
-    configs = (SourceConfig, PictureConfig)
+    configs = (SourceConfig, PictureConfig, ForgettingConfig)
     argv = tidy(argv)
     reference = Path(__file__).parent / "configs" / "reference.yaml"
     parser = cli.swap_parser("swap.py", f"{__doc__}\n\n{EXAMPLE}", configs, argv, reference, **DEFAULTS)

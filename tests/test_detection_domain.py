@@ -7,7 +7,7 @@ from ks_detection.dino.criterion import Criterion
 from ks_detection.domain import DetectionDomain, PictureConfig
 from ks_detection.forgetting import miss_loss
 from tiny_dino import tiny_dino
-from tiny_swap import GROUPS, SMALL, base, domain, picture, pictures, run_rank, run_swap
+from tiny_swap import GROUPS, KINDS, SMALL, base, domain, picture, pictures, run_rank, run_swap, without_noise
 
 from common.errors import UserError
 from common.streams import Draw, Stream
@@ -77,8 +77,9 @@ def test_ranks_share_the_pictures_of_a_global_batch():
     assert whole.names == parts[0].names + parts[1].names
 
 
-def test_prediction_rows_are_the_annotated_objects():
-    own = domain()
+@pytest.mark.parametrize("kind", KINDS)
+def test_prediction_rows_are_the_annotated_objects(kind):
+    own = domain(base(kind))
     model = own.build_model().train()
     assert model.config.num_classes == 4 and own.classes.names == ("a", "b", "c", "new")
     batch = next(iter(own.loader(("new", "a"), train=True, stream=Stream(0, 5))))
@@ -114,10 +115,17 @@ def test_miss_loss_falls_when_any_query_on_the_object_names_it():
     assert loss(2, 3.0) > 5  # a query elsewhere does not see it
 
 
-@pytest.mark.parametrize("order", ["fltf", "fftl"])
-def test_a_whole_swap_writes_scores_and_changes_only_adapters_and_new_rows(tmp_path, order):
-    trainer, metrics = run_swap(tmp_path, order)
-    start = base()
+def test_head_rows_of_a_refining_model_are_those_of_every_layer_that_is_trained():
+    for changes, heads in (({}, [0, 1, 2]), ({"aux_loss": False}, [2]), ({"two_stage": True}, [0, 1, 2])):
+        own = domain(base("deformable", with_box_refine=True, **changes))
+        rows = own.head_rows(own.build_model(), ("new",))
+        assert rows == {f"class_embed.{i}.{part}": [3] for i in heads for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(("kind", "order"), [("dino", "fltf"), ("dino", "fftl"), ("deformable", "fltf")])
+def test_a_whole_swap_writes_scores_and_changes_only_adapters_and_new_rows(tmp_path, order, kind):
+    trainer, metrics = run_swap(tmp_path, order, model=base(kind))
+    start = base(kind)
     scores = [line for line in metrics if "score" in line]
     assert len(scores) == 3 * 3 and all(0 <= line["score"] <= 100 for line in scores)
     assert set(scores[0]["per_class"]) == set(GROUPS[scores[0]["group"]])
@@ -128,8 +136,9 @@ def test_a_whole_swap_writes_scores_and_changes_only_adapters_and_new_rows(tmp_p
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and (tmp_path / "gallery.json").is_file()
 
 
-def test_cached_features_give_the_same_loss_and_spare_the_backbone(tmp_path):
-    plain, cached = domain(base(), eval_batch=1), domain(base(), eval_batch=1, cache_features=str(tmp_path))
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_features_give_the_same_loss_and_spare_the_backbone(tmp_path, kind):
+    plain, cached = domain(base(kind), eval_batch=1), domain(base(kind), eval_batch=1, cache_features=str(tmp_path))
     model = plain.build_model().eval()
     losses = []
     for own in (plain, cached, cached):
@@ -143,7 +152,8 @@ def test_cached_features_give_the_same_loss_and_spare_the_backbone(tmp_path):
         PictureConfig(cache_features=str(tmp_path))
 
 
-def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path):
+@pytest.mark.parametrize(("kind", "head"), [("dino", "class_embed"), ("deformable", "class_embed.0")])
+def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path, kind, head):
     import socket
 
     import torch.multiprocessing as processes
@@ -152,10 +162,11 @@ def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes.spawn(run_rank, (2, port, str(tmp_path / "two"), 1), nprocs=2)
-    run_rank(0, 1, 0, str(tmp_path / "one"), 2)
+    processes.spawn(run_rank, (2, port, str(tmp_path / "two"), 1, kind), nprocs=2)
+    run_rank(0, 1, 0, str(tmp_path / "one"), 2, kind)
     one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
-    fresh, moved = base(use_dn=False).class_embed.weight, one["base_model.model.class_embed.weight"]
+    fresh = without_noise(kind).get_submodule(head).weight
+    moved = one[f"base_model.model.{head}.weight"]
     assert set(one) == set(two) and (moved[:3] == fresh).all() and moved.shape[0] == 4
     assert any(value.abs().sum() > 0 for name, value in one.items() if "lora_B" in name)
     for name, value in one.items():

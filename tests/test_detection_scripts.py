@@ -164,8 +164,7 @@ def test_published_command_lines_are_understood(capsys):
         "--lora_pos FFN --remain_path r --forget_path f --learn_path l --output_dir o --save_log --find_unused_params --amp"
     )
     assert tidy(published.split()) == (
-        ["--config-file", "config.py", "--options"]
-        + ["dn_scalar=100 dn_box_noise_scale=1.0"]
+        ["--config-file", "config.py"]
         + [
             "--checkpoint",
             "x.pth",
@@ -180,7 +179,7 @@ def test_published_command_lines_are_understood(capsys):
             "--output-dir",
             "o",
         ]
-        + ["--precision", "fp16"]
+        + ["--precision", "fp16", "--options", "dn_scalar=100 dn_box_noise_scale=1.0"]
     )
     assert "--save_log" in capsys.readouterr().err
 
@@ -199,13 +198,99 @@ def test_published_script_names_are_there():
     assert sys.modules.get("swap") is None
 
 
-def test_cl_detr_plan_has_the_published_class_order():
+def test_plans_on_coco_have_the_published_class_order():
+    from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
     from ks_detection.coco_names import COCO
 
-    from common.plan import read_plan
+    from common.plan import PlanConfig, read_plan
 
-    plan = read_plan(FOLDER / "configs" / "plan_cl_detr.yaml", [COCO[number] for number in sorted(COCO)])
+    names = [COCO[number] for number in sorted(COCO)]
     numbers = {name: number for number, name in COCO.items()}
+    plan = read_plan(FOLDER / "configs" / "plans" / "gs_lora_coco_7x10.yaml", names)
     assert [numbers[name] for name in plan.groups["forget1"]] == [78, 41, 28, 52, 37, 84, 53, 63, 19, 76]
     assert [numbers[name] for name in plan.groups["retain"]] == [74, 64, 65, 5, 79, 59, 36, 88, 9, 49]
     assert len(plan.phases) == 7 and len(plan.phases[0].keep) == 70
+    flags = ForgettingConfig(num_of_first_cls=70, cls_per_phase=10, num_tasks=7, seed_cls=123)
+    assert forgetting_plan(flags, PlanConfig(), names).phases == plan.phases
+    single = read_plan(FOLDER / "configs" / "plans" / "gs_lora_coco_80_10.yaml", names)
+    assert single.groups["forget"] == plan.groups["forget1"] and len(single.phases) == 1
+    assert forgetting_plan(ForgettingConfig(num_of_first_cls=70), PlanConfig(), names).phases == single.phases
+    assert forgetting_plan(ForgettingConfig(), PlanConfig(), names) is None
+
+
+def test_every_shipped_config_builds_and_the_published_settings_parse():
+    from ks_detection.detectors import CONFIGS, config_from
+    from ks_detection.dino.config_file import read_config
+
+    kinds = {config_from(read_config(path)).modelname for path in (FOLDER / "configs").glob("*.py")}
+    assert kinds == set(CONFIGS)
+    parser = cli.swap_parser("swap.py", "", detection_configs(), ["--config", str(FOLDER / "configs" / "cl_detr.yaml")])
+    args = parser.parse_args([])
+    assert (args.bound, args.sparsity_weight, args.forget_part, args.lora_alpha) == (15, 3e-4, "class", 1)
+
+
+def detection_configs():
+    from ks_detection.cl_detr import ForgettingConfig
+    from ks_detection.domain import PictureConfig
+    from ks_detection.session import SourceConfig
+
+    return SourceConfig, PictureConfig, ForgettingConfig
+
+
+@pytest.fixture(scope="module")
+def deformable(known, tmp_path_factory):
+    """A Deformable DETR that pretrain.py made of a config file; it knows a, b, c and new."""
+    root = tmp_path_factory.mktemp("deformable")
+    config = root / "tiny.py"
+    config.write_text(
+        "modelname = 'deformable_detr'\nbackbone = 'tiny'\nhidden_dim = 32\nnheads = 4\ndim_feedforward = 48\n"
+        "enc_layers = 1\ndec_layers = 2\nnum_queries = 20\nnum_select = 20\ndropout = 0.0\n"
+    )
+    flags = ["--data", known["data"], "-c", str(config), *TINY[:-4], "--no-report", "--output-dir", str(root / "run")]
+    assert cli.main(script("pretrain").run, flags) == 0
+    return {"checkpoint": str(root / "run"), "data": known["data"]}
+
+
+@pytest.mark.parametrize("method", ["gs_lora", "rehearsal", "gradient_ascent", "ewc"])
+def test_deformable_detr_forgets_task_after_task(method, deformable, capsys, tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--resume", deformable["checkpoint"], "--coco_path", deformable["data"], "--no_aux_loss",
+             "--num_of_first_cls", "2", "--cls_per_phase", "1", "--num_tasks", "2", "--seed_cls", "123",
+             *TINY, "--steps", "12", "--lr", "1e-2", "--method", method, "--no-report", "--output-dir", str(folder)]  # fmt: skip
+    if method == "gs_lora":
+        flags += ["--no-bound-per-item", "--forget-part", "class", "--bound", "15", "--cl_beta_list", "5", "5"]
+    assert cli.main(script("swap").run, flags) == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["group"] for line in lines if "score" in line] == ["retain", "forget1", "forget2"] * 3
+    steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    first = [line for line in steps if line["phase"] == 1]
+    term, sign = {"gs_lora": ("bounded", -1), "gradient_ascent": ("target", 1)}.get(method, ("keep", -1))
+    assert sign * (first[-1][term] - first[0][term]) > 0
+    assert (folder / ("adapter" if method == "gs_lora" else "model")).is_dir()
+    capsys.readouterr()
+    assert cli.main(script("evaluate").run, [str(folder), "--json", "--eval-batch", "8"]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    last = {line["group"]: line["score"] for line in lines if "score" in line}
+    assert {group: found["ap"] for group, found in scores.items()} == pytest.approx(last, abs=0.2)
+    assert cli.main(script("predict").run, [str(folder), deformable["data"] + "/images", "--threshold", "0"]) == 0
+
+
+def test_bad_numbers_of_a_forgetting_plan_are_one_line(deformable, capsys, tmp_path):
+    flags = [
+        "--checkpoint",
+        deformable["checkpoint"],
+        "--data",
+        deformable["data"],
+        *TINY,
+        "--output-dir",
+        str(tmp_path / "x"),
+    ]
+    run = script("swap").run
+    fails(capsys, run, [*flags, "--num_of_first_cls", "9"], "do not fit 4 classes")
+    fails(capsys, run, [*flags, "--num_of_first_cls", "2", "--forget", "a"], "leave out --plan")
+    fails(capsys, run, [*flags, "-c", str(FOLDER / "configs" / "digits.py")], "holds a deformable_detr")
+    fails(capsys, run, [*flags, "--options", "colour=red"], "has no `colour`")
+    other = tmp_path / "other.py"
+    other.write_text("modelname = 'yolo'\n")
+    fails(capsys, run, [*flags, "-c", str(other)], "`modelname` is 'yolo'")
+    assert not (tmp_path / "x").exists()

@@ -6,6 +6,7 @@ import torch
 from ks_detection.data.records import DetectionSet, Picture, Thing
 from ks_detection.domain import DetectionDomain, PictureConfig
 from PIL import Image
+from tiny_deformable import tiny_deformable
 from tiny_dino import tiny_dino
 
 from common import distributed, methods
@@ -33,8 +34,11 @@ def pictures() -> DetectionSet:
     return DetectionSet(made, made, ["a", "b", "c", "new"])
 
 
-def base(**changes):
-    model = tiny_dino(num_classes=3, dn_labelbook_size=3, **changes)
+KINDS = {"dino": tiny_dino, "deformable": tiny_deformable}
+
+
+def base(kind="dino", **changes):
+    model = KINDS[kind](num_classes=3, **changes)
     model.class_table = ClassTable(("a", "b", "c"), (1, 5, 9))
     return model
 
@@ -55,11 +59,16 @@ def run_swap(folder, order="fltf", batch_size=2, model=None, **changes):
     return trainer, trainer.swap()
 
 
-def run_rank(rank: int, world: int, port: int, folder: str, batch_size: int) -> None:
-    """One process of a distributed swap without denoising (whose noise is each rank's own)."""
+def without_noise(kind: str):
+    """The base model of a comparison: DINO without denoising, whose noise is each rank's own."""
+    return base(kind, **({"use_dn": False} if kind == "dino" else {}))
+
+
+def run_rank(rank: int, world: int, port: int, folder: str, batch_size: int, kind: str = "dino") -> None:
+    """One process of a distributed swap."""
     torch.set_num_threads(1)
     if world > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
-    run_swap(folder, batch_size=batch_size, model=base(use_dn=False))
+    run_swap(folder, batch_size=batch_size, model=without_noise(kind))
     distributed.close()

@@ -1,12 +1,14 @@
-"""Object detection: DINO that learns, forgets and retains.
+"""Object detection: DINO and Deformable DETR that learn, forget and retain.
 
-`build_dino(config)` and `load_checkpoint(path_or_state, config=None)` give a model;
+`build_dino(config)`, `build_detector(config)` and `load_checkpoint(path_or_state, config=None)` give a model;
 `model(images)` the raw outputs, `model.detect(images, score_threshold)` finished boxes.
 """
 
 _HOME = {
     "DinoConfig": "ks_detection.dino.config",
+    "DeformableConfig": "ks_detection.deformable_detr.config",
     "build_dino": "ks_detection.dino.model",
+    "build_detector": "ks_detection.detectors",
     "load_checkpoint": "ks_detection.checkpoints.load",
     "export_official": "ks_detection.checkpoints.export",
     "DetectionDomain": "ks_detection.domain",

@@ -17,11 +17,11 @@ from common.errors import UserError
 from common.streams import Draw, Stream
 from ks_detection import gallery, transforms
 from ks_detection.boxes import xyxy_to_cxcywh
-from ks_detection.checkpoints.extend import HEADS, extend_classes
+from ks_detection.checkpoints.extend import class_heads, extend_classes
 from ks_detection.data.folders import with_classes
 from ks_detection.data.records import DetectionSet, Picture
-from ks_detection.dino.criterion import Criterion
-from ks_detection.dino.model import build_dino, ffn_linears
+from ks_detection.detectors import build_detector, criterion_for
+from ks_detection.dino.model import ffn_linears
 from ks_detection.dino.padding import pad_images
 from ks_detection.dino.postprocess import post_process
 from ks_detection.features import FeatureCache, pad_maps
@@ -29,6 +29,7 @@ from ks_detection.forgetting import miss_loss
 from ks_detection.scores import Found, Scores, Truth, coco_scores
 
 RULES = ("ignore", "remove", "exclude")
+ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o_proj")  # linears inside attention
 
 
 @dataclass
@@ -103,7 +104,7 @@ class DetectionDomain(Domain):
     """Pictures with boxes, scored by COCO average precision.
 
     Args:
-        base: the base model, a Dino with `class_table`; its rows come before those of new classes.
+        base: the base model, a detector with `class_table`; its rows come before those of new classes.
         data: training and test pictures of all classes of the plan.
         groups: {"learn", "forget", "retain", ...} -> class names, which decide the share of pictures used.
         config: see `PictureConfig`.
@@ -128,7 +129,7 @@ class DetectionDomain(Domain):
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = base.class_table.extended(wanted)
         self.pictures = {"train": data.train, "test": data.test}
-        self.criterion = Criterion(base.config)
+        self.criterion = criterion_for(base.config)
         self.cache = FeatureCache(config, base) if config.cache_features else None
         self._transforms = {
             True: transforms.train_transform(self.recipe),
@@ -186,18 +187,14 @@ class DetectionDomain(Domain):
     # ---- the model ---------------------------------------------------------------------------------------
 
     def build_model(self, pretrained: bool = True) -> nn.Module:
-        model = copy.deepcopy(self.base) if pretrained else build_dino(copy.deepcopy(self.base.config))
+        model = copy.deepcopy(self.base) if pretrained else build_detector(copy.deepcopy(self.base.config))
         model = extend_classes(model, len(self.classes))
         model.class_table = self.classes
         return model
 
     def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
         attention = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-        attention += [
-            n
-            for n, m in model.named_modules()
-            if n.endswith(("value_proj", "output_proj")) and isinstance(m, nn.Linear)
-        ]
+        attention += [n for n, m in model.named_modules() if n.endswith(ATTENTION) and isinstance(m, nn.Linear)]
         found = {"ffn": ffn_linears(model), "attention": attention}
         if self.cache:  # the cached maps are those of the plain backbone
             found = {key: [n for n in names if not n.startswith("backbone.")] for key, names in found.items()}
@@ -205,7 +202,10 @@ class DetectionDomain(Domain):
 
     def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
         rows = self.classes.rows(classes)
-        return {f"{head}.{part}": rows for head in HEADS for part in ("weight", "bias")} | {"label_enc.weight": rows}
+        idle = model.idle_heads() if hasattr(model, "idle_heads") else ()
+        heads = [head for head in class_heads(model) if head not in idle]
+        found = {f"{head}.{part}": rows for head in heads for part in ("weight", "bias")}
+        return found | ({"label_enc.weight": rows} if hasattr(model, "label_enc") else {})
 
     # ---- batches -----------------------------------------------------------------------------------------
 

@@ -18,12 +18,13 @@ from common.record import read_json
 from common.splits import read_list
 from ks_detection.checkpoints.extend import extend_classes
 from ks_detection.checkpoints.load import load_checkpoint
+from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.coco_names import COCO
 from ks_detection.data.folders import load
 from ks_detection.data.records import DetectionSet
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.config_file import read_config
-from ks_detection.dino.model import build_dino
+from ks_detection.deformable_detr.folder import is_folder
+from ks_detection.detectors import Config, build_detector, changed, config_from
+from ks_detection.dino.config_file import read_config, read_options
 from ks_detection.domain import DetectionDomain, PictureConfig
 
 MODEL_FILE = "model.pth"  # what pretrain.py and full fine-tuning leave in a run folder
@@ -41,23 +42,32 @@ class SourceConfig:
     forget_data: str = field(default="", metadata={"help": "folder of the classes to forget (three-folder layout)"})
     retain_data: str = field(default="", metadata={"help": "folder of the classes to retain (three-folder layout)"})
     checkpoint: str = field(
-        default="", metadata={"help": "pretrained detector: an official .pth, a swap's .pth, or a run folder"}
+        default="",
+        metadata={
+            "help": "pretrained detector: an official .pth, a swap's .pth, a Hugging Face folder, or a run folder"
+        },
     )
     ema: bool = field(default=False, metadata={"help": "take the averaged weights of an official checkpoint"})
-    config_file: str = field(default="", metadata={"help": "published config/DINO/*.py file (also -c)"})
-    options: str = field(default="", metadata={"help": "overrides of its values: 'key=value key=value'"})
+    config_file: str = field(default="", metadata={"help": "a config such as the published config/DINO/*.py (also -c)"})
+    options: str = field(
+        default="", metadata={"help": "overrides of its values, or of the checkpoint's: 'key=value key=value'"}
+    )
     class_names: str = field(
         default="",
         metadata={"help": "names of a checkpoint's logit rows, in order: a,b,c or @file; COCO's if it has 91"},
     )
 
 
-def model_config(source: SourceConfig, **changes: Any) -> DinoConfig | None:
-    """The config of --config-file and --options, or None without both."""
-    values = read_config(source.config_file, source.options.split()) if source.config_file else {}
-    if not source.config_file and source.options:
-        raise UserError("--options changes the values of a --config-file; name one.")
-    return DinoConfig.from_dict(values | changes) if values else None
+def model_config(source: SourceConfig, **changes: Any) -> Config | None:
+    """The config of --config-file and --options, or None without a file."""
+    if not source.config_file:
+        return None
+    return config_from(read_config(source.config_file, source.options.split()) | changes)
+
+
+def own_changes(source: SourceConfig) -> dict[str, Any]:
+    """The values of --options where no --config-file takes them: they change the checkpoint's own config."""
+    return {} if source.config_file else read_options(source.options.split())
 
 
 def base_model(source: SourceConfig) -> nn.Module:
@@ -69,9 +79,9 @@ def base_model(source: SourceConfig) -> nn.Module:
     if not source.checkpoint:
         raise UserError("which detector? Give --checkpoint: an official .pth file, or a run folder of pretrain.py.")
     path = Path(source.checkpoint)
-    if path.is_dir():
+    if path.is_dir() and not is_folder(path):
         path = next((p for p in (path / "model" / MODEL_FILE, path / MODEL_FILE) if p.is_file()), path / MODEL_FILE)
-    model = load_checkpoint(path, model_config(source), ema=source.ema)
+    model = load_checkpoint(path, model_config(source), ema=source.ema, changes=own_changes(source))
     if find_adapters(model):
         table = model.class_table
         model = adapters.merge(model)
@@ -117,7 +127,7 @@ def open_data(source: SourceConfig) -> tuple[DetectionSet, dict[str, str]]:
 
 
 def open_swap(
-    source: SourceConfig, pictures: PictureConfig, plan_config: PlanConfig, seed: int
+    source: SourceConfig, pictures: PictureConfig, forgetting: ForgettingConfig, plan_config: PlanConfig, seed: int
 ) -> tuple[DetectionDomain, Plan]:
     """The domain and the plan that the flags of swap.py describe."""
     data, implied = open_data(source)
@@ -131,16 +141,18 @@ def open_swap(
         raise UserError(
             f"the data shows none of the checkpoint's classes ({', '.join(model.class_table.names[:8])}, ...)."
         )
-    plan = plan_from(plan_config, known, new)
+    plan = forgetting_plan(forgetting, plan_config, known) or plan_from(plan_config, known, new)
     torch.manual_seed(seed)
     return DetectionDomain(model, data, dict(plan.groups), pictures, seed), plan
 
 
-def fresh_model(source: SourceConfig, names: tuple[str, ...], ids: tuple[int, ...], default: DinoConfig) -> nn.Module:
+def fresh_model(source: SourceConfig, names: tuple[str, ...], ids: tuple[int, ...], default: Config) -> nn.Module:
     """A detector at random with one row per name, of --config-file or else of the `default` config."""
     changes = {"num_classes": len(names), "dn_labelbook_size": len(names)}
     config = model_config(source, **changes)
-    model = build_dino(config or DinoConfig.from_dict(default.to_dict() | changes))
+    if config is None:
+        config = config_from(changed(default, own_changes(source)).to_dict() | changes)
+    model = build_detector(config)
     model.class_table = ClassTable(names, ids)
     return model
 
@@ -148,6 +160,11 @@ def fresh_model(source: SourceConfig, names: tuple[str, ...], ids: tuple[int, ..
 def config_of(kind: type, flags: dict[str, Any]) -> Any:
     """A config from the flags that a run recorded."""
     return kind(**{f.name: flags[f.name] for f in fields(kind) if f.name in flags})
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a run of ours (a Hugging Face folder has a config.json too)."""
+    return (Path(folder) / "config.json").is_file() and not is_folder(folder)
 
 
 def load_run(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from common.cpu import Linear
+from common.cpu import use_fast_linears
 from common.errors import UserError
 from ks_segmentation.config import Config, load_config
 
@@ -128,7 +128,7 @@ def network(config: Config) -> nn.Module:
         hf_logging.set_verbosity(level)
     _initialise(made)
     _finish_backbone(made.model.pixel_level_module, config)
-    _use_fast_linears(made)
+    use_fast_linears(made)
     del made.criterion  # ours replaces it; its class weights would be a second copy
     return made
 
@@ -145,15 +145,6 @@ def _initialise(network: nn.Module) -> None:
     for convolution in (decoder.adapter_1[0], decoder.layer_1[0], decoder.mask_projection):
         nn.init.kaiming_uniform_(convolution.weight, a=1)
     network.class_predictor.reset_parameters()
-
-
-def _use_fast_linears(network: nn.Module) -> None:
-    """Makes every linear layer compute with `common.cpu.linear`; parameters, names and answers stay."""
-    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-
-    for module in network.modules():
-        if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear):
-            module.__class__ = Linear
 
 
 def _backbone_config(config: Config) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from common.domain import ClassTable
 from common.lora import adapters
 from common.record import save_tensors
-from ks_detection.checkpoints.names import to_published
+from ks_detection.detectors import published_layout
 from ks_detection.dino.swin import WindowAttention
 
 _ADAPTER = ("lora_A", "lora_B", "past_A", "past_B")
@@ -29,7 +29,7 @@ def published_state(model: nn.Module, merge: bool = True) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, WindowAttention):
             state[f"{name}.relative_position_index"] = module.relative_position_index
-    return to_published(state, model.config.dec_layers)
+    return published_layout(state, model.config)
 
 
 def export_official(

@@ -1,4 +1,6 @@
-"""New classes for a detector: rows are added in the three places that know classes, together."""
+"""New classes for a detector: rows are added in all places that know classes, together."""
+
+import re
 
 import torch
 from torch import nn
@@ -6,15 +8,20 @@ from torch import nn
 from common.errors import UserError
 from ks_detection.dino.model import PRIOR_BIAS
 
-HEADS = ("class_embed", "transformer.selection.enc_out_class_embed")
+HEAD = re.compile(r"(^|\.)(enc_out_)?class_embed(\.\d+)?$")
+
+
+def class_heads(model: nn.Module) -> list[str]:
+    """Names of the linear layers with a row per class."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and HEAD.search(name)]
 
 
 @torch.no_grad()
 def extend_classes(model: nn.Module, num_classes: int) -> nn.Module:
     """The same model with `num_classes` logit rows, changed in place; old rows keep their values.
 
-    New class rows start small at the prior of 0.01; new rows of `label_enc` start like the model's own. The
-    last row of `label_enc`, one beyond the classes, stays last.
+    New class rows start small at the prior of 0.01; new rows of DINO's `label_enc` start like the model's own. Its
+    last row, one beyond the classes, stays last.
 
     Raises:
         UserError: if the model has more classes already.
@@ -25,16 +32,19 @@ def extend_classes(model: nn.Module, num_classes: int) -> nn.Module:
         raise UserError(f"the model has {old} classes already; it cannot be cut to {num_classes}.")
     if added == 0:
         return model
-    for name in HEADS:
+    for name in class_heads(model):
         parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         setattr(parent, leaf, _longer_head(getattr(parent, leaf), added))
+    config.num_classes = num_classes
+    if not hasattr(model, "label_enc"):
+        return model
     labels, width = model.label_enc.weight, model.label_enc.embedding_dim
     fresh = labels.new_empty(added, width).normal_()
     extended = nn.Embedding(labels.shape[0] + added, width, device=labels.device, dtype=labels.dtype)
     extended.weight.copy_(torch.cat([labels[:old], fresh, labels[old:]]))
     extended.weight.requires_grad_(labels.requires_grad)
     model.label_enc = extended
-    config.num_classes, config.dn_labelbook_size = num_classes, config.dn_labelbook_size + added
+    config.dn_labelbook_size += added
     return model
 
 

@@ -6,25 +6,30 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from common.errors import UserError
-from ks_detection.checkpoints.infer import infer_backbone, infer_config
-from ks_detection.checkpoints.names import to_ours
+from ks_detection.checkpoints.infer import infer_backbone
 from ks_detection.checkpoints.read import read_checkpoint
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.model import Dino
+from ks_detection.deformable_detr.folder import is_folder, read_folder
+from ks_detection.detectors import Config, bare_detector, changed, config_from, our_state
 
 log = logging.getLogger(__name__)
 
 
 def load_checkpoint(
-    path_or_state: str | Path | dict, config: DinoConfig | dict | None = None, *, ema: bool = False
+    path_or_state: str | Path | dict,
+    config: Config | dict | None = None,
+    *,
+    ema: bool = False,
+    changes: dict | None = None,
 ) -> nn.Module:
-    """A DINO in eval mode with the weights of an official, Knowledge Swapping or own checkpoint.
+    """A DINO or Deformable DETR in eval mode with the weights of an official, Knowledge Swapping or own checkpoint.
 
     Args:
-        path_or_state: a file, a loaded checkpoint or a state dict, with published key names.
-        config: without one, the file's own config is used (files written here have it), else backbone,
-            levels, classes, queries and LoRA rank are read off keys and shapes.
+        path_or_state: a file, a loaded checkpoint or a state dict, with published key names, or a Hugging Face
+            folder of a Deformable DETR.
+        config: without one, the file's own config is used (files written here have it), else which detector it
+            is, backbone, levels, classes, queries and LoRA rank are read off keys and shapes.
         ema: take the averaged weights (`ema_model`).
+        changes: values of the config that replace those found.
 
     The result has `class_table` (a `ClassTable`, or None if the file has no names). Adapters keep loralib's
     scale, `lora_alpha` / rank with alpha 1, and stay adapters; `export_official` merges them.
@@ -32,13 +37,14 @@ def load_checkpoint(
     Raises:
         UserError: unreadable file, missing or mismatched keys, another backbone or number of classes.
     """
+    if not isinstance(path_or_state, dict) and is_folder(path_or_state):
+        path_or_state = read_folder(path_or_state)
     checkpoint = read_checkpoint(path_or_state, ema)
-    state = to_ours(checkpoint.state)
-    if config is None:
-        config = DinoConfig.from_dict(checkpoint.config) if checkpoint.config else infer_config(state)
-    elif not isinstance(config, DinoConfig):
-        config = DinoConfig.from_dict(dict(config))
-    model = Dino(config)
+    if config is None and checkpoint.config:
+        config = checkpoint.config
+    state, config = our_state(checkpoint.state, config_from(config) if isinstance(config, dict) else config)
+    config = changed(config, changes) if changes else config
+    model = bare_detector(config)
     check_backbone(state, config)
     adapted = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
     if adapted:
@@ -50,7 +56,7 @@ def load_checkpoint(
     return model.eval()
 
 
-def check_backbone(state: dict[str, Tensor], config: DinoConfig) -> None:
+def check_backbone(state: dict[str, Tensor], config: Config) -> None:
     """Raises UserError if the checkpoint's backbone is visibly another than the config's."""
     try:
         found = infer_backbone(state)
@@ -75,10 +81,11 @@ def put_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
     if unexpected:
         log.warning("checkpoint: %d keys are not used: %s", len(unexpected), _some(unexpected))
-    if "class_embed.weight" in wrong:
+    head = next((name for name in wrong if name.startswith("class_embed.")), None)
+    if head is not None:
         raise UserError(
-            f"checkpoint has {state['class_embed.weight'].shape[0]} classes, the config wants "
-            f"{own['class_embed.weight'].shape[0]}; load it without a config and extend it with new classes."
+            f"checkpoint has {state[head].shape[0]} classes, the config wants {own[head].shape[0]}; load it without a "
+            "config and extend it with new classes."
         )
     if wrong:
         shapes = [f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}" for name in wrong]

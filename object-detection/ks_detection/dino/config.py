@@ -56,6 +56,8 @@ class DinoConfig:
         UserError: from `__post_init__` and `from_dict`, naming the field, for a value that cannot be built.
     """
 
+    modelname = "dino"
+
     num_classes: int = field(default=91, metadata={"help": "logit rows; COCO ids run to 90, so 91"})
     dn_labelbook_size: int = field(default=0, metadata={"help": "label_enc has one row more; 0: num_classes"})
     backbone: str = field(default="resnet50", metadata={"help": "a published name, mobilenet_v2, tiny, timm:NAME"})

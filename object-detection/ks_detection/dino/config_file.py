@@ -16,8 +16,13 @@ def read_config(path: str | Path, options: list[str] = ()) -> dict:
     Raises:
         UserError: for anything that would have to be run (calls, imports, names), with its line number.
     """
-    values = _read(Path(path), ())
-    for option in options or ():
+    return read_options(options or (), _read(Path(path), ()))
+
+
+def read_options(options: list[str], values: dict | None = None) -> dict:
+    """`values` (changed in place; default none) with those of `key=value` strings put in."""
+    values = {} if values is None else values
+    for option in options:
         _set_option(values, option)
     return values
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
 from ks_detection.boxes import inverse_sigmoid
 from ks_detection.dino.backbones import build_backbone
 from ks_detection.dino.config import DinoConfig
@@ -19,7 +18,7 @@ from ks_detection.dino.encoder import Encoder
 from ks_detection.dino.mlp import MLP
 from ks_detection.dino.padding import Padded, pad_images, resize_mask, valid_ratio
 from ks_detection.dino.positions import pixel_positions
-from ks_detection.dino.postprocess import Detections, post_process
+from ks_detection.dino.postprocess import detect
 from ks_detection.dino.proposals import QuerySelection
 
 PRIOR_BIAS = -math.log(99)  # every class starts at probability 0.01
@@ -142,11 +141,7 @@ class Dino(nn.Module):
 
     def tokens(self, maps: list[Tensor], mask: Tensor) -> Tokens:
         """Projected levels with their position encodings; levels beyond the backbone's are strided convs."""
-        source, projected = maps[-1], []
-        for level, projection in enumerate(self.input_proj):
-            if level > len(maps):
-                source = projected[-1]
-            projected.append(projection(maps[level] if level < len(maps) else source))
+        projected = project_levels(self.input_proj, maps)
         sizes = tuple((level.shape[-2], level.shape[-1]) for level in projected)
         masks = [resize_mask(mask, h, w) for h, w in sizes]
         config, embed = self.config, self.transformer.level_embed
@@ -160,25 +155,14 @@ class Dino(nn.Module):
         content = torch.cat([level.flatten(2).transpose(1, 2) for level in projected], dim=1)
         return Tokens(content, torch.cat(positions, dim=1), levels)
 
-    @torch.no_grad()
-    def detect(self, images: list[Tensor], score_threshold: float = 0.3) -> list[Detections]:
-        """Per image {scores [N], labels [N], boxes [N, 4] xyxy in its pixels}, best first, in eval mode.
-
-        Raises:
-            UserError: if `score_threshold` is not in 0..1.
-        """
-        if not 0 <= score_threshold <= 1:
-            raise UserError(f"`score_threshold` must be in 0..1, got {score_threshold}.")
-        was_training = self.training
-        self.eval()
-        outputs = self(images)
-        self.train(was_training)
-        sizes = [tuple(image.shape[-2:]) for image in images]
-        return post_process(outputs, sizes, self.config.num_select, score_threshold)
+    detect = detect
 
 
-def input_projections(channels: list[int], config: DinoConfig) -> nn.ModuleList:
-    """One projection per level: 1x1 convolutions of the backbone's maps, then strided 3x3 ones."""
+def input_projections(channels: list[int], config: DinoConfig, groups: int = 0) -> nn.ModuleList:
+    """One projection per level: 1x1 convolutions of the backbone's maps, then strided 3x3 ones.
+
+    groups: of the norms; 0 takes 32 (published), fewer for a narrow model.
+    """
     width, projections = config.hidden_dim, []
     for level in range(config.num_feature_levels):
         if level < len(channels):
@@ -187,8 +171,18 @@ def input_projections(channels: list[int], config: DinoConfig) -> nn.ModuleList:
             conv = nn.Conv2d(channels[-1] if level == len(channels) else width, width, 3, 2, 1)
         nn.init.xavier_uniform_(conv.weight)
         nn.init.zeros_(conv.bias)
-        projections.append(nn.Sequential(conv, nn.GroupNorm(min(32, width // 4), width)))
+        projections.append(nn.Sequential(conv, nn.GroupNorm(groups or min(32, width // 4), width)))
     return nn.ModuleList(projections)
+
+
+def project_levels(projections: nn.ModuleList, maps: list[Tensor]) -> list[Tensor]:
+    """All levels at one width: projected maps, then maps made of the last map and of each other."""
+    source, levels = maps[-1], []
+    for level, projection in enumerate(projections):
+        if level > len(maps):
+            source = levels[-1]
+        levels.append(projection(maps[level] if level < len(maps) else source))
+    return levels
 
 
 def _layers(logits: Tensor, boxes: Tensor) -> list[dict]:
@@ -204,15 +198,19 @@ def build_dino(config: DinoConfig | dict | str | Path) -> Dino:
     if isinstance(config, (str, Path)):
         config = read_config(config)
     config = config if isinstance(config, DinoConfig) else DinoConfig.from_dict(dict(config))
-    model = Dino(config)
-    if config.lora_rank:
+    return adapted(Dino(config))
+
+
+def adapted(model: nn.Module) -> nn.Module:
+    """The detector with adapters on every FFN linear where its config asks for them."""
+    if model.config.lora_rank:
         from common.lora import inject
 
-        inject(model, ffn_linears(model), config.lora_rank, config.lora_alpha)
+        inject(model, ffn_linears(model), model.config.lora_rank, model.config.lora_alpha)
     return model
 
 
 def ffn_linears(model: nn.Module) -> list[str]:
-    """Names of all FFN linears: backbone `mlp.fc1/fc2`, encoder and decoder `linear1/linear2`."""
+    """Names of all FFN linears: `mlp.fc1/fc2` (backbone, Deformable DETR) and `linear1/linear2` (DINO)."""
     ends = (".mlp.fc1", ".mlp.fc2", ".linear1", ".linear2")
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.endswith(ends)]
