@@ -275,6 +275,16 @@ def test_figures_of_each_class_stand_in_a_table_beside_the_score(tmp_path):
     assert forget["rows"][0] == ("cat", [f"{first.per_class['cat']:.1f} → {last.per_class['cat']:.1f}", "1.0 → 21.0"])
 
 
+def test_a_figure_of_the_group_only_is_a_dash_for_its_classes(tmp_path):
+    folder = with_details(make_run(tmp_path / "run"))
+    found = json.loads((folder / "details.json").read_text())
+    for index in ("0", "1", "2"):
+        found[index]["forget"]["figures"]["pACC"] = {"total": 50.0}
+    write_json(folder / "details.json", found)
+    forget = details.figures(read_run(folder))["groups"][1]
+    assert forget["total"][-1] == "50.0 → 50.0" and {cells[-1] for _, cells in forget["rows"]} == {details.NONE}
+
+
 def test_curves_of_each_class_are_drawn_before_and_after_those_that_changed_most(tmp_path):
     run = read_run(with_details(make_run(tmp_path / "run"), many=20))
     plots = details.curves(run)

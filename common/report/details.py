@@ -19,7 +19,7 @@ def figures(run: RunRecord) -> dict[str, Any] | None:
 
     Returns:
         {"names": column heads, "groups": [{"group", "total": cells, "rows": [(class, cells)]}]}; a cell is
-        "before → after".
+        "before → after", or a dash where a figure is of the group only.
     """
     if not run.details:
         return None
@@ -45,7 +45,7 @@ def _columns(run: RunRecord, index: int, group: str, names: Sequence[str]) -> li
 
 def _cell(run: RunRecord, before: Any, after: Any) -> str:
     old, new = (NONE if finite(v) is None else f"{v:.1f}" for v in (before, after))
-    return f"{old} → {new}" if len(run.details) > 1 else old
+    return f"{old} → {new}" if len(run.details) > 1 and {old, new} != {NONE} else old
 
 
 def curves(run: RunRecord) -> list[Plot]:
