@@ -19,7 +19,7 @@ from common.record import METRICS, STEPS, write_json
 from common.report import details
 from common.report.__main__ import body
 from common.report.page import render
-from common.report.runs import find_runs, forgetting, read_run
+from common.report.runs import find_runs, forgetting, read_run, summary
 from common.report.svg import ticks
 from common.report.table import markdown, mean_std, seed_sets, tables
 from common.report.verdict import verdicts
@@ -283,6 +283,7 @@ def test_a_figure_of_the_group_only_is_a_dash_for_its_classes(tmp_path):
     write_json(folder / "details.json", found)
     forget = details.figures(read_run(folder))["groups"][1]
     assert forget["total"][-1] == "50.0 → 50.0" and {cells[-1] for _, cells in forget["rows"]} == {details.NONE}
+    assert summary(read_run(folder))["moments"][1]["figures"]["forget"] == {"AP50": 10.0, "pACC": 50.0}
 
 
 def test_curves_of_each_class_are_drawn_before_and_after_those_that_changed_most(tmp_path):

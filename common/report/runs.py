@@ -205,13 +205,19 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def summary(run: RunRecord) -> dict[str, Any]:
-    """The small JSON behind a table: what was run, and the scores at every moment."""
+    """The small JSON behind a table: what was run, and the scores at every moment, with each group's figures beside
+    its score where the domain gives any."""
     data = {k: v for k, v in run.identity.get("data", {}).items() if k != "images"}
+    moments = [{"title": m.title, "scores": m.scores, "per_class": m.per_class} for m in run.moments]
+    for moment, groups in zip(moments, run.details, strict=False):  # no details at all: moments stay as they are
+        moment["figures"] = {
+            group: {name: values.get("total") for name, values in found["figures"].items()}
+            for group, found in groups.items()
+        }
     return {
         "name": run.name, "finished": run.finished, "identity": {**run.identity, "data": data},
         "command": run.config.get("command"), "versions": run.config.get("versions"), "done": run.done,
-        "parameters": run.config.get("parameters"),
-        "moments": [{"title": m.title, "scores": m.scores, "per_class": m.per_class} for m in run.moments],
+        "parameters": run.config.get("parameters"), "moments": moments,
     }  # fmt: skip
 
 
