@@ -97,7 +97,7 @@ def swap_parser(
             if item.name.startswith("published_"):
                 parser.set_defaults(**{item.name: True})
     for file in files:
-        other = read_yaml(file).get("method", method) if file == str(reference) else method
+        other = read_yaml(file).get("method", method)
         apply_yaml(parser, file, skip=_knobs(other) - _knobs(method))
     return parser
 

@@ -224,9 +224,13 @@ def test_every_shipped_config_builds_and_the_published_settings_parse():
 
     kinds = {config_from(read_config(path)).modelname for path in (FOLDER / "configs").glob("*.py")}
     assert kinds == set(CONFIGS)
-    parser = cli.swap_parser("swap.py", "", detection_configs(), ["--config", str(FOLDER / "configs" / "cl_detr.yaml")])
-    args = parser.parse_args([])
+    flags = ["--config", str(FOLDER / "configs" / "cl_detr.yaml")]
+    args = cli.swap_parser("swap.py", "", detection_configs(), flags).parse_args(flags)
     assert (args.bound, args.sparsity_weight, args.forget_part, args.lora_alpha) == (15, 3e-4, "class", 1)
+    for method in ("rehearsal", "gradient_ascent", "ewc", "mas", "l2"):  # flags of the file's own method are left out
+        others = [*flags, "--method", method, "--num-tasks", "1"]
+        args = cli.swap_parser("swap.py", "", detection_configs(), others).parse_args(others)
+        assert args.mixed == "remove" and args.num_tasks == 1 and not hasattr(args, "bound")
 
 
 def detection_configs():
@@ -273,6 +277,23 @@ def test_deformable_detr_forgets_task_after_task(method, deformable, capsys, tmp
     last = {line["group"]: line["score"] for line in lines if "score" in line}
     assert {group: found["ap"] for group, found in scores.items()} == pytest.approx(last, abs=0.2)
     assert cli.main(script("predict").run, [str(folder), deformable["data"] + "/images", "--threshold", "0"]) == 0
+
+
+def test_a_hugging_face_folder_is_scored_and_predicts(known, capsys, tmp_path):
+    from tiny_deformable import theirs
+
+    model = theirs()
+    model.config.id2label = dict(enumerate(("N/A", "a", "b", "c", "new")))
+    model.save_pretrained(tmp_path)
+    assert (
+        cli.main(script("evaluate").run, [str(tmp_path), "--data", known["data"], "--test-size", "64", "--json"]) == 0
+    )
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert set(scores["all"]["per_class"]) == {"a", "b", "c", "new"}
+    flags = [str(tmp_path), known["data"] + "/images", "--threshold", "0", "--test-size", "64"]
+    assert cli.main(script("predict").run, flags) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert {o["class"] for a in answers for o in a["objects"]} <= {"N/A", "a", "b", "c", "new"} and len(answers) == 8
 
 
 def test_bad_numbers_of_a_forgetting_plan_are_one_line(deformable, capsys, tmp_path):
