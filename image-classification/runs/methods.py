@@ -14,6 +14,7 @@ import io
 import multiprocessing
 import sys
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Setting:
     """Images, base model and plans of a table.
 
     data: flags of every command; base: of pretrain.py; swap: of swap.py; plans: table -> file in configs/plans;
-    steps, retrain_steps: of a phase.
+    steps, retrain_steps: of a phase; Retrain sees all training images, the others the share of `swap`.
     """
 
     data: str
@@ -63,12 +64,12 @@ SETTINGS = {
     "photos": Setting(
         "--data {images}/tinyimagenet50 --cache-stem {out}/stem --stem-views 3 --crop 0.5",
         STEM + " --img-size 64 --stem-weights {images}/mobilenet_v2_imagenet1k.pth --batch-size 64 --epochs 10 --lr 1e-3",
-        "--batch-size 32 --lora-rank 4", {"single": "photos_5_of_50", "continual": "photos_4x5_of_50"}, 100, 1000,
+        "--batch-size 32 --lora-rank 4 --retain-fraction 0.1", {"single": "photos_5_of_50", "continual": "photos_4x5_of_50"}, 100, 1000,
     ),
     "faces": Setting(
         "--data {images}/lfw62 --cache-stem {out}/stem --stem-views 8 --crop 0.6",
         STEM + " --img-size 96 --stem-weights {images}/mobilenet_v2_imagenet1k.pth --batch-size 64 --epochs 30 --lr 1e-3",
-        "--batch-size 32 --lora-rank 4", {"single": "faces_10_of_62", "continual": "faces_4x10_of_62"}, 100, 600,
+        "--batch-size 32 --lora-rank 4 --retain-fraction 0.5", {"single": "faces_10_of_62", "continual": "faces_4x10_of_62"}, 60, 600,
     ),
 }  # fmt: skip
 
@@ -77,14 +78,15 @@ def main(argv: list[str]) -> None:
     """Pretrains once, runs the methods, writes the JSON and prints the table."""
     args = parsed(argv)
     setting, out = SETTINGS[args.setting], Path(args.output_dir) / args.setting
-    decode_once()
     common = f"{prepared(setting, args.images, out)} --plan {PLANS / setting.plans[args.table]}.yaml"
     rows = []
     for seed, name in product(args.seeds.split(","), args.methods.split(",") if args.methods else NAMES):
         for number, own in enumerate(GRIDS.get(name, [""]) if args.tune else [CHOSEN.get(name, "")]):
             folder = out / args.table / (f"{name}-{number}" if args.tune else name) / f"seed{seed}"
-            steps = setting.retrain_steps if name == "retrain" else setting.steps
-            flags = f"{common} --method {name} --seed {seed} --steps {steps} {own} --output-dir {folder}"
+            size = f"--steps {setting.steps}"
+            if name == "retrain":
+                size = f"--steps {setting.retrain_steps} --retain-fraction 1"
+            flags = f"{common} --method {name} --seed {seed} {size} {own} --output-dir {folder}"
             if carried_out(flags.split(), folder):
                 rows.append(row_of(folder) | {"flags": own})
     if args.json:
@@ -94,6 +96,7 @@ def main(argv: list[str]) -> None:
 
 def prepared(setting: Setting, images: str, out: Path, base: str = "base", classes: str = "") -> str:
     """Pretrains the base model, unless that was done before; the flags that all of its swaps share."""
+    decode_once()
     places = {"images": images, "out": out}
     data = f"{setting.data.format(**places)} {FAST}"
     if not (out / base / "done.json").exists():
@@ -102,6 +105,7 @@ def prepared(setting: Setting, images: str, out: Path, base: str = "base", class
     return f"{data} {setting.swap} --checkpoint {out / base}"
 
 
+@cache
 def decode_once() -> None:
     """From now on an image that this process has decoded is not decoded again, here or in its forks."""
     from ks_classification import domain
@@ -118,8 +122,9 @@ def decode_once() -> None:
     domain.read_pixels = remembered
 
 
-def warm_up(flags: list[str]) -> None:
-    """Reads the images and loads the libraries of a run, so that forks find them in memory."""
+@cache
+def warm_up(flags: tuple[str, ...]) -> None:
+    """Reads the images and loads the libraries of a run once, so that forks find them in memory."""
     from ks_classification.domain import ImageConfig
     from ks_classification.session import SourceConfig, open_swap
 
@@ -157,7 +162,7 @@ def carried_out(flags: list[str], folder: Path) -> bool:
     The child notes by how much its memory grew above that of the idle process (Linux).
     """
     if not (folder / "memory.json").exists():
-        warm_up(flags)
+        warm_up(tuple(flags[: flags.index("--method")]))
         child = multiprocessing.get_context("fork").Process(target=_run, args=(flags, folder))
         child.start()
         child.join()

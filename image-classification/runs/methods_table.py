@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.evaluation.run_measures import forget_measures, history_of
 from common.plan import from_record
 from common.record import read_json
-from common.report.runs import read_run
+from common.report.runs import RunRecord, read_run
 from common.report.table import mean_std
 
 Row = dict[str, Any]
@@ -34,9 +34,13 @@ def row_of(folder: Path) -> Row:
         "forgotten": run.pooled([g for g in plan.groups if g in gone], run.moments[-1]),
         "retained": run.pooled([g for g in plan.groups if g not in gone], run.moments[-1]),
         "h_mean": statistics.fmean(phase["h_mean"] for phase in phases),
-        "parameters": run.config["parameters"], "seconds": round(run.done["seconds"], 1),
-        "extra_mib": read_json(folder / "memory.json")["extra_mib"],
+        "parameters": run.config["parameters"], **cost_of(run),
     }  # fmt: skip
+
+
+def cost_of(run: RunRecord) -> Row:
+    """Seconds of training, and by how many MiB the process grew."""
+    return {"seconds": round(run.done["seconds"], 1), **read_json(run.folder / "memory.json")}
 
 
 def markdown(rows: list[Row]) -> str:

@@ -1,0 +1,66 @@
+"""The scripts behind the tables of the README: which methods they run, and what they make of figures."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import methods
+
+RUNS = Path(__file__).parent.parent / "image-classification" / "runs"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(RUNS), *sys.path])
+
+
+def row(method, seed, forgotten, retained, h_mean):
+    return {"method": method, "seed": seed, "forgotten": forgotten, "retained": retained, "h_mean": h_mean,
+            "parameters": {"trainable": 1, "total": 100}, "extra_mib": 10.0, "seconds": 2.0}  # fmt: skip
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_new_method_is_in_the_tables_without_an_edit():
+    from methods import APART, NAMES
+    from methods_tuned import CHOSEN, GRIDS
+
+    assert set(NAMES) | set(APART) == set(methods.available()) and not set(NAMES) & set(APART)
+    assert set(CHOSEN) == set(GRIDS) <= set(NAMES) and all(CHOSEN[name] in GRIDS[name] for name in CHOSEN)
+
+
+def test_every_chosen_flag_is_one_that_the_method_has():
+    from incremental import ROWS as LEARNED
+    from methods_tuned import GRIDS
+    from unlearning import ROWS as UNLEARNED
+
+    from common import cli
+
+    lines = [f"{name} {own}" for name, grid in GRIDS.items() for own in grid]
+    for line in [*lines, *LEARNED.values(), *UNLEARNED.values()]:
+        flags = ["--method", *line.split()]
+        swap = cli.swap_flags(cli.swap_parser("swap.py", "", (), flags), flags, ())
+        assert swap.train.method == line.split()[0]
+
+
+def test_the_table_puts_the_best_h_mean_first_and_measures_the_gap_to_retrain():
+    from methods_table import markdown
+
+    rows = [row("a", 0, 4.0, 60.0, 50.0), row("a", 1, 0.0, 58.0, 54.0), row("retrain", 0, 1.0, 62.0, 61.0)]
+    best, other = map(cells, markdown(rows).splitlines()[2:])
+    assert best[0] == "`retrain`" and best[5] == "0.0"
+    assert other[:2] == ["`a`", "2"] and other[4] == "52.0 ± 2.8"
+    assert other[5] == "2.0"  # (|2 - 1| + |59 - 62|) / 2
+    assert other[6] == "1.0"  # % of the parameters
+
+
+def test_rows_keep_their_order_and_show_their_digits():
+    from rows import markdown
+
+    found = [{"row": name, "x": x, "y": 0.12345} for name, x in (("b", 1.0), ("a", 2.0), ("b", 3.0))]
+    lines = markdown(found, {"x": ("x ↑", 1), "y": ("y ↓", 3)}).splitlines()
+    assert lines[0] == "| | seeds | x ↑ | y ↓ |"
+    assert [cells(line) for line in lines[2:]] == [["b", "2", "2.0 ± 1.4", "0.123 ± 0.000"], ["a", "1", "2.0", "0.123"]]
