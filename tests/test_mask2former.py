@@ -72,13 +72,13 @@ def test_loss_and_gradients_equal_transformers(same_points):
             torch.testing.assert_close(parameter.grad, other[name].grad, rtol=1e-3, atol=1e-4)
 
 
-def test_item_losses_and_terms_sum_to_the_total(same_points):
+def test_terms_sum_to_the_total(same_points):
     ours = model()
     labels, _, classes = labels_and_lists()
     loss = Criterion(ours.config)(ours(torch.randn(2, 3, 96, 64)), labels)
     weighted = 2 * loss.terms["ce"].sum() + 5 * loss.terms["mask"].sum() + 5 * loss.terms["dice"].sum()
     torch.testing.assert_close(loss.total, weighted)
-    assert len(loss.item_loss) == sum(len(c) for c in classes) and loss.terms["ce"].shape == (4,)
+    assert loss.terms["ce"].shape == (4,) and [len(t.classes) for t in loss.targets] == [len(c) for c in classes]
 
 
 def test_more_segments_than_queries_are_matched_as_far_as_they_go(same_points):

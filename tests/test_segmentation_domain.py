@@ -8,6 +8,8 @@ import torch
 from ks_segmentation.criterion import UNKNOWN, Criterion, segments
 from ks_segmentation.digits import digit_scenes
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
+from ks_segmentation.forgetting import miss_loss
+from ks_segmentation.inference import class_scores
 from ks_segmentation.layouts import MaskItem, MaskSet
 from ks_segmentation.masks import IGNORE
 from tiny_mask2former import RESNET, SWIN, model
@@ -108,6 +110,22 @@ def test_prediction_rows_are_the_annotated_segments():
     assert one.item_loss.shape == one.labels.shape and one.loss.requires_grad
 
 
+def test_a_segment_is_missed_by_minus_log_of_its_classs_score():
+    """Over the pixels of the segment, of all queries; whatever else the picture holds does not count."""
+    torch.manual_seed(0)
+    logits, masks = torch.randn(5, 4), torch.randn(5, 8, 8)
+    label = torch.randint(0, 3, (1, 8, 8))
+    found = segments(label, IGNORE, 3)[0]
+    expected = [-class_scores(logits, masks)[k][label[0] == k].mean().log() for k in found.classes]
+    torch.testing.assert_close(miss_loss(logits, masks, found), torch.stack(expected))
+    fine = segments(label.repeat_interleave(4, 1).repeat_interleave(4, 2), IGNORE, 3)[0]  # the picture's own size
+    torch.testing.assert_close(miss_loss(logits, masks, fine), torch.stack(expected))
+    one = fine._replace(classes=fine.classes[:1], masks=fine.masks[:1])
+    torch.testing.assert_close(miss_loss(logits, masks, one)[0], expected[0])
+    assert miss_loss(logits, masks - 1e9, found).isfinite().all()
+    assert miss_loss(logits, masks, segments(label * 0 + IGNORE, IGNORE, 3)[0]).shape == (0,)
+
+
 def test_joined_batches_are_predicted_as_alone(monkeypatch):
     line = torch.rand(100_000, 2, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: line[: shape[-2]].expand(shape).clone())
@@ -159,7 +177,7 @@ def test_a_query_on_untold_pixels_is_not_blamed():
     matched = criterion.match(torch.zeros(1, 12, 6), embeddings, features, untold[0])
     assert matched.excused[0, 3]
     logits = torch.randn(1, 1, 12, 6, requires_grad=True)
-    loss, _ = criterion.class_loss(logits, untold, [matched._replace(query=torch.zeros(1, 1, dtype=torch.long))])
+    loss = criterion.class_loss(logits, untold, [matched._replace(query=torch.zeros(1, 1, dtype=torch.long))])
     loss.sum().backward()
     assert logits.grad[0, 0, 3].abs().sum() == 0 and logits.grad[0, 0, 0].abs().sum() > 0
 

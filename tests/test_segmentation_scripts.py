@@ -294,6 +294,7 @@ def test_a_swap_config_sets_the_flags_that_mean_the_same():
     path = ROOT / "configs/ade20k/semantic-segmentation/swin/maskformer2_swin_base_IN21k_swap.yaml"
     found = launch.from_config(["--config-file", str(path)])
     assert (found["steps"], found["bound"], found["lora_rank"], found["clip"]) == (3500, 115, 8, 0.01)
+    assert found["bound_per_item"] is False  # the bound is the published loss's
     assert launch.from_config(["--config-file", str(path.parent / "maskformer2_swin_tiny_bs16_160k.yaml")]) == {}
 
 

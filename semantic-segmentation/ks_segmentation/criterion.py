@@ -49,15 +49,13 @@ class SegmentationLoss(NamedTuple):
 
     total: scalar, weighted sum of `terms` over outputs.
     terms: "ce", "mask", "dice" -> [L], unweighted.
-    matched: one entry per image; classes: [T] of its segments.
-    item_loss: [sum of N] the part of `total` that each matched segment causes, without the normaliser.
+    matched, targets: one entry per image.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     matched: list[Matched]
-    item_loss: Tensor
-    classes: list[Tensor]
+    targets: list[Segments]
 
 
 def segments(labels: Tensor, ignore: int, num_classes: int) -> list[Segments]:
@@ -113,14 +111,13 @@ class Criterion:
             matched = [
                 self.match(logits[:, b], embeddings[:, b], features[b], target) for b, target in enumerate(targets)
             ]
-            ce, item_ce = self.class_loss(logits, targets, matched)
+            ce = self.class_loss(logits, targets, matched)
             mask, dice = self.mask_loss(embeddings, features, targets, matched)  # [L, sum of N] each
         count = distributed.total(mask.new_tensor(float(sum(len(t.classes) for t in targets)))) / distributed.world()
         count = count.clamp(min=1)
         terms = {"ce": ce, "mask": mask.sum(1) / count, "dice": dice.sum(1) / count}
         total = sum(self.weights[name] * term.sum() for name, term in terms.items())
-        items = self.weights["ce"] * item_ce + self.weights["mask"] * mask + self.weights["dice"] * dice
-        return SegmentationLoss(total, terms, matched, items.sum(0), [t.classes for t in targets])
+        return SegmentationLoss(total, terms, matched, targets)
 
     @torch.no_grad()
     def match(self, logits: Tensor, embeddings: Tensor, features: Tensor, target: Segments) -> Matched:
@@ -151,8 +148,8 @@ class Criterion:
         segment = torch.stack([torch.as_tensor(pair[0]) for pair in pairs])
         return Matched(query.to(features.device), segment.to(features.device), excused)
 
-    def class_loss(self, logits: Tensor, targets: list[Segments], matched: list[Matched]) -> tuple[Tensor, Tensor]:
-        """([L] weighted mean cross-entropy over queries, [L, sum of N] cross-entropy of the matched ones)."""
+    def class_loss(self, logits: Tensor, targets: list[Segments], matched: list[Matched]) -> Tensor:
+        """[L] weighted mean cross-entropy over queries."""
         outputs, batch, queries, columns = logits.shape
         wanted = torch.full((outputs, batch, queries), columns - 1, device=logits.device)
         for b, (target, pair) in enumerate(zip(targets, matched, strict=True)):
@@ -163,8 +160,7 @@ class Criterion:
             if pair.excused is not None:
                 weight[:, b] = weight[:, b].masked_fill(pair.excused & (wanted[:, b] == columns - 1), 0)
         norm = (distributed.total(weight.sum((1, 2))) / distributed.world()).clamp(min=1e-6)
-        items = torch.cat([each[:, b].gather(1, pair.query) for b, pair in enumerate(matched)], 1)
-        return (each * weight).sum((1, 2)) / norm, items
+        return (each * weight).sum((1, 2)) / norm
 
     def mask_loss(
         self, embeddings: Tensor, features: Tensor, targets: list[Segments], matched: list[Matched]

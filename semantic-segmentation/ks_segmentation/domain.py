@@ -18,6 +18,7 @@ from common.splits import shorten
 from common.streams import Draw, Stream
 from ks_segmentation.augment import scoring_view, train_view
 from ks_segmentation.criterion import UNKNOWN, Criterion, SegmentationLoss
+from ks_segmentation.forgetting import miss_loss
 from ks_segmentation.layouts import MaskItem, MaskSet
 from ks_segmentation.masks import IGNORE
 from ks_segmentation.metrics import Confusion, Scores
@@ -242,16 +243,20 @@ class SegmentationDomain(Domain):
             start = part.stop
             own = {key: outputs[key][:, part] for key in ("logits", "mask_embeddings")}
             own["mask_features"] = outputs["mask_features"][part]
-            loss = self.criterion(own, batch.labels.to(device))
-            result.append(self._prediction(loss, outputs["logits"][-1, part], outputs["embedding"][part], batch))
+            last = {key: outputs[key][part] for key in ("pred_logits", "pred_masks", "embedding")}
+            result.append(self._prediction(self.criterion(own, batch.labels.to(device)), last))
         return result
 
-    def _prediction(self, loss: SegmentationLoss, logits: Tensor, embedding: Tensor, batch: Scenes) -> Prediction:
-        """One row per segment: what its query of the last output says."""
-        scores = torch.cat([x[m.query[-1], :-1] for x, m in zip(logits.float(), loss.matched, strict=True)])
-        features = torch.cat([x[m.query[-1]] for x, m in zip(embedding.float(), loss.matched, strict=True)])
-        labels = torch.cat([c[m.segment[-1]] for c, m in zip(loss.classes, loss.matched, strict=True)])
-        return Prediction(loss.total, scores, features, labels, loss.item_loss if len(labels) else None)
+    def _prediction(self, loss: SegmentationLoss, last: dict[str, Tensor]) -> Prediction:
+        """One row per segment: what its query of the last output says, and how well all of them answer it."""
+        scores, features, labels, missed = [], [], [], []
+        for b, (matched, target) in enumerate(zip(loss.matched, loss.targets, strict=True)):
+            query, segment = matched.query[-1], matched.segment[-1]
+            scores.append(last["pred_logits"][b, query, :-1].float())
+            features.append(last["embedding"][b, query].float())
+            labels.append(target.classes[segment])
+            missed.append(miss_loss(last["pred_logits"][b], last["pred_masks"][b], target)[segment])
+        return Prediction(loss.total, *map(torch.cat, (scores, features, labels, missed)))
 
     def confusions(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
         """Pixel counts of each group on this rank's test pictures, each looked at once; a group's counts leave out

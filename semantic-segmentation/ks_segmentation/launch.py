@@ -15,8 +15,8 @@ from ks_segmentation.config import load_config
 REFERENCE = Path(__file__).parent.parent / "configs" / "reference.yaml"
 # What suits segmentation where no config says otherwise.
 DEFAULTS = {
-    "batch_size": 4, "lr": 1e-3, "clip": 1.0, "bound": 115.0, "bound_per_item": False, "sparsity_weight": 0.01,
-    "learn_weight": 0.9, "forget_weight": 0.2,
+    "batch_size": 4, "lr": 1e-3, "clip": 1.0, "bound": 5.0, "sparsity_weight": 0.01, "learn_weight": 0.9,
+    "forget_weight": 1.0,
 }  # fmt: skip
 
 
@@ -58,7 +58,8 @@ def from_config(argv: Sequence[str]) -> dict[str, object]:
         "precision": "auto" if config.SOLVER.AMP.ENABLED else "fp32",
         "learn_weight": config.LEARN_BETA,
         "forget_weight": config.FORGET_BETA,
-        "bound": config.FORGET_BND,
+        "bound": config.FORGET_BND,  # of the published loss, which is bounded as a whole
+        "bound_per_item": False,
         "sparsity_weight": config.LEARN_ALPHA,
         "batch_size": max(1, config.SOLVER.IMS_PER_BATCH // max(1, int(os.environ.get("WORLD_SIZE", 1)))),
     }
