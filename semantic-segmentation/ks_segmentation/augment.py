@@ -25,7 +25,7 @@ def train_view(image: Tensor, labels: Tensor, settings: Config, seed: int, ignor
     Source: Mask2Former's semantic recipe (arXiv:2112.01527, appendix B).
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's, which is not restored
         image, labels = tv_tensors.Image(image), tv_tensors.Mask(labels)
         sizes = settings.MIN_SIZE_TRAIN
         shortest = sizes[int(torch.randint(len(sizes), ()))]
