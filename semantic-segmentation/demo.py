@@ -32,7 +32,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--output-dir", default="results/demo-segmentation", help="folder of the runs and of report.html"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the swaps")
+    parser.add_argument("--seeds", type=int, default=1, help="number of repetitions of the swaps")
+    parser.add_argument("--orders", default="fltf,fftl", help="which orders to run, comma separated")
     parser.add_argument(
         "--pretrain", action="store_true", help="train the base model again instead of reading its weights"
     )
@@ -48,14 +49,12 @@ def main(argv: list[str]) -> None:
             [*PRETRAIN.split(), "--config-file", str(CONFIG), "--output-dir", str(base), "--no-report", *again]
         )
     runs = []
-    for order, words in (
-        ("fltf", "learn 8 and 9, then forget 0 and 1"),
-        ("fftl", "forget 0 and 1, then learn 8 and 9"),
-    ):
-        print(f"\n{order}: {words}")
-        runs.append(folder / order)
-        flags = ["--checkpoint", str(base), "--order", order, "--seed", str(args.seed), "--output-dir", str(runs[-1])]
-        swap.run([*SWAP.split(), *flags, *again])
+    for seed in range(args.seeds):
+        for order in args.orders.split(","):
+            print(f"\n{order}, seed {seed}")
+            runs.append(folder / f"{order}-seed{seed}")
+            flags = ["--checkpoint", str(base), "--order", order, "--seed", str(seed), "--output-dir", str(runs[-1])]
+            swap.run([*SWAP.split(), *flags, *again])
     from common import report
 
     report.write(runs, folder / "report.html", title="Knowledge swapping on plates with digits")
