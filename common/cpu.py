@@ -16,7 +16,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        out = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.shape[-1]), weight, bias, "none", [], "")
+        out = product(x.reshape(-1, x.shape[-1]), weight, bias)
         # not a view, so that what follows may write into it without a copy in the backward pass
         return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.shape[0]])
 
@@ -25,11 +25,16 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1]).contiguous()
         for_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        for_weight = _outer(rows, x.reshape(-1, x.shape[-1]).contiguous()) if ctx.needs_input_grad[1] else None
+        for_weight = outer(rows, x.reshape(-1, x.shape[-1]).contiguous()) if ctx.needs_input_grad[1] else None
         return for_x, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+    """x W' + b by oneDNN for float32 matrices, then "none" or "relu"; without a derivative."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
+
+
+def outer(a: Tensor, b: Tensor) -> Tensor:
     """a' b of contiguous factors; the product is turned so that the narrower factor is the one that gets copied.
 
     Contiguous, because oneDNN takes a slice of a wider matrix to its reference kernel, 1000 times slower.
@@ -42,13 +47,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     MKL reaches half of oneDNN's speed on AMD processors (200 against 450 GFLOP/s on two cores).
     """
-    fast = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
-    if fast and _available() and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()):
-        return _Product.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
+    return _Product.apply(x, weight, bias) if fast(x, weight) else F.linear(x, weight, bias)
 
 
-def _available() -> bool:
+def fast(*tensors: Tensor) -> bool:
+    """Whether products of these go through oneDNN: float32 on a CPU, not empty, outside autocast and compilation."""
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.numel() == 0 for t in tensors):
+        return False
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return False
     flags = torch.backends.mkldnn
     return flags.is_available() and flags.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -83,5 +90,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
-    return all((mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 64 * 2**20)))
+    # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+    kept = all((mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 64 * 2**20)))
+    return bool(kept and mallopt(arena_max, 1))  # the backward pass runs in a thread, whose own arena would give back

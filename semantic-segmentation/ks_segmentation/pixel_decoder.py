@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
+from common.feed_forward import feed_forward
+
 
 class PixelFeatures(NamedTuple):
     """What the query decoder reads.
@@ -105,7 +107,11 @@ def _layer(layer: nn.Module, tokens: Tensor, places: Tensor, grid: _Grid) -> Ten
         return F.dropout(x, layer.dropout, layer.training) if layer.dropout else x
 
     tokens = layer.self_attn_layer_norm(tokens + drop(_attention(layer.self_attn, tokens, places, grid)))
-    return layer.final_layer_norm(tokens + drop(layer.fc2(drop(F.relu(layer.fc1(tokens))))))
+    if layer.dropout and layer.training:
+        hidden = layer.fc2(drop(F.relu(layer.fc1(tokens))))
+    else:
+        hidden = feed_forward(tokens, layer.fc1, layer.fc2, "relu")
+    return layer.final_layer_norm(tokens + drop(hidden))
 
 
 def _attention(attention: nn.Module, tokens: Tensor, places: Tensor, grid: _Grid) -> Tensor:

@@ -45,7 +45,7 @@ def decode(transformer: nn.Module, pixels: PixelFeatures) -> Decoded:
     query_place = transformer.queries_embedder.weight
     queries = transformer.queries_features.weight.expand(batch, -1, -1)  # [B, Q, C]
     decoder = transformer.decoder
-    seen = pixels.mask_features.detach()
+    seen = [_shrunk(pixels.mask_features, size) for size in sizes]
     states, embeddings = [], []
     for i in range(len(decoder.layers) + 1):
         state = decoder.layernorm(queries)
@@ -54,7 +54,7 @@ def decode(transformer: nn.Module, pixels: PixelFeatures) -> Decoded:
         embeddings.append(embedding)
         if i < len(decoder.layers):
             level = i % len(memories)
-            allowed = _allowed(embedding.detach(), seen, sizes[level])
+            allowed = _allowed(embedding, seen[level])
             queries = _layer(decoder.layers[i], queries, query_place, *memories[level], allowed)
     return Decoded(torch.stack(states), torch.stack(embeddings))
 
@@ -68,11 +68,17 @@ def _memory(transformer: nn.Module, i: int, level: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def _allowed(embedding: Tensor, features: Tensor, size: torch.Size) -> Tensor:
+def _shrunk(features: Tensor, size: torch.Size) -> Tensor:
+    """Mask features [B, C, h, w] at another size. Their product with the embeddings is the resized mask: resizing is
+    linear, and cheaper before the product, as all layers of one level share it."""
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def _allowed(embedding: Tensor, features: Tensor) -> Tensor:
     """[B, 1, Q, h * w] whether a query may look at a cell: inside its present mask, or anywhere if that is empty."""
     with torch.autocast(features.device.type, enabled=False):
-        masks = F.interpolate(masks_of(embedding.float(), features), size=size, mode="bilinear", align_corners=False)
-        allowed = masks.flatten(2).sigmoid() >= 0.5
+        allowed = masks_of(embedding.float(), features).flatten(2) >= 0
     return (allowed | ~allowed.any(-1, keepdim=True)).unsqueeze(1)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.cpu import Linear
+from common.feed_forward import feed_forward
 from ks_detection.boxes import inverse_sigmoid
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.deformable import DeformableAttention, Levels
@@ -41,8 +42,11 @@ class DecoderLayer(nn.Module):
         mixed = self.self_attn(query, query, x, attn_mask=blocked, need_weights=False)[0]
         x = self.norm2(x + self.dropout(mixed))
         x = self.norm1(x + self.dropout(self.cross_attn(x + positions, boxes, memory, levels)))
-        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
-        return self.norm3(x + self.dropout(self.linear2(hidden)))
+        if self.training and self.dropout.p:
+            hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
+        else:
+            hidden = feed_forward(x, self.linear1, self.linear2, "relu")
+        return self.norm3(x + self.dropout(hidden))
 
 
 class Decoder(nn.Module):

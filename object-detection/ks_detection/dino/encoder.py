@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.cpu import Linear
+from common.feed_forward import feed_forward
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.deformable import DeformableAttention, Levels
 
@@ -24,8 +25,11 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: Levels) -> Tensor:
         x = self.norm1(x + self.dropout(self.self_attn(x + positions, references, x, levels)))
-        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
-        return self.norm2(x + self.dropout(self.linear2(hidden)))
+        if self.training and self.dropout.p:
+            hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
+        else:
+            hidden = feed_forward(x, self.linear1, self.linear2, "relu")
+        return self.norm2(x + self.dropout(hidden))
 
 
 class Encoder(nn.Module):

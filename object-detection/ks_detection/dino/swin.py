@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common.cpu import Linear
+from common.feed_forward import feed_forward
 
 # width, depths, heads, window
 SIZES = {
@@ -90,7 +91,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return feed_forward(x, self.fc1, self.fc2, "gelu")
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
