@@ -32,7 +32,7 @@ def extend_classes(model: nn.Module, num_classes: int) -> nn.Module:
         raise UserError(f"the model has {old} classes already; it cannot be cut to {num_classes}.")
     if added == 0:
         return model
-    for name in class_heads(model):
+    for name in sorted(class_heads(model)):  # the order in which random numbers are drawn
         parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         setattr(parent, leaf, _longer_head(getattr(parent, leaf), added))
     config.num_classes = num_classes
