@@ -17,6 +17,9 @@ class TrainConfig:
     method: str = field(default="gs_lora", metadata={"help": "how to learn and forget: a file name in common/methods"})
     epochs: int = field(default=5, metadata={"help": "epochs per phase; an epoch is one pass over the keep set"})
     steps: int = field(default=0, metadata={"help": "steps per phase instead of epochs, when not 0"})
+    forget_steps: int = field(
+        default=0, metadata={"help": "steps per forget phase where they differ from those of a learn phase, when not 0"}
+    )
     batch_size: int = field(
         default=32, metadata={"help": "target items per step, and as many keep items, on each rank"}
     )
@@ -59,7 +62,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("steps", "threads", "weight_decay", "clip", "eval_every", "gallery", "min_lr", "save_every"):
+        for name in ("steps", "forget_steps", "threads", "weight_decay", "clip", "eval_every", "gallery", "min_lr",
+                     "save_every"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
         if not self.lr > 0:
@@ -76,6 +80,7 @@ NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a 
 def settings_of(plan: Plan, config: TrainConfig, lora_config: LoraConfig, method_config: Any) -> dict[str, Any]:
     """What the flags alone say about a run's numbers: the part of its identity that is known before data is read."""
     train = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
-    if not config.average_decay:
-        del train["average_decay"]  # so that records from before it existed stay equal
+    for name in ("average_decay", "forget_steps"):
+        if not train[name]:
+            del train[name]  # so that records from before it existed stay equal
     return {"plan": plan.record(), "train": train, "lora": asdict(lora_config), "method": asdict(method_config)}

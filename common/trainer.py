@@ -256,7 +256,9 @@ class Trainer:
             if part and not self.domain.size(part, train=True):
                 raise UserError(f"there are no training items of {shorten(part, 8)}, which phase {phase.title} needs.")
         per_epoch = -(-size // (self.config.batch_size * distributed.world() * self.config.accumulate))
-        return per_epoch, self.method.steps(phase, self.config.steps or per_epoch * self.config.epochs)
+        c = self.config
+        planned = (c.forget_steps if phase.action == "forget" else 0) or c.steps or per_epoch * c.epochs
+        return per_epoch, self.method.steps(phase, planned)
 
     def _begin(self, phase: Phase, start: int) -> None:
         fresh = start == 0

@@ -134,6 +134,12 @@ def test_a_run_that_averages_over_nothing_is_the_run_that_does_not_average(tmp_p
     assert "average_decay" not in read_json(tmp_path / "0.0" / "config.json")["identity"]["train"]
 
 
+def test_forget_phases_may_have_a_length_of_their_own(tmp_path):
+    trainer_of(tmp_path, plan=swap_plan("flf"), forget_steps=2).swap()
+    lengths = [sum(line["phase"] == phase for line in read_lines(tmp_path / STEPS)) for phase in (1, 2, 3)]
+    assert lengths == [2, 4, 2]
+
+
 @pytest.mark.parametrize("carry", [False, True])
 def test_adams_moments_are_carried_only_when_asked(carry, tmp_path):
     trainer = trainer_of(tmp_path, carry_optimizer=carry)
