@@ -11,6 +11,7 @@ from torch import nn
 from common.cpu import use_fast_linears
 from common.errors import UserError
 from ks_segmentation.config import Config, load_config
+from ks_segmentation.swin import use_fast_blocks
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 RESNET_DEPTHS = {
@@ -193,6 +194,7 @@ def _finish_backbone(pixel_level: nn.Module, config: Config) -> None:
     elif config.MODEL.BACKBONE.NAME == "D2SwinTransformer":
         if hasattr(backbone, "swin"):
             backbone.swin.layernorm = nn.Identity()  # its output is used by nothing
+        use_fast_blocks(backbone)
         if config.MODEL.SWIN.USE_CHECKPOINT:
             # the reentrant kind gives adapters behind a frozen input no gradient at all
             backbone.gradient_checkpointing_enable({"use_reentrant": False})
