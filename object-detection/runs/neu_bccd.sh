@@ -27,13 +27,13 @@ small="--no-augment --test-size 160 --longest 224 --eval-batch 16 --cache-featur
 if [ ! -f "$OUT/base/done.json" ]; then
   python object-detection/pretrain.py --data "$DATA/neu" --backbone-weights "$WEIGHTS" --freeze-backbone $small \
     -c object-detection/configs/mobilenet_small.py --options "enc_layers=2 num_queries=100" \
-    --steps ${STEPS:-900} --batch-size 16 --lr 5e-4 --schedule cosine --warmup 0.03 --clip 0.5 --output-dir "$OUT/base"
+    --steps ${STEPS:-800} --batch-size 16 --lr 5e-4 --schedule cosine --warmup 0.03 --clip 0.5 --output-dir "$OUT/base"
 fi
 for seed in ${SEEDS:-0 1 2}; do
   for order in ${ORDERS:-fltf fftl}; do
     python object-detection/swap.py --checkpoint "$OUT/base" --data "$DATA/neu" --learn-data "$DATA/bccd" \
       --learn RBC,WBC,Platelets --forget inclusion,scratches --order "$order" $small \
-      --steps ${SWAP_STEPS:-150} --batch-size 8 --lr 2e-3 --schedule cosine --warmup 0.05 --clip 1.0 --lora-rank 16 \
+      --steps ${SWAP_STEPS:-120} --batch-size 8 --lr 2e-3 --schedule cosine --warmup 0.05 --clip 1.0 --lora-rank 16 \
       --learn-weight 1.0 --forget-weight 0.3 --bound 8 --sparsity-weight 0.001 --seed "$seed" \
       --output-dir "$OUT/$order-seed$seed"
   done
