@@ -1,10 +1,15 @@
-"""Times one training step of DINO by part, with the compiled sampling op and with its plain reference path."""
+"""Times one training step of DINO by part: as swap.py runs it, with the sampling op's reference path, and plainly.
+
+The plain path is this model without what makes it fast: sampling by `grid_sample`, matrix products by `F.linear`,
+adapters beside their layers, memory given back when freed. It stands in for the published code, which cannot run here.
+"""
 
 import argparse
-import resource
+import gc
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 from ks_detection.dino import deformable
@@ -13,10 +18,12 @@ from ks_detection.dino.criterion import Criterion
 from ks_detection.dino.model import Dino, ffn_linears
 from ks_detection.dino.padding import pad_images
 
+from common import cpu
 from common.cli import main
-from common.cpu import keep_freed_memory
 from common.lora import inject
+from common.record import write_json
 
+PATHS = ("plain", "op", "reference")  # in this order: what is freed after the first stays kept
 PARTS = ("backbone", "encoder", "selection", "decoder", "heads and loss", "backward", "optimizer")
 
 
@@ -63,9 +70,9 @@ def hook_parts(model: Dino, watch: Stopwatch) -> None:
 
 
 def step_times(
-    model: Dino, size: tuple[int, int], steps: int, precision: str, clock: str = "wall"
+    model: Dino, size: tuple[int, int], steps: int, precision: str, clock: str = "wall", warm_up: int = 3
 ) -> list[dict[str, float]]:
-    """Seconds by part of `steps` training steps (one image, three objects), after one to warm up."""
+    """Seconds by part of `steps` training steps (one image, three objects), after some until memory has grown."""
     criterion, watch = Criterion(model.config), Stopwatch(clock)
     hook_parts(model, watch)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -74,7 +81,7 @@ def step_times(
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.25, 0.3, 0.2, 0.3], [0.7, 0.6, 0.3, 0.5]])
     targets = [{"labels": torch.tensor([1, 17, 17]), "boxes": boxes}]
     times = []
-    for _ in range(steps + 1):
+    for _ in range(warm_up + steps):
         watch.start()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             outputs = model(batch, targets)
@@ -87,24 +94,44 @@ def step_times(
         optimizer.zero_grad()
         watch.lap("optimizer")
         times.append(watch.spent)
-    return times[1:]
+    return times[warm_up:]
 
 
 def use_path(name: str) -> None:
-    """Makes every deformable attention layer call the compiled op or the plain PyTorch reference."""
+    """Switches to one of `PATHS`."""
     from ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
 
     deformable.ms_deform_attn = ms_deform_attn if name == "op" else ms_deform_attn_reference
+    cpu.fast = (lambda *tensors: False) if name == "plain" else FAST
+    if name != "plain":
+        cpu.keep_freed_memory()
 
 
-def table(times: list[dict[str, float]]) -> list[str]:
-    """One line per part and the total, medians in milliseconds."""
-    lines = [f"  {part:<16}{1000 * statistics.median(t[part] for t in times):8.0f} ms" for part in PARTS]
-    return [*lines, f"  {'step':<16}{1000 * statistics.median(sum(t.values()) for t in times):8.0f} ms"]
+FAST = cpu.fast
+
+
+def reset_peak() -> None:
+    """Starts the peak of this process's memory anew (Linux)."""
+    place = Path("/proc/self/clear_refs")
+    if place.exists():
+        place.write_text("5")
+
+
+def peak() -> float:
+    """Largest resident size since `reset_peak`, GiB; NaN where it cannot be told."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), float("nan"))
+
+
+def medians(times: list[dict[str, float]]) -> dict[str, float]:
+    """Seconds of each part and, as "step", of the sum."""
+    parts = {part: statistics.median(t[part] for t in times) for part in PARTS}
+    return parts | {"step": statistics.median(sum(t.values()) for t in times)}
 
 
 def run(argv: list[str]) -> int:
-    """Prints the tables; each path runs in this process, the op first, so that its peak memory is its own."""
+    """Prints a table per path and how many times faster the op path is than the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--height", type=int, default=480, help="pixels")
     parser.add_argument("--width", type=int, default=640, help="pixels")
@@ -112,23 +139,34 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--trained", choices=["lora", "ffn"], default="lora", help="what trains in the FFNs")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="number format")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--steps", type=int, default=3, help="steps timed, after one to warm up")
+    parser.add_argument("--steps", type=int, default=3, help="steps timed, after three to warm up")
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: time of all threads, for busy machines"
     )
-    parser.add_argument("--paths", default="op,reference", help="which sampling paths to time")
+    parser.add_argument("--paths", default=",".join(PATHS), help="which paths to time")
+    parser.add_argument("--json", default="", metavar="FILE", help="also write the figures here")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    keep_freed_memory()
     print(f"DINO {args.backbone}, {args.height}x{args.width}, batch 1, {args.trained} trains, {args.precision}, "
           f"{args.threads} threads, median of {args.steps} steps")  # fmt: skip
-    for path in args.paths.split(","):
+    results = {}
+    for path in sorted(args.paths.split(","), key=PATHS.index):
         use_path(path)
+        reset_peak()
         model = build(DinoConfig(backbone=args.backbone), args.trained)
         times = step_times(model, (args.height, args.width), args.steps, args.precision, args.clock)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{path} path", *table(times), f"  peak memory of the process so far {peak:.2f} GiB", sep="\n")
+        results[path] = medians(times) | {"peak GiB": peak()}
         del model
+        gc.collect()
+        print(f"{path} path", *(f"  {n:<16}{1000 * v:8.0f} ms" for n, v in medians(times).items()), sep="\n")
+        print(f"  peak memory     {results[path]['peak GiB']:8.2f} GiB")
+    for path in results.keys() - {"op"}:
+        if "op" in results:
+            print(
+                f"the op path is {results[path]['step'] / results['op']['step']:.2f} times as fast as the {path} path"
+            )
+    if args.json:
+        write_json(Path(args.json), {"flags": vars(args), "torch": torch.__version__, "seconds": results})
     return 0
 
 

@@ -1,8 +1,12 @@
-"""Times one training step of Mask2Former by part, against transformers' own model, loss and attention in this process."""
+"""Times one training step of Mask2Former by part, against transformers' own model, loss and attention in this process.
+
+swap.py tells the C allocator to keep freed memory, users of transformers do not; `--allocator own`, the default, times
+each as it is used, the other two give both the same allocator.
+"""
 
 import argparse
 import gc
-import resource
+import json
 import statistics
 import subprocess
 import sys
@@ -18,6 +22,7 @@ from ks_segmentation.query_decoder import decode
 
 from common.cli import main
 from common.cpu import keep_freed_memory
+from common.record import write_json
 
 CONFIG = Path(__file__).parent / "configs/ade20k/semantic-segmentation/swin/maskformer2_swin_tiny_bs16_160k.yaml"
 SEGMENTS = 10  # classes in the picture
@@ -52,14 +57,10 @@ def our_step(model, criterion, images, labels) -> dict[str, float]:
 
 
 def their_step(model, images, masks, classes) -> dict[str, float]:
-    """Seconds of each part of one step of transformers' model. Its loss is computed inside its forward, so that the
-    forward runs once more alone, to tell them apart; that extra pass counts nowhere."""
+    """Seconds of each part of one step of transformers' model, whose forward computes its loss."""
     times, clock = {}, Clock()
-    model.model(pixel_values=images, output_hidden_states=True)
-    alone = clock.lap()
     loss = model(pixel_values=images, mask_labels=masks, class_labels=classes).loss
-    whole = clock.lap()
-    times["forward"], times["matching and loss"] = alone, max(whole - alone, 0.0)
+    times["forward and loss"] = clock.lap()
     loss.backward()
     times["backward"] = clock.lap()
     model.zero_grad(set_to_none=True)
@@ -84,61 +85,78 @@ def median(steps: list[dict[str, float]]) -> dict[str, float]:
 
 
 def measure(which: str, args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds by part of one of the two models, after one step to warm up."""
+    """Median seconds by part of one of the two models, after some steps until memory has grown."""
+    if args.allocator == "kept" or (args.allocator == "own" and which == "ours"):
+        keep_freed_memory()
+    count = args.warm_up + args.steps
     torch.manual_seed(0)
     images, labels = scene(args.size)
     config = load_config(args.config_file)
     if which == "ours":
         model = build_mask2former(config).train()
         criterion = Criterion(config)
-        steps = [our_step(model, criterion, images, labels) for _ in range(args.steps + 1)]
+        steps = [our_step(model, criterion, images, labels) for _ in range(count)]
     else:
         from transformers import Mask2FormerForUniversalSegmentation
 
         model = Mask2FormerForUniversalSegmentation(build_mask2former(config).network.config).train()
         (target,) = segments(labels, 255, 150)
-        steps = [their_step(model, images, [target.masks.float()], [target.classes]) for _ in range(args.steps + 1)]
+        steps = [their_step(model, images, [target.masks.float()], [target.classes]) for _ in range(count)]
     del model
     gc.collect()
-    return median(steps[1:])
+    return median(steps[args.warm_up :])
 
 
-def peak(which: str, args: argparse.Namespace) -> float:
-    """GB of memory that a fresh process needs for two steps of one model."""
-    command = [sys.executable, __file__, "--only", which, "--size", str(args.size), "--steps", "1"]
-    command += ["--config-file", str(args.config_file), "--threads", str(args.threads)]
+def memory(which: str, args: argparse.Namespace) -> float:
+    """GB of memory that a fresh process needs for the steps of one model."""
+    command = [sys.executable, __file__, "--only", which, "--size", str(args.size), "--steps", "1", "--warm-up", "1"]
+    command += ["--config-file", str(args.config_file), "--threads", str(args.threads), "--allocator", args.allocator]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(out.split()[-1])
 
 
+def peak() -> float:
+    """Largest resident size of this process so far, GB; not `ru_maxrss`, which a child takes over from its parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
+
+
 def run(argv: list[str]) -> int:
-    """Prints the tables: both models one after the other in this process, then each one's memory in its own."""
+    """Prints the tables: transformers, then ours, in this process, then each one's memory in its own (Linux)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--config-file", default=str(CONFIG), help="detectron2 YAML file")
+    parser.add_argument("--config-file", default=f"{CONFIG}", help="detectron2 YAML file")
     parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--steps", type=int, default=3, help="steps timed, after one to warm up")
-    parser.add_argument(
-        "--keep-freed", action="store_true", help="let the allocator keep freed memory, as swap.py does"
-    )
+    parser.add_argument("--steps", type=int, default=3, help="steps timed")
+    parser.add_argument("--warm-up", type=int, default=3, help="steps before")
+    allocators = ["own", "default", "kept"]
+    parser.add_argument("--allocator", choices=allocators, default="own", help="what becomes of freed memory")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="also measure memory")
     parser.add_argument("--only", choices=["ours", "transformers"], help="run one model and print its memory in GB")
+    parser.add_argument(
+        "--json", default="", metavar="FILE", help="also write the figures here, beside other allocators'"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    if args.keep_freed:
-        keep_freed_memory()
     if args.only:
         measure(args.only, args)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        print(peak())
         return 0
     print(f"{Path(args.config_file).stem}, {args.size}x{args.size}, batch 1, {SEGMENTS} segments, fp32, "
-          f"{args.threads} threads, median of {args.steps} steps")  # fmt: skip
-    results = {which: measure(which, args) for which in ("ours", "transformers")}
+          f"{args.threads} threads, median of {args.steps} steps, allocator: {args.allocator}")  # fmt: skip
+    results = {which: measure(which, args) for which in ("transformers", "ours")}
     for which, times in results.items():
         print(which, *(f"  {name:<20}{1000 * seconds:8.0f} ms" for name, seconds in times.items()), sep="\n")
-    print(f"ours is {results['transformers']['step'] / results['ours']['step']:.2f} times as fast")
+    ratio = results["transformers"]["step"] / results["ours"]["step"]
+    print(f"ours is {ratio:.2f} times as fast")
+    figures = {"seconds": results, "ratio": ratio, "flags": vars(args), "torch": torch.__version__}
     if args.memory:
-        print("memory of a process: " + ", ".join(f"{which} {peak(which, args):.2f} GB" for which in results))
+        figures["GB"] = {which: memory(which, args) for which in results}
+        print("memory of a process: " + ", ".join(f"{which} {size:.2f} GB" for which, size in figures["GB"].items()))
+    if args.json:
+        file = Path(args.json)
+        others = json.loads(file.read_text()) if file.exists() else {}
+        write_json(file, others | {args.allocator: figures})
     return 0
 
 
