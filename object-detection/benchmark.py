@@ -6,6 +6,7 @@ adapters beside their layers, memory given back when freed. It stands in for the
 
 import argparse
 import gc
+import json
 import statistics
 import sys
 import time
@@ -144,18 +145,18 @@ def run(argv: list[str]) -> int:
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: time of all threads, for busy machines"
     )
     parser.add_argument("--paths", default=",".join(PATHS), help="which paths to time")
-    parser.add_argument("--json", default="", metavar="FILE", help="also write the figures here")
+    parser.add_argument("--json", default="", metavar="FILE", help="also write the figures here, beside other paths'")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     print(f"DINO {args.backbone}, {args.height}x{args.width}, batch 1, {args.trained} trains, {args.precision}, "
-          f"{args.threads} threads, median of {args.steps} steps")  # fmt: skip
+          f"{args.threads} threads, {args.clock} clock, median of {args.steps} steps")  # fmt: skip
     results = {}
     for path in sorted(args.paths.split(","), key=PATHS.index):
         use_path(path)
         reset_peak()
         model = build(DinoConfig(backbone=args.backbone), args.trained)
         times = step_times(model, (args.height, args.width), args.steps, args.precision, args.clock)
-        results[path] = medians(times) | {"peak GiB": peak()}
+        results[path] = {"seconds": medians(times), "peak GiB": peak()}
         del model
         gc.collect()
         print(f"{path} path", *(f"  {n:<16}{1000 * v:8.0f} ms" for n, v in medians(times).items()), sep="\n")
@@ -163,10 +164,16 @@ def run(argv: list[str]) -> int:
     for path in results.keys() - {"op"}:
         if "op" in results:
             print(
-                f"the op path is {results[path]['step'] / results['op']['step']:.2f} times as fast as the {path} path"
+                f"the op path is {results[path]['seconds']['step'] / results['op']['seconds']['step']:.2f} times as fast as the {path} path"
             )
     if args.json:
-        write_json(Path(args.json), {"flags": vars(args), "torch": torch.__version__, "seconds": results})
+        file = Path(args.json)
+        others = json.loads(file.read_text()) if file.exists() else {}
+        write_json(
+            file,
+            others
+            | {path: {"flags": vars(args), "torch": torch.__version__, **found} for path, found in results.items()},
+        )
     return 0
 
 
