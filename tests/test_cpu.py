@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.cpu import Linear, keep_freed_memory, linear
+from common.cpu import Linear, keep_freed_memory, linear, short_softmax
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (2, 300, 12), (0, 12), (1, 12)])
@@ -40,3 +40,17 @@ def test_other_number_formats_and_autocast_take_the_plain_path():
 
 def test_keeping_memory_answers_whether_it_could():
     assert keep_freed_memory() in (True, False)
+
+
+def test_short_softmax_is_softmax_to_the_second_derivative():
+    torch.manual_seed(0)
+    x = (50 * torch.randn(3, 5, 12)).requires_grad_()
+    for mine, torchs in zip(*(_derivatives(f, x) for f in (short_softmax, lambda x: x.softmax(-1))), strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=1e-5, atol=1e-6)
+
+
+def _derivatives(function, x):
+    out = function(x)
+    (first,) = torch.autograd.grad((out * torch.linspace(-1, 1, 12)).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    return out, first, second

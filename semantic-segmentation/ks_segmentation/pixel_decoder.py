@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
+from common.cpu import short_softmax
 from common.feed_forward import feed_forward
 
 
@@ -28,12 +29,12 @@ class PixelFeatures(NamedTuple):
 class _Grid(NamedTuple):
     shapes: Tensor  # [L, 2] height, width
     starts: Tensor  # [L]
-    sizes: Tensor  # [L, 2] width, height, as floats
-    points: Tensor  # [1, S, 1, 1, 1, 2] centre of every cell in 0..1, x and y
+    cells: Tensor  # [heads * L * points * 2] one cell of the level in 0..1, x and y
+    places: Tensor  # [1, S, heads * L * points * 2] centre of every cell in 0..1, x and y, repeated
 
 
 @lru_cache(maxsize=16)
-def _grid(shapes: tuple[tuple[int, int], ...], device: torch.device) -> _Grid:
+def _grid(shapes: tuple[tuple[int, int], ...], heads: int, count: int, device: torch.device) -> _Grid:
     with torch.inference_mode(False):  # kept, and later used in training
         points = []
         for height, width in shapes:
@@ -42,12 +43,10 @@ def _grid(shapes: tuple[tuple[int, int], ...], device: torch.device) -> _Grid:
             points.append(torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).view(-1, 2))
         spatial = torch.tensor(shapes, device=device)
         counts = spatial.prod(1)
-        return _Grid(
-            spatial,
-            counts.cumsum(0) - counts,
-            spatial.flip(1).float(),
-            torch.cat(points)[None, :, None, None, None],
-        )
+        cells = (1 / spatial.flip(1).float())[:, None].expand(heads, -1, count, 2).flatten()
+        # written out, because adding rows of two numbers is several times slower than adding long rows
+        places = torch.cat(points)[None].repeat(1, 1, heads * len(shapes) * count)
+        return _Grid(spatial, counts.cumsum(0) - counts, cells, places)
 
 
 @lru_cache(maxsize=16)
@@ -83,7 +82,8 @@ def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
         features = [feature.float() for feature in features]
         maps = [project(feature) for project, feature in zip(decoder.input_projections, features[:0:-1], strict=True)]
         shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
-        grid = _grid(shapes, maps[0].device)
+        attention = decoder.encoder.layers[0].self_attn
+        grid = _grid(shapes, attention.n_heads, attention.n_points, maps[0].device)
         tokens = torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2)  # [B, S, C]
         places = torch.cat(
             [
@@ -96,7 +96,8 @@ def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
         split = tokens.split([h * w for h, w in shapes], 1)
         levels = [t.transpose(1, 2).unflatten(2, shape) for t, shape in zip(split, shapes, strict=True)]
         lateral = decoder.adapter_1(features[0])
-        finest = F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        # in one memory format with `lateral`, or the largest maps would be copied back and forth
+        finest = F.interpolate(levels[-1].contiguous(), size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return PixelFeatures(levels, decoder.mask_projection(decoder.layer_1(lateral + finest)))
 
 
@@ -119,10 +120,8 @@ def _attention(attention: nn.Module, tokens: Tensor, places: Tensor, grid: _Grid
     heads, levels, points = attention.n_heads, attention.n_levels, attention.n_points
     query = tokens + places
     value = attention.value_proj(tokens).view(batch, count, heads, -1)
-    offsets = attention.sampling_offsets(query).view(batch, count, heads, levels, points, 2)
-    weights = attention.attention_weights(query).view(batch, count, heads, levels * points).softmax(-1)
-    locations = torch.addcdiv(grid.points, offsets, grid.sizes[:, None])
-    sampled = ms_deform_attn(
-        value, grid.shapes, grid.starts, locations, weights.view(batch, count, heads, levels, points)
-    )
+    weights = short_softmax(attention.attention_weights(query).view(batch, count, heads, levels * points))
+    locations = torch.addcmul(grid.places, attention.sampling_offsets(query), grid.cells)
+    shape = (batch, count, heads, levels, points)
+    sampled = ms_deform_attn(value, grid.shapes, grid.starts, locations.view(*shape, 2), weights.view(shape))
     return attention.output_proj(sampled)
