@@ -25,6 +25,10 @@ class TrainConfig:
     )
     accumulate: int = field(default=1, metadata={"help": "batches whose gradients are averaged before a step"})
     lr: float = field(default=1e-3, metadata={"help": "AdamW peak learning rate"})
+    forget_lr: float = field(
+        default=0.0, metadata={"help": "peak learning rate of forget phases where it differs from that of a learn phase, "
+                                       "when not 0 (lower ones drift less from what was learned before)"},
+    )  # fmt: skip
     min_lr: float = field(default=1e-5, metadata={"help": "learning rate at the end of a cosine schedule"})
     schedule: str = field(
         default="cosine", metadata={"help": "learning rate over a phase", "choices": ["cosine", "constant"]}
@@ -63,7 +67,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
         for name in ("steps", "forget_steps", "threads", "weight_decay", "clip", "eval_every", "gallery", "min_lr",
-                     "save_every"):  # fmt: skip
+                     "forget_lr", "save_every"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
         if not self.lr > 0:
@@ -80,7 +84,7 @@ NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a 
 def settings_of(plan: Plan, config: TrainConfig, lora_config: LoraConfig, method_config: Any) -> dict[str, Any]:
     """What the flags alone say about a run's numbers: the part of its identity that is known before data is read."""
     train = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
-    for name in ("average_decay", "forget_steps"):
+    for name in ("average_decay", "forget_steps", "forget_lr"):
         if not train[name]:
             del train[name]  # so that records from before it existed stay equal
     return {"plan": plan.record(), "train": train, "lora": asdict(lora_config), "method": asdict(method_config)}

@@ -163,7 +163,7 @@ class Trainer:
         saved = began
         progress = Progress(f"phase {phase.title}", total, start, show=distributed.is_main())
         for number in range(start, total):
-            lr = self._set_lr(number, total, per_epoch)
+            lr = self._set_lr(phase, number, total, per_epoch)
             values = self._step(phase, number, total, per_epoch, batches, lr)
             self.done["step"] = number + 1
             if distributed.is_main():  # the others never write, and so would never empty the list
@@ -288,13 +288,14 @@ class Trainer:
             {"params": plain, "weight_decay": 0.0},
         ]
 
-    def _set_lr(self, number: int, total: int, per_epoch: int) -> float:
+    def _set_lr(self, phase: Phase, number: int, total: int, per_epoch: int) -> float:
         c = self.config
+        peak = (c.forget_lr if phase.action == "forget" else 0) or c.lr
         lr = precision.learning_rate(
             number,
             total,
-            c.lr,
-            min(c.min_lr, c.lr),
+            peak,
+            min(c.min_lr, peak),
             c.schedule,
             round(c.warmup * total),
             per_epoch if c.schedule_per_epoch else 0,

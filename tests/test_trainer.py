@@ -287,3 +287,9 @@ def test_figures_and_curves_of_a_domain_are_kept_at_every_phase_end(tmp_path):
 def test_a_domain_with_nothing_more_to_tell_leaves_no_details(tmp_path):
     trainer_of(tmp_path).swap()
     assert not (tmp_path / DETAILS).exists()
+
+
+def test_forget_phases_may_have_a_learning_rate_of_their_own(tmp_path):
+    trainer_of(tmp_path, plan=swap_plan("flf"), forget_lr=5e-4, lr=2e-3, warmup=0.25).swap()
+    peaks = [max(line["lr"] for line in read_lines(tmp_path / STEPS) if line["phase"] == phase) for phase in (1, 2, 3)]
+    assert peaks == pytest.approx([5e-4, 2e-3, 5e-4])
