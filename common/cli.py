@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from common import distributed, methods
 from common.config import Parser, add_flags, apply_yaml, from_args, help_formatter, read_yaml
+from common.cpu import keep_freed_memory
 from common.domain import Domain
 from common.errors import UserError
 from common.lora import LoraConfig
@@ -138,6 +139,8 @@ def check_folder(domain: str, plan: Plan, swap: Swap) -> None:
 def carry_out(domain: Domain, plan: Plan, swap: Swap) -> Trainer:
     """Runs the plan in its folder and writes report.html; the trainer, for what the domain still wants to save."""
     from common import references
+
+    keep_freed_memory()
 
     def make(plan: Plan, folder: Path, config: Any) -> Trainer:
         run = Run(folder, swap.flags)

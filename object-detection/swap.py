@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from common import adapters, cli, distributed
-from common.cpu import keep_freed_memory
 
 EXAMPLE = """Learn class bird2, forget cat and dog, retain the rest, from an official checkpoint:
   torchrun --nproc_per_node=2 object-detection/swap.py -c config/DINO/DINO_4scale.py \\
@@ -29,7 +28,6 @@ def run(argv: list[str]) -> None:
     reference = Path(__file__).parent / "configs" / "reference.yaml"
     parser = cli.swap_parser("swap.py", f"{__doc__}\n\n{EXAMPLE}", configs, argv, reference, **DEFAULTS)
     swap = cli.swap_flags(parser, argv, configs)
-    keep_freed_memory()
     domain, plan = open_swap(*swap.domain, swap.plan, swap.train.seed)
     trainer = cli.carry_out(domain, plan, swap)
     if distributed.is_main() and (trainer.run.path("model") / adapters.SWAP).exists():
