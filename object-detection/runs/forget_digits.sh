@@ -1,6 +1,6 @@
 #!/bin/sh
 # Continual forgetting in scenes of digits, CL-DETR's way (objects of other groups are background): two tasks of two
-# digits, from weights/digits.pth. About ten minutes of one quiet core; prints the table and writes its figures.
+# digits, from weights/digits.pth. About a quarter of an hour of one core; prints the table and writes its figures.
 set -e
 here=$(dirname "$0")/..
 out=${1:-results/forget-digits}
