@@ -1,4 +1,4 @@
-"""A Deformable DETR of 1.9 M parameters for 128-pixel scenes of digits (see ks_detection/scenes.py)."""
+"""A Deformable DETR of 1.8 M parameters for 128-pixel scenes of digits (see ks_detection/scenes.py)."""
 
 modelname = "deformable_detr"
 backbone = "tiny"
