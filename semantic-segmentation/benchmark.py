@@ -153,7 +153,9 @@ def run(argv: list[str]) -> int:
         print(which, *(f"  {name:<20}{1000 * seconds:8.0f} ms" for name, seconds in times.items()), sep="\n")
     ratio = results["transformers"]["step"] / results["ours"]["step"]
     print(f"ours is {ratio:.2f} times as fast")
-    figures = {"seconds": results, "ratio": ratio, "flags": vars(args), "torch": torch.__version__}
+    flags = {name: value for name, value in vars(args).items() if name not in ("json", "only")}
+    flags["config_file"] = Path(args.config_file).name
+    figures = {"seconds": results, "ratio": ratio, "flags": flags, "torch": torch.__version__}
     if args.memory:
         figures["GB"] = {which: memory(which, args) for which in results}
         print("memory of a process: " + ", ".join(f"{which} {size:.2f} GB" for which, size in figures["GB"].items()))
