@@ -43,7 +43,7 @@ STEM = "--model hybrid_mobilenetv2 --model-args embed_dim=128,depth=4,num_heads=
 class Setting:
     """Images, base model and plans of a table.
 
-    data: flags of every command; base: of pretrain.py; swap: of swap.py; plans: table -> file in configs/plans;
+    data: flags of every command; base: of pretrain.py; swap: of swap.py; plans: table -> file in configs/plans, and flags;
     steps, retrain_steps: of a phase; Retrain sees all training images, the others the share of `swap`.
     """
 
@@ -65,7 +65,7 @@ SETTINGS = {
     "photos": Setting(
         "--data {images}/tinyimagenet50 --cache-stem {out}/stem --stem-views 3 --crop 0.5",
         STEM + " --img-size 64 --stem-weights {images}/mobilenet_v2_imagenet1k.pth --batch-size 64 --epochs 10 --lr 1e-3",
-        "--batch-size 32 --lora-rank 4 --retain-fraction 0.1", {"single": "photos_5_of_50", "continual": "photos_4x5_of_50"}, 100, 1500,
+        "--batch-size 32 --lora-rank 4 --retain-fraction 0.1", {"single": "photos_5_of_50", "continual": "photos_4x5_of_50 --forget-fraction 0.1"}, 100, 1500,
     ),
     "faces": Setting(
         "--data {images}/lfw62 --cache-stem {out}/stem --stem-views 8 --crop 0.6",
@@ -79,14 +79,15 @@ def main(argv: list[str]) -> None:
     """Pretrains once, runs the methods, writes the JSON and prints the table."""
     args = parsed(argv)
     setting, out = SETTINGS[args.setting], Path(args.output_dir) / args.setting
-    common = f"{prepared(setting, args.images, out)} --plan {PLANS / setting.plans[args.table]}.yaml"
+    plan, *own_flags = setting.plans[args.table].split()
+    common = f"{prepared(setting, args.images, out)} --plan {PLANS / plan}.yaml {' '.join(own_flags)}"
     rows = []
     for seed, name in product(args.seeds.split(","), args.methods.split(",") if args.methods else NAMES):
         for number, own in enumerate(GRIDS.get(name, [""]) if args.tune else [CHOSEN.get(name, "")]):
             folder = out / args.table / (f"{name}-{number}" if args.tune else name) / f"seed{seed}"
             size = f"--steps {setting.steps}"
             if name == "retrain":
-                size = f"--steps {setting.retrain_steps} --batch-size 64 --retain-fraction 1"
+                size = f"--steps {setting.retrain_steps} --batch-size 64 --retain-fraction 1 --forget-fraction 1"
             flags = f"{common} --method {name.partition('-')[0]} --seed {seed} {size} {own} --output-dir {folder}"
             if carried_out(flags.split(), folder):
                 rows.append(row_of(folder) | {"method": name, "flags": own})

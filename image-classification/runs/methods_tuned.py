@@ -44,6 +44,7 @@ GRIDS = {
     "lucir": rates(*WHOLE),
     "icarl": rates(*WHOLE),
     **{f"{name}-adapter": rates(*ADAPTER, rest="--trains adapter") for name in ("lwf", "ewc", "der_pp")},
+    "gs_lora-bound10": ["--lr 1e-2 --bound 10"],  # the default bound, in case a shallow one lets old classes return
 }
 CHOSEN = {
     "amnesiac_batch": "--lr 1e-3",
@@ -76,4 +77,5 @@ CHOSEN = {
     "lwf-adapter": "--lr 1e-2 --trains adapter",
     "ewc-adapter": "--lr 1e-2 --trains adapter",
     "der_pp-adapter": "--lr 1e-2 --trains adapter",
+    "gs_lora-bound10": "--lr 1e-2 --bound 10",
 }
