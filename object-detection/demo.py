@@ -21,8 +21,8 @@ PICTURES = (
     "--eval-batch 32"
 )
 SWAP = (
-    f"{PICTURES} --learn 8,9 --forget 0,1 --steps 250 --batch-size 8 --lr 2e-3 --schedule cosine --warmup 0.05 "
-    "--clip 1.0 --lora-rank 16 --learn-weight 1.0 --forget-weight 0.3 --bound 8 --sparsity-weight 0.001 --gallery 3"
+    f"{PICTURES} --learn 8,9 --forget 0,1 --steps 400 --forget-steps 150 --batch-size 8 --lr 2e-3 --schedule cosine "
+    "--warmup 0.05 --clip 1.0 --lora-rank 16 --learn-weight 1.0 --forget-weight 0.3 --bound 8 --sparsity-weight 0.001 --gallery 3"
 )
 
 
