@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     """Prints the table of each file that methods.py wrote."""
     if not argv:
         raise UserError(
-            "name the JSON files that methods.py wrote, such as image-classification/runs/methods_digits.json."
+            "name the JSON files that methods.py wrote, such as image-classification/runs/methods_photos_single.json."
         )
     for path in argv:
         found = json.loads(Path(path).read_text())
