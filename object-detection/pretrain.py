@@ -4,7 +4,6 @@ import sys
 from dataclasses import dataclass, field
 
 from common import cli, distributed
-from common.cpu import keep_freed_memory
 
 
 @dataclass
@@ -40,7 +39,6 @@ def run(argv: list[str]) -> None:
     defaults = {"method": "finetune", "epochs": 12, "batch_size": 2, "lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1}
     parser = cli.swap_parser("pretrain.py", __doc__, configs, argv, **defaults)
     swap = cli.swap_flags(parser, argv, configs)
-    keep_freed_memory()
     base, source, pictures = swap.domain
     data, _ = open_data(source)
     classes = resolve(base.classes, data.classes, "--classes") if base.classes else data.classes

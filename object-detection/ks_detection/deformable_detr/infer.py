@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from torch import Tensor
 
 from common.errors import UserError
-from ks_detection.checkpoints.infer import infer_backbone
+from ks_detection.checkpoints.infer import count, get, infer_backbone
 from ks_detection.deformable_detr.config import DeformableConfig
 
+WHAT = "no Deformable DETR"
+WHOLE = "no whole Deformable DETR"
 HEADS = 8  # not visible in any shape; every published model has 8
 
 
@@ -30,12 +30,12 @@ def infer_config(state: dict[str, Tensor]) -> DeformableConfig:
     Raises:
         UserError: a key that must be there is missing, or the backbone is not one that shapes can tell.
     """
-    levels = _count(state, r"network\.input_proj\.(\d+)\.0\.weight")
-    stages = sum(_get(state, f"network.input_proj.{i}.0.weight").shape[-1] == 1 for i in range(levels))
-    classes, width = _get(state, "class_embed.0.weight").shape
+    levels = count(state, r"network\.input_proj\.(\d+)\.0\.weight", WHAT)
+    stages = sum(get(state, f"network.input_proj.{i}.0.weight", WHOLE).shape[-1] == 1 for i in range(levels))
+    classes, width = get(state, "class_embed.0.weight", WHOLE).shape
     points = []
     for place in ("encoder.layers.0.self_attn", "decoder.layers.0.encoder_attn"):
-        weights = _get(state, f"network.{place}.attention_weights.bias").shape[0]
+        weights = get(state, f"network.{place}.attention_weights.bias", WHOLE).shape[0]
         if weights % (HEADS * levels):
             raise UserError(f"checkpoint: attention shapes do not fit {HEADS} heads; give a config.")
         points.append(weights // (HEADS * levels))
@@ -47,9 +47,9 @@ def infer_config(state: dict[str, Tensor]) -> DeformableConfig:
         num_feature_levels=levels,
         hidden_dim=width,
         nheads=HEADS,
-        dim_feedforward=_get(state, "network.encoder.layers.0.mlp.fc1.weight").shape[0],
-        enc_layers=_count(state, r"network\.encoder\.layers\.(\d+)\.final_layer_norm\.weight"),
-        dec_layers=_count(state, r"network\.decoder\.layers\.(\d+)\.final_layer_norm\.weight"),
+        dim_feedforward=get(state, "network.encoder.layers.0.mlp.fc1.weight", WHOLE).shape[0],
+        enc_layers=count(state, r"network\.encoder\.layers\.(\d+)\.final_layer_norm\.weight", WHAT),
+        dec_layers=count(state, r"network\.decoder\.layers\.(\d+)\.final_layer_norm\.weight", WHAT),
         enc_n_points=points[0],
         dec_n_points=points[1],
         with_box_refine="class_embed.1.weight" in state,
@@ -57,18 +57,5 @@ def infer_config(state: dict[str, Tensor]) -> DeformableConfig:
         lora_rank=next((t.shape[0] for name, t in state.items() if name.endswith("lora_A")), 0),
     )
     if not two_stage:
-        config.num_queries = _get(state, "network.query_position_embeddings.weight").shape[0]
+        config.num_queries = get(state, "network.query_position_embeddings.weight", WHOLE).shape[0]
     return config
-
-
-def _count(state: dict[str, Tensor], pattern: str) -> int:
-    found = [int(match[1]) for name in state if (match := re.fullmatch(pattern, name))]
-    if not found:
-        raise UserError(f"checkpoint: no key like `{pattern.replace(chr(92), '')}`; this is no Deformable DETR.")
-    return max(found) + 1
-
-
-def _get(state: dict[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        raise UserError(f"checkpoint: key `{name}` is missing; this is no whole Deformable DETR.")
-    return state[name]
