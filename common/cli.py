@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from common import distributed, methods
 from common.config import Parser, add_flags, apply_yaml, from_args, help_formatter, read_yaml
-from common.cpu import keep_freed_memory
 from common.domain import Domain
 from common.errors import UserError
+from common.layers import keep_freed_memory
 from common.lora import LoraConfig
 from common.methods._base import Method
 from common.plan import Plan, PlanConfig
