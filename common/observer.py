@@ -131,13 +131,3 @@ def _moved(before: Factors, after: Factors) -> dict[str, float]:
         square = ((b.T @ b) * (a @ a.T)).sum().item()
         squares[block_of(name)] = squares.get(block_of(name), 0.0) + square
     return {name: max(0.0, square) ** 0.5 for name, square in squares.items()}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak where one is used, else the largest resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

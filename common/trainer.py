@@ -18,7 +18,7 @@ from common.domain import Batch, Domain
 from common.errors import UserError
 from common.lora import LoraConfig
 from common.methods._base import Method, Step
-from common.observer import Observer, factors, peak_memory
+from common.observer import Observer, factors
 from common.plan import Phase, Plan
 from common.progress import Progress
 from common.record import METRICS, STEPS, RecordConfig, Run, environment, open_sinks, save_tensors, write_json
@@ -27,6 +27,7 @@ from common.splits import shorten
 from common.state import Interrupted, Stop, changing, on_device, read_state
 from common.streams import Stream, derive, seed_all
 from common.teacher import fill
+from common.timing import peak_memory
 from common.train_config import TrainConfig, settings_of
 
 
