@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from common.errors import UserError
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 RESULTS = ("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
            "model/swap.json", "model/model.safetensors")  # fmt: skip
+Callback = Callable[[str, Mapping[str, Any]], None]
 PART = ".part"  # how names of files end that are still being written
 
 
@@ -94,10 +95,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Run:
     """One run folder: config.json, metrics.jsonl, steps.jsonl, details.json, gallery.json, adapter/, state.pt, report.html."""
 
-    def __init__(self, folder: str | Path, flags: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, flags: Mapping[str, Any] | None = None, callbacks: Sequence[Callback] = ()
+    ) -> None:
         self.folder = Path(folder)
         self.flags = dict(flags or {})  # as given, so that evaluate.py can set the same things up again
         self.sinks: list[Any] = []
+        self.callbacks = list(callbacks)  # told of every record at once
 
     def path(self, name: str) -> Path:
         """A file of this run."""
@@ -167,6 +171,11 @@ class Run:
         for sink in self.sinks:
             for record in records:
                 sink(name, record)
+
+    def tell(self, name: str, record: Mapping[str, Any]) -> None:
+        """Hands a record of metrics.jsonl or steps.jsonl to the callbacks, before it is on disk."""
+        for callback in self.callbacks:
+            callback(Path(name).stem, record)
 
     def truncate(self, name: str, count: int) -> list[dict[str, Any]]:
         """Cuts a JSON-lines file back to its first `count` records, what came after the last saved state, and

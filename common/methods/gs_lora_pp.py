@@ -97,7 +97,7 @@ class GSLoRApp(GSLoRA):
 
     def after_step(self, step: Step, lr: float) -> None:
         super().after_step(step, lr)
-        if not (self.config.ema_decay and step.ends_epoch and step.epoch >= self.config.ema_from_epoch):
+        if not (self.config.ema_decay and step.at.ends_epoch and step.at.epoch >= self.config.ema_from_epoch):
             return
         now, d = copied(self.model), self.config.ema_decay
         self.average = {n: d * self.average[n] + (1 - d) * v for n, v in now.items()} if self.average else now

@@ -60,10 +60,12 @@ class SCRUB(Unlearning):
         """Whether this step drives the model away on the forget set."""
         if step.keep is None:
             return True
-        inside = step.number / step.total * self.config.rounds % 1
-        passes = -(-self.domain.size(step.phase.target, train=True) * step.per_epoch
+        inside = step.at.number / step.at.total * self.config.rounds % 1
+        passes = -(-self.domain.size(step.phase.target, train=True) * step.at.per_epoch
                    // max(1, self.epoch_items(step.phase)))  # fmt: skip
-        return inside < self.config.max_share and step.number % step.per_epoch < min(passes, -(-step.per_epoch // 2))
+        return inside < self.config.max_share and step.at.number % step.at.per_epoch < min(
+            passes, -(-step.at.per_epoch // 2)
+        )
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "learn":
@@ -90,8 +92,8 @@ class SCRUB(Unlearning):
     def after_step(self, step: Step, lr: float) -> None:
         if step.phase.action == "learn" or not self.config.smoothing:
             return
-        length = step.total / self.config.rounds
-        if int((step.number + 1) / length) == int(step.number / length):
+        length = step.at.total / self.config.rounds
+        if int((step.at.number + 1) / length) == int(step.at.number / length):
             return
         now = copied(self.model)
         self.average = {n: 0.9 * self.average[n] + 0.1 * v for n, v in now.items()} if self.average else now

@@ -18,6 +18,7 @@ from common.errors import UserError
 HYBRID = "hybrid_mobilenetv2"
 TORCHVISION = "torchvision/vit_b_16"
 FACES: dict[str, dict[str, int]] = {"face_p8s8": {}, "face_p12s8": {"patch_size": 12, "overlap": 2}}
+GIVEN = "given/"  # then the class of a model that was given as an object; nothing here can build it again
 PUBLISHED = "published/"  # then the kind of `checkpoints.construct`: a model that a file described
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RAW = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -80,6 +81,8 @@ def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
     count, args = len(spec.classes), dict(spec.args)
     if pretrained and (spec.name in (HYBRID, *FACES) or spec.name.startswith(PUBLISHED)):
         raise UserError(f"nobody publishes weights for {spec.name!r} by name; give --checkpoint.")
+    if spec.name.startswith(GIVEN):
+        raise UserError(f"the base model was a {spec.name.removeprefix(GIVEN)} given from Python; give it to load_run.")
     if spec.name == TORCHVISION:
         from torchvision.models import vit_b_16
 
@@ -270,6 +273,24 @@ def spec_of(name: str, args: dict[str, Any], classes: Sequence[str]) -> ModelSpe
         if known is not None:
             spec.mean, spec.std, spec.size = list(known.mean), list(known.std), known.input_size[-1]
     spec.size = spec.args.get("img_size", spec.size)
+    return spec
+
+
+def given_spec(model: nn.Module, classes: Sequence[str], size: int) -> ModelSpec:
+    """The spec of a model object: its rows' names, and timm's own normalisation and input size where it states them.
+
+    Raises:
+        UserError: not one name per row.
+    """
+    rows = classifier(model).weight.shape[0]
+    if len(classes) != rows:
+        raise UserError(
+            f"the model has {rows} logit rows, class_names=[...] names {len(classes)}; name each row, in order."
+        )
+    known = getattr(model, "pretrained_cfg", None) or {}
+    spec = ModelSpec(GIVEN + type(model).__name__, classes=list(classes))
+    spec.mean, spec.std = list(known.get("mean", spec.mean)), list(known.get("std", spec.std))
+    spec.size = size or known.get("input_size", (3, spec.size))[-1]
     return spec
 
 
