@@ -118,7 +118,7 @@ class Run:
             UserError: the folder holds another run (says what differs), or cannot be written.
         """
         config = self.path("config.json")
-        found = config.exists() and not overwrite
+        found = config.exists() and self._begun() and not overwrite
         identity = json.loads(json.dumps(identity, default=str))
         if found:
             self.check(identity)
@@ -126,7 +126,7 @@ class Run:
             return True
         self._sweep()
         for name in (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json",
-                     *(RESULTS if config.exists() else ())):  # fmt: skip
+                     *(RESULTS if self._begun() else ())):  # fmt: skip
             self.path(name).unlink(missing_ok=True)
         write_json(config, {"identity": identity, "flags": self.flags, **description})
         return False
@@ -138,7 +138,7 @@ class Run:
             UserError: another run is there; says what differs.
         """
         config = self.path("config.json")
-        if not config.exists():
+        if not (config.exists() and self._begun()):
             return
         found, own = read_json(config).get("identity", {}), json.loads(json.dumps(identity, default=str))
         different = first_difference({key: found.get(key) for key in own}, own)
@@ -148,6 +148,11 @@ class Run:
                 f"{self.folder} holds a run with {key} {old!r}, this command has {new!r}; "
                 f"choose another --output-dir, or add --overwrite to start anew there."
             )
+
+    def _begun(self) -> bool:
+        """Whether a score was ever written; a command that stopped before that left nothing worth keeping."""
+        metrics = self.path(METRICS)
+        return metrics.exists() and metrics.stat().st_size > 0
 
     def _sweep(self) -> None:
         """Takes away what a kill in the middle of a write left behind."""

@@ -266,6 +266,12 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(place, tmp_path, c
         ("pretrain", ["--checkpoint", "base.pth", "--output-dir", "OUT"], "`--checkpoint` is for swap.py"),
         ("pretrain", ["--model", "", "--output-dir", "OUT"], "which model?"),
         ("pretrain", ["--classes", "ten", "--output-dir", "OUT"], "--classes: unknown class 'ten'"),
+        (
+            "pretrain",
+            ["--model-args", "checkpoint_path=evil.pth", "--output-dir", "OUT"],
+            "'checkpoint_path' is not allowed",
+        ),
+        ("pretrain", ["--model", "hf-hub:someone/model", "--output-dir", "OUT"], "is not known to timm"),
         ("pretrain", ["--model-args", "colour=3", "--output-dir", "OUT"], "cannot build model"),
     ],
 )

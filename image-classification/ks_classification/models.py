@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from ks_classification.model_args import check_args, check_name
 
 HYBRID = "hybrid_mobilenetv2"
 TORCHVISION = "torchvision/vit_b_16"
@@ -46,7 +47,7 @@ class ModelSpec:
 
 
 def parse_args(text: str) -> dict[str, Any]:
-    """'depth=6,embed_dim=192' -> {"depth": 6, "embed_dim": 192}."""
+    """'depth=6,embed_dim=192' -> {"depth": 6, "embed_dim": 192}. Raises UserError for what is no size or switch."""
     result: dict[str, Any] = {}
     for piece in filter(None, (p.strip() for p in text.split(","))):
         key, sign, value = piece.partition("=")
@@ -56,6 +57,7 @@ def parse_args(text: str) -> dict[str, Any]:
             result[key] = json.loads(value)
         except json.JSONDecodeError:
             result[key] = value
+    check_args(result, "`--model-args`")
     return result
 
 
@@ -66,8 +68,10 @@ def build(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         pretrained: take the weights that timm or torchvision publish for this name (downloads them).
 
     Raises:
-        UserError: unknown name or arguments.
+        UserError: unknown name or arguments, or such as would fetch, open or run something.
     """
+    check_name(spec.name)
+    check_args(spec.args, f"model {spec.name!r}")
     try:
         return _build(spec, pretrained).eval()
     except (RuntimeError, TypeError, AssertionError, KeyError, ValueError) as error:
