@@ -208,6 +208,13 @@ def test_runs_of_different_metrics_have_tables_of_their_own(tmp_path):
     assert "Compared by AP" in page_of(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize("plan", [FLTF, CONTINUAL], ids=lambda p: p.name)
+def test_the_recorded_phases_are_those_of_the_plan(plan, tmp_path):
+    run = read_run(make_run(tmp_path / "run", plan))
+    assert run.phases == plan.phases
+    assert [m.title for m in run.moments] == ["before", *(p.title for p in plan.phases)]
+
+
 def test_h_mean_is_the_harmonic_mean_of_what_is_known_and_the_drop(tmp_path):
     run = read_run(make_run(tmp_path / "run", CONTINUAL))
     history = [m.scores for m in run.moments]

@@ -46,7 +46,7 @@ def row_of(folder: Path) -> Row:
     """One run in figures: accuracies at the end, and CLArena's two measures against the reference runs."""
     run, references = read_run(folder), read_json(folder / "references.json")
     plan = from_record(run.identity["plan"])
-    gone, end = standing(plan, len(plan.steps), "forget"), run.moments[-1]
+    gone, end = standing(plan.phases, len(plan.steps), "forget"), run.moments[-1]
     kept = [g for g in plan.learned_groups if g not in gone]
     return {
         "forgotten": run.pooled(gone, end), "known": run.pooled(["known"], end), "kept": run.pooled(kept, end),
