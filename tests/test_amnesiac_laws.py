@@ -6,11 +6,12 @@ import pytest
 import torch
 from blobs import begun, pretrained, step_of, trainer
 
+from common.errors import UserError
 from common.methods._records import Records, state_of, take_out
+from common.methods.amnesiac import LEARNERS, Amnesiac
 from common.plan import Phase, Plan
 
 GROUPS = {"a": ("c2",), "b": ("c3",), "c": ("c4", "c5"), "rest": ("c0", "c1")}
-FAMILY = ("amnesiac", "amnesiac_der", "amnesiac_der_pp", "amnesiac_ewc", "amnesiac_lwf")
 
 
 def plan_of(*steps):
@@ -34,16 +35,17 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("method", FAMILY)
+@pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("trains", ["all", "adapter"])
-def test_unlearning_the_newest_phase_restores_every_bit(method, trains, tmp_path):
-    found, _ = states(plan_of("learn a", "learn b", "forget b"), method, tmp_path, trains=trains)
+def test_unlearning_the_newest_phase_restores_every_bit(learner, trains, tmp_path):
+    plan = plan_of("learn a", "learn b", "forget b")
+    found, _ = states(plan, "amnesiac", tmp_path, learner=learner, trains=trains)
     assert same(found[3], found[1]) and not same(found[2], found[1])
 
 
-@pytest.mark.parametrize("method", FAMILY)
-def test_unlearning_newest_first_walks_back_to_the_start(method, tmp_path):
-    found, t = states(plan_of("learn a", "learn b", "forget b", "forget a"), method, tmp_path)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_unlearning_newest_first_walks_back_to_the_start(learner, tmp_path):
+    found, t = states(plan_of("learn a", "learn b", "forget b", "forget a"), "amnesiac", tmp_path, learner=learner)
     assert same(found[4], found[0]) and not t.method.records.kept
 
 
@@ -105,13 +107,48 @@ def test_a_group_learned_with_another_cannot_leave_alone(tmp_path):
 
 
 def test_amnesiac_ewc_drops_the_importance_of_what_it_unlearns(tmp_path):
-    _, t = states(plan_of("learn a", "learn b", "forget a"), "amnesiac_ewc", tmp_path)
+    _, t = states(plan_of("learn a", "learn b", "forget a"), "amnesiac", tmp_path, learner="ewc")
     assert list(t.method.penalty.terms) == ["b"]
 
 
 def test_amnesiac_der_drops_unlearned_classes_from_its_memory(tmp_path):
-    _, t = states(plan_of("learn a", "learn b", "forget a"), "amnesiac_der", tmp_path)
+    _, t = states(plan_of("learn a", "learn b", "forget a"), "amnesiac", tmp_path, learner="der")
     assert "c2" not in t.method.memory.exemplars.store and "c3" in t.method.memory.exemplars.store
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_learner_inside_learns_as_it_does_outside(learner, tmp_path):
+    """The same settings, no request: the model of `--learner X` is the model of `--method X`, bit for bit."""
+    settings = {"trains": "all", "rehearse": True, "exemplars": 3, "keep_weight": 0.5}
+    inside, _ = states(plan_of("learn a", "learn b"), "amnesiac", tmp_path / "in", learner=learner, **settings)
+    if learner == "none":
+        learner, settings = "lwf", {**settings, "published_no_distillation": True}
+    outside = {"lwf": {"distil_weight": 0.1}, "ewc": {"importance_from": "target"}}.get(learner, {})
+    if learner in ("der", "der_pp"):
+        outside = {"exemplars_per": "total", "exemplar_strategy": "reservoir"}
+    alone, _ = states(plan_of("learn a", "learn b"), learner, tmp_path / "out", **settings, **outside)
+    assert len(inside) == 3 and all(same(a, b) for a, b in zip(inside, alone, strict=True))
+
+
+def test_defaults_are_the_learners_own_and_given_values_stand():
+    assert (Amnesiac.Config().rehearse, Amnesiac.Config().exemplars) == (False, 0)
+    der_pp = Amnesiac.Config(learner="der_pp", exemplars_per="class")
+    assert (der_pp.rehearse, der_pp.keep_weight, der_pp.exemplars) == (True, 0.5, 200)
+    assert (der_pp.exemplars_per, der_pp.exemplar_strategy) == ("class", "reservoir")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learner": "lwf", "penalty_weight": 2.0}, "`--penalty-weight` is a flag of --learner ewc"),
+        ({"temperature": 3.0}, "`--temperature` is a flag of --learner lwf, not of --learner none"),
+        ({"learner": "mas"}, "`--learner` must be one of none, lwf, ewc, der, der_pp"),
+        ({"learner": "ewc", "importance_items": -1}, "--importance-items"),
+    ],
+)
+def test_settings_of_another_learner_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Amnesiac.Config(**settings)
 
 
 def test_batchwise_subtraction_of_all_batches_returns_to_the_start(tmp_path):

@@ -27,11 +27,11 @@ COLUMNS = {
 STEPS = 100  # of a phase
 ROWS = {
     "amnesiac": "amnesiac --lr 3e-4",
-    "amnesiac_lwf": "amnesiac_lwf --lr 3e-4",
-    "amnesiac_ewc": "amnesiac_ewc --lr 3e-4",
-    "amnesiac_der": "amnesiac_der --lr 3e-4",
-    "amnesiac_der_pp": "amnesiac_der_pp --lr 3e-4",
-    "amnesiac_lwf, adapter": "amnesiac_lwf --trains adapter --lr 5e-3",
+    "amnesiac_lwf": "amnesiac --learner lwf --lr 3e-4",
+    "amnesiac_ewc": "amnesiac --learner ewc --lr 3e-4",
+    "amnesiac_der": "amnesiac --learner der --lr 3e-4",
+    "amnesiac_der_pp": "amnesiac --learner der_pp --lr 3e-4",
+    "amnesiac_lwf, adapter": "amnesiac --learner lwf --trains adapter --lr 5e-3",
     "gs_lora": "gs_lora --lr 1e-2 --forget-weight 0.5",
     "finetune": "finetune --lr 3e-4",
 }
