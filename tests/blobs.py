@@ -14,7 +14,7 @@ from common import distributed, methods
 from common.domain import ClassTable, Domain, Prediction
 from common.lora import LoraConfig
 from common.methods._base import Step
-from common.methods._penalty import trained
+from common.methods._snapshots import trained
 from common.plan import Plan, make_plan
 from common.record import RecordConfig, Run
 from common.trainer import TrainConfig, Trainer

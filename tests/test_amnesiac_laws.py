@@ -7,7 +7,8 @@ import torch
 from blobs import begun, pretrained, step_of, trainer
 
 from common.errors import UserError
-from common.methods._records import Records, state_of, take_out
+from common.methods._records import Records, take_out
+from common.methods._snapshots import snapshot
 from common.methods.amnesiac import LEARNERS, Amnesiac
 from common.plan import Phase, Plan
 
@@ -24,9 +25,9 @@ def plan_of(*steps):
 def states(plan, method, folder, **settings):
     """The model's state before the run and after each phase, and the trainer."""
     t = trainer(pretrained(2), plan, method, folder, **settings)
-    found = [state_of(t.model)]
+    found = [snapshot(t.model)]
     end = t.method.end_phase
-    t.method.end_phase = lambda phase: (end(phase), found.append(state_of(t.model)))
+    t.method.end_phase = lambda phase: (end(phase), found.append(snapshot(t.model)))
     t.swap()
     return found, t
 
@@ -65,15 +66,15 @@ def test_subtraction_alone_would_not_be_exact_but_taking_out_is():
     """Of float32 entries a few per cent differ after +d -d; ours come back bit for bit."""
     torch.manual_seed(0)
     model = torch.nn.Linear(100, 100)
-    start = state_of(model)
+    start = snapshot(model)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p))
-    end = state_of(model)
+    end = snapshot(model)
     naive = end["weight"] - (end["weight"] - start["weight"])
     assert not torch.equal(naive, start["weight"])
     take_out(model, start, end)
-    assert same(state_of(model), start)
+    assert same(snapshot(model), start)
 
 
 def test_disabled_unlearning_records_nothing_and_changes_nothing(tmp_path):
@@ -168,17 +169,17 @@ def test_batchwise_amnesiac_subtracts_the_batches_of_the_class_alone(tmp_path):
         target, keep = next(batches)
         step = step_of(t, phase)
         step.target, step.keep = target, keep
-        before = state_of(t.model)
+        before = snapshot(t.model)
         t.optimizer.zero_grad()
         t.method.loss(step).backward()
         t.method.before_step(step)
         t.optimizer.step()
         t.method.after_step(step, 0.1)
         if int(target.labels) == 4:
-            for key, value in state_of(t.model).items():
+            for key, value in snapshot(t.model).items():
                 moved[key] = moved.get(key, 0) + value.double() - before[key].double()
     assert moved and set(t.method.sums) == {"4"}
-    end = state_of(t.model)
+    end = snapshot(t.model)
     t.method.subtract({4})
     for name, p in t.model.named_parameters():
         torch.testing.assert_close(p.double(), end[name].double() - moved[name], atol=1e-6, rtol=0)

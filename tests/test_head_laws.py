@@ -11,7 +11,7 @@ from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, 
 
 from common.errors import UserError
 from common.methods._head import linear_head, training_means
-from common.methods._penalty import copied, trained
+from common.methods._snapshots import copied, trained
 from common.plan import Plan, make_plan
 
 LEARN = make_plan("learn", ["c4", "c5"], [], ("c0", *REST))
