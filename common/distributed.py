@@ -140,9 +140,3 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
-
-
-def barrier() -> None:
-    """Waits for all ranks."""
-    if active():
-        dist.barrier()

@@ -30,7 +30,7 @@ def reference_plans(plan: Plan) -> dict[str, Plan]:
     Raises:
         UserError: nothing is forgotten, or something that no phase learned (then no plan can leave it out).
     """
-    forgotten = standing(plan, len(plan.steps), "forget")
+    forgotten = standing(plan.phases, len(plan.steps), "forget")
     pretrained = [g for g in forgotten if g not in plan.learned_groups]
     if not forgotten or pretrained:
         what = f"group {pretrained[0]!r} is forgotten but was pretrained" if pretrained else "nothing is forgotten"
@@ -85,7 +85,7 @@ def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: 
     Source: CLArena, arXiv:2507.01189: distribution distance by linear CKA, and accuracy gain.
     """
     plan = main.plan
-    forgotten = standing(plan, len(plan.steps), "forget")
+    forgotten = standing(plan.phases, len(plan.steps), "forget")
     remaining = [g for g in plan.groups if g not in forgotten]
     own, scores = embeddings(main), history_of(main.metrics)[-1]
     plans = reference_plans(plan)

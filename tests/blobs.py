@@ -14,7 +14,7 @@ from toy import make_trainer
 from common import distributed
 from common.domain import ClassTable, Domain, Prediction
 from common.methods._base import Position, Step
-from common.methods._penalty import trained
+from common.methods._snapshots import trained
 from common.plan import Plan, make_plan
 from common.trainer import Trainer
 

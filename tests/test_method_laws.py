@@ -13,7 +13,8 @@ from common.errors import UserError
 from common.exemplars import herd
 from common.lora import LoraConfig
 from common.methods import _relabel
-from common.methods._penalty import Quadratic, copied, trained
+from common.methods._penalty import Quadratic
+from common.methods._snapshots import copied, trained
 from common.plan import Plan, make_plan
 from common.streams import Chosen, Ordered, Stream
 from common.teacher import Teacher

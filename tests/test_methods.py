@@ -9,9 +9,11 @@ from toy import DOMAINS, NEW, make_trainer, pretrain, swap_plan
 
 from common import adapters, lora, methods
 from common.errors import UserError
+from common.methods.amnesiac import LEARNERS
 from common.plan import ORDERS
 from common.record import METRICS, STEPS, read_lines
 
+METHODS = [*methods.available(), *(f"amnesiac {name}" for name in LEARNERS if name != "none")]
 TINY = {"steps": 2, "batch_size": 4, "gallery": 0, "lr": 1e-2}
 BASES = {}
 
@@ -25,6 +27,8 @@ def domain_of(kind):
 
 
 def trainer_of(kind, method, order, folder, **settings):
+    method, *learner = method.split()
+    settings |= {"learner": learner[0]} if learner else {}
     return make_trainer(domain_of(kind), swap_plan(order), method, folder, **{**TINY, **settings})
 
 
@@ -41,7 +45,7 @@ def swapped(kind, method, order, folder):
 
 @pytest.mark.parametrize("kind", DOMAINS)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("method", methods.available())
+@pytest.mark.parametrize("method", METHODS)
 def test_contract(method, order, kind, tmp_path):
     trainer = swapped(kind, method, order, tmp_path)
     if trainer is None:
@@ -77,7 +81,7 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("method", methods.available())
+@pytest.mark.parametrize("method", METHODS)
 def test_a_killed_run_of_any_method_ends_as_an_undisturbed_one(method, tmp_path, monkeypatch):
     settings = {"steps": 3, "save_every": 0}
     whole = trainer_of("classification", method, "lfl", tmp_path / "whole", **settings)

@@ -30,8 +30,8 @@ from common.errors import UserError
 from common.record import write_json
 
 PLANS = Path(__file__).parents[1] / "configs" / "plans"
-# these unlearn what they learned themselves; a pretrained class they leave as it is (see unlearning.py)
-APART = ("amnesiac", "amnesiac_der", "amnesiac_der_pp", "amnesiac_ewc", "amnesiac_lwf")
+# unlearns what it learned itself; a pretrained class it leaves as it is (see unlearning.py)
+APART = ("amnesiac",)
 NAMES = [name for name in methods.available() if name not in APART] + [row for row in GRIDS if "-" in row]
 SETTLED = CHOSEN | LASSO
 FAST = "--precision fp32 --threads 1 --gallery 0 --no-report"
