@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.cpu import linear
 from common.errors import UserError
+from common.layers import linear
 from common.sparsity import block_of
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.layers import fast
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 RESULTS = ("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
@@ -264,6 +265,7 @@ def environment() -> dict[str, Any]:
         "command": " ".join(["python", *map(_quote, sys.argv)]),
         "versions": versions,
         "commit": commit or None,
+        "fast_layers": fast is not None,
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import adapters, cpu, distributed, lora, precision, references, report
+from common import adapters, distributed, layers, lora, precision, references, report
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
@@ -40,7 +40,7 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
         name: of the domain.
         callbacks: called with ("steps" or "metrics", record) at every step and score.
     """
-    cpu.keep_freed_memory()
+    layers.keep_freed_memory()
     plan, folder, compares = opening.plan, settings.folder(name, opening.plan), settings[PlanConfig].with_references
     if not settings.record.overwrite:
         Run(folder).check({"domain": name, **settings.identity(plan)})
