@@ -62,6 +62,7 @@ class _HelpAll(argparse.Action):
 
 
 MANY = 20
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 20_000, 40  # of a YAML file
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -156,27 +157,58 @@ def _reader(kind: type, name: str):
     return str if kind is str else read
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+class Loader(yaml.SafeLoader):
+    """YAML's safe loader with a bound on what aliases (`*name`) may unfold to."""
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        return None if node is None else self.construct_document(_bounded(node, [MAX_NODES], MAX_DEPTH))
+
+
+def _bounded(node: yaml.Node, left: list[int], depth: int) -> yaml.Node:
+    """`node`, of whose tree, aliases followed, at most `left[0]` nodes lie within each other `depth` deep."""
+    left[0] -= 1
+    if left[0] < 0 or depth < 0:
+        raise yaml.YAMLError("its aliases or its nesting make it too large")
+    for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for child in inner if isinstance(inner, tuple) else (inner,):
+            _bounded(child, left, depth - 1)
+    return node
+
+
+def read_yaml(path: str | Path, loader: type[Loader] = Loader) -> dict[str, Any]:
     """The mapping in a YAML file, read safely.
 
+    Args:
+        loader: the tags it knows are read; it must not run code either.
+
     Raises:
-        UserError: missing, not YAML, not a mapping, or holding a tag that would run code.
+        UserError: missing, too large, not YAML, not a mapping, or holding a tag that would run code.
     """
+    text = _text(Path(path))
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text file.") from None
-    try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, loader)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except yaml.constructor.ConstructorError as error:
-        raise UserError(f"{path}: {error.problem}; a config holds data only, it cannot run code.") from None
-    except yaml.YAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {error.problem}; a config holds data only, it cannot run code.") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold `name: value` lines.")
     return data
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_BYTES):
+            raise UserError(f"{path} is no file of at most {MAX_BYTES} bytes.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text file.") from None
 
 
 def apply_yaml(parser: argparse.ArgumentParser, path: str | Path, skip: Collection[str] = ()) -> None:

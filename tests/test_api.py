@@ -1,12 +1,12 @@
 """The Python API of image classification: a swap with Dataset objects, and what comes out of it."""
 
+import ks_classification
 import pytest
 import timm
 import torch
 from colours import picture
 from torch.utils.data import Dataset
 
-import ks_classification
 from common.errors import UserError
 
 NAMES = ["red", "green", "blue", "white"]

@@ -24,6 +24,7 @@ RESNET_DEPTHS = {
 BACKBONES = ("D2SwinTransformer", "build_resnet_backbone", "mobilenet_v2")
 # What transformers' modules or the published models fix; any other value is an error, not a silent change.
 FIXED: dict[str, tuple[Any, ...]] = {
+    "VERSION": (1, 2),
     "MODEL.META_ARCHITECTURE": ("MaskFormer",),
     "MODEL.SEM_SEG_HEAD.NAME": ("MaskFormerHead",),
     "MODEL.SEM_SEG_HEAD.NORM": ("GN",),
