@@ -11,13 +11,7 @@ import torch.nn.functional as F
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from common.layers import feed_forward, short_softmax
-from ks_segmentation.winograd import conv3x3
-=======
-from common.cpu import short_softmax
-from common.feed_forward import feed_forward
->>>>>>> d2
 
 
 class PixelFeatures(NamedTuple):
