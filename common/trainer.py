@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import adapters, distributed, layers, lora, precision, references, report
+from common import adapters, distributed, layers, lora, precision, references, report, trainable
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
@@ -22,7 +22,6 @@ from common.plan import Phase, Plan
 from common.plan_file import PlanConfig
 from common.progress import Progress
 from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks, save_tensors, write_json
-from common.rows import TrainedRows
 from common.session import Opening
 from common.settings import Settings
 from common.splits import shorten
@@ -98,12 +97,7 @@ class Trainer:
         seed_all(config.seed)
         self.model = domain.build_model().to(self.device)
         self.base = adapters.checksum(self.model)
-        self.rows: TrainedRows | None = None
-        scope = settings.method.scope(settings.method_config)
-        if scope == "adapter":
-            self._adapt()
-        elif scope == "backbone":
-            self._freeze_head()
+        self.rows = trainable.prepare(self.model, domain, plan, settings)
         self.method = settings.method(settings.method_config, domain, self.model)
         self.method.rows, self.method.run = self.rows, config
         if self.method.own is not None:
@@ -128,34 +122,13 @@ class Trainer:
         self.pending: list[dict[str, Any]] = []
         self.stop = Stop()
 
-    # ---- set-up ------------------------------------------------------------------------------------------
-
-    def _adapt(self) -> None:
-        self.model.requires_grad_(False)
-        targets = lora.select(self.domain.lora_targets(self.model), self.lora_config, self.model)
-        lora.inject(self.model, targets, self.lora_config.lora_rank, self.lora_config.alpha)
-        lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora"))
-        rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
-        self.rows = TrainedRows(self.model, rows)
-
-    def _freeze_head(self) -> None:
-        """All but the head trains, and the rows of classes to be learned."""
-        head = self.domain.head_rows(self.model, self.domain.classes.names)
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        for name in head:
-            parameters[name].requires_grad_(False)
-        rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
-        self.rows = TrainedRows(self.model, rows)
+    # ---- the record ---------------------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
         known = {"domain": self.domain.name, **self.settings.identity(self.plan)}
         return {**known, "data": self.domain.describe(), "base": self.base, "world": distributed.world()}
 
     def _description(self) -> dict[str, Any]:
-        trainable = sum(p.numel() for p in self.parameters)
-        if self.rows is not None:
-            frozen = {id(p): p.numel() for p in self.rows.parameters.values()}
-            trainable += self.rows.count() - sum(frozen.values())
         return {
             **environment(),
             "metric": self.domain.metric,
@@ -165,7 +138,7 @@ class Trainer:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "parameters": {
-                "trainable": trainable,
+                "trainable": trainable.count(self.parameters, self.rows),
                 "total": sum(p.numel() for p in adapters.base_parameters(self.model)),
             },
         }
