@@ -18,7 +18,7 @@ def mobilenet_blocks(stage: int, norm_layer: Callable[[int], nn.Module] | None =
 
 
 class MobileNet(nn.Module):
-    """Images [B, 3, H, W] -> the maps of `stages` (0 is stride 4, 3 is stride 32), finest first; batch norms are frozen."""
+    """Images [B, 3, H, W] -> maps of `stages` (0 is stride 4, 3 is stride 32), finest first; batch norms are frozen."""
 
     def __init__(self, stages: Sequence[int] = (0, 1, 2, 3)) -> None:
         super().__init__()
