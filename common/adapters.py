@@ -204,11 +204,6 @@ def merge(model: nn.Module) -> nn.Module:
     return result
 
 
-def class_names(folder: str | Path) -> list[str]:
-    """The class names behind the logit rows of a saved adapter."""
-    return read_json(Path(folder) / SWAP)["classes"]
-
-
 def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any]) -> None:
     """Writes a whole model: model.safetensors and swap.json, for methods that train every parameter."""
     from safetensors.torch import save as to_bytes

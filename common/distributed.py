@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from common.errors import UserError
+
+
+@dataclass
+class LaunchConfig:
+    """Processes."""
+
+    num_gpus: int = field(
+        default=1, metadata={"help": "processes to start with torch's launcher, one per GPU (or use torchrun yourself)"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_gpus < 1:
+            raise UserError(f"`--num-gpus` must be at least 1, got {self.num_gpus}.")
+
+
+def relaunched(config: LaunchConfig) -> bool:
+    """Runs this process's command again in `num_gpus` processes and waits for them; False where there is nothing to
+    start (one process, or this is already one of them).
+
+    Raises:
+        UserError: a process failed.
+    """
+    if config.num_gpus == 1 or "WORLD_SIZE" in os.environ:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # costs a second
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(["--standalone", f"--nproc-per-node={config.num_gpus}", *sys.argv])
+    except ChildFailedError:
+        raise UserError("one of the processes stopped with an error; its message is above.") from None
+    return True
 
 
 def init(device: torch.device) -> None:
@@ -104,9 +140,3 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
-
-
-def barrier() -> None:
-    """Waits for all ranks."""
-    if active():
-        dist.barrier()

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.cpu import linear
 from common.errors import UserError
+from common.layers import linear
 from common.sparsity import block_of
 
 
@@ -317,17 +317,3 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer in layers:
             layer.merged = None
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the model answers as if it had no adapters: a teacher that costs no memory."""
-    layers = list(adapters(model).values())
-    before = [layer.merged for layer in layers]  # inside `merged`, that one comes back
-    for layer in layers:
-        layer.merged = layer.base_weight().detach()  # as a Parameter it would be registered
-    try:
-        yield model
-    finally:
-        for layer, weight in zip(layers, before, strict=True):
-            layer.merged = weight

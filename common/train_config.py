@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from common.errors import UserError
-from common.lora import LoraConfig
-from common.plan import Plan
 
 
 @dataclass
@@ -79,12 +76,4 @@ class TrainConfig:
 
 
 NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a run
-
-
-def settings_of(plan: Plan, config: TrainConfig, lora_config: LoraConfig, method_config: Any) -> dict[str, Any]:
-    """What the flags alone say about a run's numbers: the part of its identity that is known before data is read."""
-    train = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
-    for name in ("average_decay", "forget_steps", "forget_lr"):
-        if not train[name]:
-            del train[name]  # so that records from before it existed stay equal
-    return {"plan": plan.record(), "train": train, "lora": asdict(lora_config), "method": asdict(method_config)}
+NEWER = ("average_decay", "forget_steps", "forget_lr")  # left out at 0, so that records from before them stay equal

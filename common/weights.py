@@ -89,18 +89,6 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
     return data
 
 
-def read_pickle(path: str | Path, encoding: str = "latin1") -> Any:
-    """The content of a pickle of numbers, text and numpy arrays; nothing in it is run.
-
-    encoding: how to read the strings of Python 2; "bytes" leaves them as bytes.
-
-    Raises:
-        UserError: no such file, damaged, or holds anything else.
-    """
-    with _one_line(str(path)):
-        return _read_arrays(Path(path), encoding)
-
-
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
     """Makes one line of whatever goes wrong: damaged files alone raise a dozen kinds of errors."""
@@ -166,9 +154,9 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _read_arrays(path: Path, encoding: str = "latin1") -> Any:
+def _read_arrays(path: Path) -> Any:
     with path.open("rb") as file:
-        return _ArraysOnly(file, encoding=encoding).load()
+        return _ArraysOnly(file, encoding="latin1").load()  # the strings of Python 2
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -10,13 +10,15 @@ from ks_classification import models, stem_cache
 from ks_classification.data import ImageSet, Item
 from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import ModelSpec
+from toy import make_trainer
 from vit_files import one_line, same
 
 from common import lora
 from common.errors import UserError
+from common.plan import make_plan
+from common.record import read_json
 from common.rows import TrainedRows
 from common.streams import Ordered, Stream
-from common.trainer import Trainer
 
 GROUPS = {"learn": ["white"], "forget": ["red", "green"], "retain": ["blue", "yellow", "black"]}
 BASE = ["red", "green", "blue", "yellow", "black"]
@@ -410,16 +412,8 @@ def test_a_cache_needs_a_frozen_stem():
 
 def test_the_loop_takes_the_domain_as_it_is(tmp_path):
     """One step of every phase through the real loop."""
-    from common import methods
-    from common.plan import make_plan
-    from common.record import RecordConfig, Run, read_json
-    from common.trainer import TrainConfig
-
     plan = make_plan("fltf", **GROUPS)
     d = domain(plan.groups, ImageConfig(shots=2), names=BASE)
-    method = methods.load("gs_lora")
-    config = TrainConfig(steps=1, batch_size=2, precision="fp32", device="cpu", gallery=1)
-    run = Run(tmp_path)
-    Trainer(d, plan, config, lora.LoraConfig(lora_rank=2), method, method.Config(), run, RecordConfig()).swap()
-    assert read_json(run.path("split.json")) == d.documents()["split.json"]
-    assert read_json(run.path("config.json"))["identity"]["data"]["subset"] == d.subset
+    make_trainer(d, plan, "gs_lora", tmp_path, steps=1, batch_size=2).swap()
+    assert read_json(tmp_path / "split.json") == d.documents()["split.json"]
+    assert read_json(tmp_path / "config.json")["identity"]["data"]["subset"] == d.subset

@@ -1,3 +1,6 @@
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 from colours import TINY, spec
@@ -67,6 +70,42 @@ def test_chosen_rows_answer_as_before(case):
     models.select_rows(model, [2, 0])
     torch.testing.assert_close(models.forward(model, images(s))[0], before[:, [2, 0]], rtol=1e-6, atol=1e-6)
     assert model.num_classes == 2
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"args": {"checkpoint_path": "evil.pth"}}, "'checkpoint_path' is not allowed"),
+        ({"args": {"pretrained": True}}, "'pretrained' is not allowed"),
+        ({"args": {"pretrained_cfg": {"file": "evil.pth"}}}, "'pretrained_cfg' is not allowed"),
+        ({"args": {"cache_dir": "elsewhere"}}, "'cache_dir' is not allowed"),
+        ({"args": {"scriptable": True}}, "'scriptable' is not allowed"),
+        ({"args": {"__class__": 1}}, "'__class__' is not allowed"),
+        ({"args": {"global_pool": "http://host/x"}}, "global_pool takes a number"),
+        ({"args": {"depth": {"a": 1}}}, "depth takes a number"),
+        ({"args": {"depth": ["a"]}}, "depth takes a number"),
+        ({"args": ["depth"]}, "name: value pairs"),
+        ({"name": "hf-hub:someone/model"}, "is no model name"),
+        ({"name": "hf_hub:someone/model"}, "is no model name"),
+        ({"name": "local-dir:/some/folder"}, "is no model name"),
+        ({"name": "https://host/model"}, "is no model name"),
+        ({"name": 5}, "is no model name"),
+    ],
+)
+def test_a_model_folder_can_have_nothing_fetched_opened_or_run(tmp_path, monkeypatch, changes, word):
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", None)
+    (tmp_path / "spec.json").write_text(json.dumps(asdict(SPECS["timm"]) | changes))
+    with pytest.raises(UserError, match=word) as error:
+        models.load_folder(tmp_path)
+    one_line(error)
+
+
+def test_sizes_and_switches_are_allowed():
+    assert models.parse_args("drop_path_rate=0.1,global_pool=avg") == {"drop_path_rate": 0.1, "global_pool": "avg"}
+    args = {"img_size": [16, 16], "qk_norm": None, "weight_init": "", "drop_path_rate": 0.1, "global_pool": "avg"}
+    assert models.build(spec("abc", **args)).num_classes == 3
 
 
 def test_a_saved_folder_gives_the_same_model(case, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from common import report
 from common.errors import UserError
-from common.evaluation.scores import drop, forget_h_mean, h_mean
+from common.evaluation.scores import drop, h_mean
 from common.plan import Plan, make_plan
 from common.record import METRICS, STEPS, write_json
 from common.report import details
@@ -208,6 +208,13 @@ def test_runs_of_different_metrics_have_tables_of_their_own(tmp_path):
     assert "Compared by AP" in page_of(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize("plan", [FLTF, CONTINUAL], ids=lambda p: p.name)
+def test_the_recorded_phases_are_those_of_the_plan(plan, tmp_path):
+    run = read_run(make_run(tmp_path / "run", plan))
+    assert run.phases == plan.phases
+    assert [m.title for m in run.moments] == ["before", *(p.title for p in plan.phases)]
+
+
 def test_h_mean_is_the_harmonic_mean_of_what_is_known_and_the_drop(tmp_path):
     run = read_run(make_run(tmp_path / "run", CONTINUAL))
     history = [m.scores for m in run.moments]
@@ -224,7 +231,8 @@ def test_h_mean_is_the_harmonic_mean_of_what_is_known_and_the_drop(tmp_path):
 @pytest.mark.parametrize("before", ["pretrained", "phase_start"])
 def test_h_mean_with_one_retained_group_equals_the_published_definition(before, tmp_path):
     run = read_run(make_run(tmp_path / "run", make_plan("fftl", ["x"], ["y"], ["z"])))
-    expected = forget_h_mean([m.scores for m in run.moments], 1, "forget", "retain", before)
+    start, end = run.moments[0].scores, run.moments[1].scores
+    expected = h_mean(end["retain"], drop(start["forget"], end["forget"]))
     assert getattr(forgetting(run, 1), f"h_{before}") == pytest.approx(expected)
 
 

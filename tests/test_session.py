@@ -4,13 +4,13 @@ from colours import image_set, save_folders
 from ks_classification import data, load_checkpoint, models, session
 from ks_classification.data import ImageSet
 from ks_classification.face import FaceTransformer
-from ks_classification.session import SourceConfig, base_model, open_swap
+from ks_classification.session import SESSION, SourceConfig, base_model
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 from vit_files import one_line, same, tiny_bird, tiny_timm
 
 from common import adapters, lora
 from common.errors import UserError
-from common.plan import PlanConfig
+from common.settings import settings_from
 
 NOTHING = ImageSet([], [], [])
 
@@ -35,6 +35,10 @@ def files(tmp_path_factory):
     for name, state in states.items():
         torch.save(state, root / f"{name}.pth")
     return {name: str(root / f"{name}.pth") for name in states}
+
+
+def swap_opened(**flags):
+    return SESSION.open_swap(settings_from((SESSION.source, SESSION.view), flags))
 
 
 def opened(files, name, images=NOTHING, **flags):
@@ -78,9 +82,8 @@ def test_flags_overrule_what_the_file_suggests(files):
 def test_merged_files_are_taken_as_such(files):
     alone, merged = opened(files, "bird")[0], opened(files, "bird", lora_merged=True)[0]
     plain = load_checkpoint(files["bird"])
-    with lora.disabled(plain):
-        layer = plain.blocks[0].mlp.fc1
-        same(merged.blocks[0].mlp.fc1.weight, layer.weight)
+    adapters.remove(plain)
+    same(merged.blocks[0].mlp.fc1.weight, plain.blocks[0].mlp.fc1.weight)
     assert not torch.equal(alone.blocks[0].mlp.fc1.weight, merged.blocks[0].mlp.fc1.weight)
 
 
@@ -167,23 +170,30 @@ def test_a_data_set_with_more_classes_than_rows_needs_names(files):
 
 def test_a_swap_is_checked_before_its_images_are_read(files, tmp_path, monkeypatch):
     root = save_folders(tmp_path, ["red", "blue", "white"])
-    monkeypatch.setattr(data.Item, "open", None)
-    config = SourceConfig(checkpoint=files["bird"], data=root, class_names="red,blue")
-    opening = open_swap(config, PlanConfig(learn="white", forget="red"), lora.LoraConfig(lora_rank=4))
-    assert opening.plan.groups == {"learn": ("white",), "forget": ("red",), "retain": ("blue",)}
-    assert not lora.adapters(opening.model), "the trial leaves no adapter behind"
-    with pytest.raises(UserError, match="--lora-rank"):
-        open_swap(config, PlanConfig(learn="white", forget="red"), lora.LoraConfig(lora_rank=999))
-    with pytest.raises(UserError, match="--order"):
-        open_swap(SourceConfig(data="nowhere"), PlanConfig(order="xyz"))
+    flags = {"checkpoint": files["bird"], "data": root, "class_names": "red,blue", "learn": "white", "forget": "red"}
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Item, "open", None)
+        opening = swap_opened(**flags, lora_rank=4)
+        assert opening.plan.groups == {"learn": ("white",), "forget": ("red",), "retain": ("blue",)}
+        with pytest.raises(UserError, match="--lora-rank"):
+            swap_opened(**flags, lora_rank=999)
+        with pytest.raises(UserError, match="--order"):
+            swap_opened(data="nowhere", order="xyz")
+        with pytest.raises(UserError, match="what shall change"):
+            swap_opened(data="nowhere")
+    assert not lora.adapters(opening.domain().build_model()), "the trial leaves no adapter behind"
 
 
-@pytest.mark.parametrize("name, word", [("nothing", "is no run"), ("begun", "has no result yet")])
+@pytest.mark.parametrize(
+    "name, word", [("nothing", "is no run"), ("begun", "has no result yet"), ("bare", "not the record")]
+)
 def test_folders_without_a_result_are_one_line(tmp_path, name, word):
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.json").write_text('{"flags": {}}')
+    (tmp_path / "begun" / "config.json").write_text('{"flags": {}, "identity": {"plan": {"groups": {}}}}')
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text('{"flags": {}}')
     with pytest.raises(UserError, match=word) as error:
-        session.load_run(tmp_path / name)
+        SESSION.load(tmp_path / name, {})
     one_line(error)
 
 

@@ -12,7 +12,8 @@ from common.domain import Domain, Prediction
 from common.errors import UserError
 from common.methods._base import Step
 from common.methods._continual import Continual
-from common.methods._penalty import Quadratic, Weights, check_not_stacked, copied
+from common.methods._penalty import Quadratic, check_not_stacked
+from common.methods._snapshots import Weights, copied
 from common.plan import Phase
 from common.streams import derive
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common import distributed
 from common.domain import Domain, Prediction
 from common.methods._base import Step
-from common.methods._penalty import Weights, copied, trained
+from common.methods._snapshots import Weights, copied, trained
 from common.methods._unlearning import Unlearning
 from common.plan import Phase
 from common.splits import resolve

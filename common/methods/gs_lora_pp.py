@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import distributed
+from common.averaging import MovingAverage
 from common.domain import Domain, Prediction
 from common.errors import UserError
 from common.methods._base import Step, for_phase
 from common.methods._head import training_means
-from common.methods._penalty import Weights, copied, trained
+from common.methods._snapshots import trained
 from common.methods.gs_lora import GSLoRA
 from common.plan import Phase
 from common.prototypes import Prototypes, stacked
@@ -57,13 +57,12 @@ class GSLoRApp(GSLoRA):
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
         self.prototypes: Prototypes = {}
-        self.average: Weights = {}
+        self.average = MovingAverage(trained(model).values(), config.ema_decay)
 
     # ---- prototypes --------------------------------------------------------------------------------------
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
-        self.average = {}
         known = [*phase.keep, *(phase.target if phase.action == "forget" else ())]
         if self.config.published_prototypes:
             self.prototypes = {}
@@ -97,25 +96,21 @@ class GSLoRApp(GSLoRA):
 
     def after_step(self, step: Step, lr: float) -> None:
         super().after_step(step, lr)
-        if not (self.config.ema_decay and step.ends_epoch and step.epoch >= self.config.ema_from_epoch):
+        if not (self.config.ema_decay and step.at.ends_epoch and step.at.epoch >= self.config.ema_from_epoch):
             return
-        now, d = copied(self.model), self.config.ema_decay
-        self.average = {n: d * self.average[n] + (1 - d) * v for n, v in now.items()} if self.average else now
+        self.average.update()
 
-    @torch.no_grad()
     def end_phase(self, phase: Phase) -> None:
         super().end_phase(phase)
-        for name, p in trained(self.model).items():
-            if name in self.average:
-                p.copy_(self.average[name])
+        self.average.settle()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "prototypes": self.prototypes, "average": self.average}
+        return {**super().state_dict(), "prototypes": self.prototypes, "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.prototypes = {row: mean.cpu() for row, mean in state["prototypes"].items()}
-        self.average = state["average"]
+        self.average.load_state_dict(state["average"])
 
 
 def _mean(values: Tensor) -> Tensor:

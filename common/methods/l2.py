@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from common.methods._importance import Importance
-from common.methods._penalty import Weights, trained
+from common.methods._snapshots import Weights, trained
 
 
 class L2(Importance):

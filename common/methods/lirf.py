@@ -36,8 +36,8 @@ class LIRF(Unlearning):
 
     The lower half is everything registered before the middle one of the blocks that carry adapters
     (`Domain.lora_targets`), which fits Transformers: stem, embeddings and the first half of the blocks. Only
-    it trains, and the deposit, which is a second lower half and takes that much memory. With it what was
-    forgotten can be put back; `deposit_state` gives its weights.
+    it trains, and the deposit, which is a second lower half and takes that much memory. It still
+    knows what was forgotten.
 
     Where the published baseline goes wrong, this does not: the kept and forgotten logits are those of the
     classes (there: the first P columns, whatever the order), the deposit is trained (there it is in no
@@ -122,11 +122,6 @@ class LIRF(Unlearning):
         tokens = outputs[-1].float()
         square = tokens.square().flatten(1, -2).mean(1) if tokens.dim() > 2 else tokens.square()  # [N, D]
         return prediction, F.normalize(square * (square >= 0.005), dim=-1)
-
-    def deposit_state(self) -> dict[str, Tensor]:
-        """The lower half that still knows what was forgotten, by parameter name."""
-        state = self.own.state_dict()
-        return {name: state[name] for name in self.low}
 
 
 @contextmanager

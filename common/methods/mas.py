@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from common.methods._importance import Importance
-from common.methods._penalty import Weights, mean_over_batches
+from common.methods._penalty import mean_over_batches
+from common.methods._snapshots import Weights
 
 
 class MAS(Importance):

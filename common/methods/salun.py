@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from common.domain import Domain, Prediction
 from common.errors import UserError
 from common.methods._base import Step
-from common.methods._penalty import Weights, copied, mean_over_batches, trained
+from common.methods._penalty import mean_over_batches
 from common.methods._relabel import cross_entropy
+from common.methods._snapshots import Weights, copied, trained
 from common.methods.relabel import Relabel
 from common.plan import Phase
 

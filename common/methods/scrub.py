@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.averaging import MovingAverage
 from common.domain import Domain
 from common.errors import UserError
 from common.losses import soft_kl
 from common.methods._base import Step
-from common.methods._penalty import Weights, copied, trained
+from common.methods._snapshots import trained
 from common.methods._unlearning import Unlearning
 from common.plan import Phase
 
@@ -50,20 +51,22 @@ class SCRUB(Unlearning):
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
-        self.average: Weights = {}
+        self.average = MovingAverage(trained(model).values(), 0.9)
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
-        self.average = {}
+        self.average.values = []
 
     def is_max(self, step: Step) -> bool:
         """Whether this step drives the model away on the forget set."""
         if step.keep is None:
             return True
-        inside = step.number / step.total * self.config.rounds % 1
-        passes = -(-self.domain.size(step.phase.target, train=True) * step.per_epoch
+        inside = step.at.number / step.at.total * self.config.rounds % 1
+        passes = -(-self.domain.size(step.phase.target, train=True) * step.at.per_epoch
                    // max(1, self.epoch_items(step.phase)))  # fmt: skip
-        return inside < self.config.max_share and step.number % step.per_epoch < min(passes, -(-step.per_epoch // 2))
+        return inside < self.config.max_share and step.at.number % step.at.per_epoch < min(
+            passes, -(-step.at.per_epoch // 2)
+        )
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "learn":
@@ -81,27 +84,24 @@ class SCRUB(Unlearning):
         return soft_kl(scores, teacher.scores, self.config.temperature) if scores.numel() else scores.sum()
 
     def _pull(self, step: Step) -> Tensor | float:
-        if not (self.config.smoothing and self.average):
+        if not (self.config.smoothing and self.average.values):
             return 0.0
-        distances = [(p - self.average[n]).norm() for n, p in trained(self.model).items()]
+        distances = [(p - mean).norm() for p, mean in zip(self.average.parameters, self.average.values, strict=True)]
         return self.config.smoothing * step.log("pull", torch.stack(distances).sum())
 
-    @torch.no_grad()
     def after_step(self, step: Step, lr: float) -> None:
         if step.phase.action == "learn" or not self.config.smoothing:
             return
-        length = step.total / self.config.rounds
-        if int((step.number + 1) / length) == int(step.number / length):
-            return
-        now = copied(self.model)
-        self.average = {n: 0.9 * self.average[n] + 0.1 * v for n, v in now.items()} if self.average else now
+        length = step.at.total / self.config.rounds
+        if int((step.at.number + 1) / length) > int(step.at.number / length):
+            self.average.update()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "average": self.average}
+        return {**super().state_dict(), "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.average = state["average"]
+        self.average.load_state_dict(state["average"])
 
 
 METHOD = SCRUB

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from common.domain import Domain, Prediction
 from common.methods._base import Step
 from common.methods._continual import Continual
-from common.methods._penalty import Quadratic, Weights, check_not_stacked, copied, trained
+from common.methods._penalty import Quadratic, check_not_stacked
+from common.methods._snapshots import Weights, copied, trained
 from common.plan import Phase
 
 

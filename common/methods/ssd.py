@@ -10,7 +10,8 @@ import torch
 from common.domain import Prediction
 from common.errors import UserError
 from common.methods._base import Step
-from common.methods._penalty import mean_over_batches, trained
+from common.methods._penalty import mean_over_batches
+from common.methods._snapshots import trained
 from common.methods._unlearning import Unlearning
 from common.plan import Phase
 

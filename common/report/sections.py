@@ -59,7 +59,7 @@ def score_rows(run: RunRecord) -> list[dict[str, Any]]:
 
 def _touched(run: RunRecord, group: str, index: int) -> bool:
     """Whether phase `index` trained the group."""
-    return index > 0 and group in run.phases[index - 1]["groups"]
+    return index > 0 and group in run.phases[index - 1].groups
 
 
 def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:

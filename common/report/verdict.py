@@ -39,7 +39,7 @@ def verdicts(run: RunRecord) -> list[Verdict]:
 
 def _verdict(run: RunRecord, group: str) -> Verdict:
     role, classes = run.role(group), tuple(map(str, run.groups[group]))
-    own = [p["index"] for p in run.phases if group in p["groups"]]
+    own = [p.index for p in run.phases if group in p.groups]
     last = len(run.moments) - 1
     shown = sorted({0, last, *(i for i in own if 0 < i <= last), *(i - 1 for i in own if 1 < i <= last)})
     path = [(run.moments[i].title, run.moments[i].scores.get(group)) for i in shown if 0 <= i <= last]

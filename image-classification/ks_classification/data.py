@@ -8,11 +8,14 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from common.errors import UserError
 from common.splits import shorten
@@ -22,7 +25,11 @@ PUBLISHED = re.compile(r"^(\d+)\D(n\d{8})$")  # `17?n01532829`: logit row, one s
 
 
 class Item(NamedTuple):
-    """One image: where it comes from, its class, and how to open it (a path, or an array [H, W] or [H, W, 3])."""
+    """One image: where it comes from, its class, and how to open it.
+
+    source: a path, bytes of a file, an array [H, W] or [H, W, 3], a picture, or a function that gives one of them or a
+        tensor [C, H, W] (uint8, or float in 0..1).
+    """
 
     name: str
     label: str
@@ -30,13 +37,14 @@ class Item(NamedTuple):
 
     def open(self) -> Image.Image:
         """The image as RGB."""
-        if isinstance(self.source, np.ndarray):
-            return Image.fromarray(self.source).convert("RGB")
-        if isinstance(self.source, bytes):
-            return Image.open(io.BytesIO(self.source)).convert("RGB")
-        if isinstance(self.source, Image.Image):
-            return self.source.convert("RGB")
-        with Image.open(self.source) as image:
+        source = self.source() if callable(self.source) else self.source
+        if isinstance(source, Tensor):
+            return to_pil_image(source).convert("RGB")
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source).convert("RGB")
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return image.convert("RGB")
 
 
@@ -187,6 +195,35 @@ def hugging_face(name: str) -> ImageSet:
         ]
 
     return ImageSet(list(names), items("train"), items(test))
+
+
+def from_datasets(data: Any, names: Sequence[str]) -> ImageSet:
+    """The image set of (train, test), two torch Datasets of (image, label).
+
+    Args:
+        names: of the labels, in order; by default the Datasets' own `classes`.
+
+    Raises:
+        UserError: no pair, or labels without a name.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise UserError(f"`data` is a path or a pair (train, test) of Datasets, got {type(data).__name__}.")
+    classes = list(names or getattr(data[0], "classes", ()))
+    parts = []
+    for part, dataset in zip(("train", "test"), data, strict=True):
+        labels = [int(label) for label in getattr(dataset, "targets", None) or (row[1] for row in dataset)]
+        strange = sorted({label for label in labels if not 0 <= label < len(classes)})
+        if strange:
+            raise UserError(f"label {strange[0]} has no name; name all labels, in order, with data_classes=[...].")
+        sources = (partial(_picture_of, dataset, i) for i in range(len(labels)))
+        parts.append(
+            [Item(f"{part}_{i:06d}", classes[y], x) for i, (y, x) in enumerate(zip(labels, sources, strict=True))]
+        )
+    return ImageSet(classes, *parts)
+
+
+def _picture_of(dataset: Any, index: int) -> Any:
+    return dataset[index][0]
 
 
 def decode(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -213,6 +214,10 @@ class ClassificationDomain(Domain):
                 GalleryItem(item.name, _thumbnail(item), item.label, f"{answer} {100 * p:.0f} %", answer == item.label)
             )
         return items
+
+    def save_folder(self, model: nn.Module, folder: Path) -> None:
+        self.spec.classes = list(self.classes.names)
+        models.save_folder(folder, self.spec)
 
     def describe(self) -> dict[str, Any]:
         c = self.config

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from ks_classification.model_args import check_args, check_name
 
 HYBRID = "hybrid_mobilenetv2"
 TORCHVISION = "torchvision/vit_b_16"
 FACES: dict[str, dict[str, int]] = {"face_p8s8": {}, "face_p12s8": {"patch_size": 12, "overlap": 2}}
+GIVEN = "given/"  # then the class of a model that was given as an object; nothing here can build it again
 PUBLISHED = "published/"  # then the kind of `checkpoints.construct`: a model that a file described
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RAW = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -45,7 +47,7 @@ class ModelSpec:
 
 
 def parse_args(text: str) -> dict[str, Any]:
-    """'depth=6,embed_dim=192' -> {"depth": 6, "embed_dim": 192}."""
+    """'depth=6,embed_dim=192' -> {"depth": 6, "embed_dim": 192}. Raises UserError for what is no size or switch."""
     result: dict[str, Any] = {}
     for piece in filter(None, (p.strip() for p in text.split(","))):
         key, sign, value = piece.partition("=")
@@ -55,6 +57,7 @@ def parse_args(text: str) -> dict[str, Any]:
             result[key] = json.loads(value)
         except json.JSONDecodeError:
             result[key] = value
+    check_args(result, "`--model-args`")
     return result
 
 
@@ -65,8 +68,10 @@ def build(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         pretrained: take the weights that timm or torchvision publish for this name (downloads them).
 
     Raises:
-        UserError: unknown name or arguments.
+        UserError: unknown name or arguments, or such as would fetch, open or run something.
     """
+    check_name(spec.name)
+    check_args(spec.args, f"model {spec.name!r}")
     try:
         return _build(spec, pretrained).eval()
     except (RuntimeError, TypeError, AssertionError, KeyError, ValueError) as error:
@@ -80,6 +85,8 @@ def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
     count, args = len(spec.classes), dict(spec.args)
     if pretrained and (spec.name in (HYBRID, *FACES) or spec.name.startswith(PUBLISHED)):
         raise UserError(f"nobody publishes weights for {spec.name!r} by name; give --checkpoint.")
+    if spec.name.startswith(GIVEN):
+        raise UserError(f"the base model was a {spec.name.removeprefix(GIVEN)} given from Python; give it to load_run.")
     if spec.name == TORCHVISION:
         from torchvision.models import vit_b_16
 
@@ -270,6 +277,24 @@ def spec_of(name: str, args: dict[str, Any], classes: Sequence[str]) -> ModelSpe
         if known is not None:
             spec.mean, spec.std, spec.size = list(known.mean), list(known.std), known.input_size[-1]
     spec.size = spec.args.get("img_size", spec.size)
+    return spec
+
+
+def given_spec(model: nn.Module, classes: Sequence[str], size: int) -> ModelSpec:
+    """The spec of a model object: its rows' names, and timm's own normalisation and input size where it states them.
+
+    Raises:
+        UserError: not one name per row.
+    """
+    rows = classifier(model).weight.shape[0]
+    if len(classes) != rows:
+        raise UserError(
+            f"the model has {rows} logit rows, class_names=[...] names {len(classes)}; name each row, in order."
+        )
+    known = getattr(model, "pretrained_cfg", None) or {}
+    spec = ModelSpec(GIVEN + type(model).__name__, classes=list(classes))
+    spec.mean, spec.std = list(known.get("mean", spec.mean)), list(known.get("std", spec.std))
+    spec.size = size or known.get("input_size", (3, spec.size))[-1]
     return spec
 
 

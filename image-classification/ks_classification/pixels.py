@@ -94,14 +94,18 @@ class Pixels:
         images = torch.stack([self._load(*draw) for draw in draws])
         indices = [d.index for d in draws]
         labels = torch.tensor([self.rows[i] for i in indices])
-        images = images.float() if self.stem is not None else self.normalised(images)
+        images = images if self.stem is not None else self.normalised(images)
         return Images(images, labels, [self.names[i] for i in indices])
 
     def _load(self, index: int, seed: int | None) -> Tensor:
-        """One transformed image, uint8 [3, S, S], or its cached stem output."""
+        """One transformed image, uint8 [3, S, S], or its cached stem output in float32.
+
+        Autocast on a CPU stacks no float16 tensors.
+        """
         if self.stem is None:
             return self.image(index, seed)
-        return torch.from_numpy(np.array(self.stem[index, 0 if seed is None else seed % self.stem.shape[1]]))
+        view = 0 if seed is None else seed % self.stem.shape[1]
+        return torch.from_numpy(self.stem[index, view].astype(np.float32))
 
     def image(self, index: int, seed: int | None) -> Tensor:
         """One transformed image, uint8 [3, S, S]; without a seed as in tests."""

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from common.backbones.mobilenet import WIDTHS, MobileNet
-from common.cpu import use_fast_linears
 from common.errors import UserError
+from common.layers import fast, use_fast_linears
 from ks_segmentation.config import Config, load_config
 from ks_segmentation.swin import use_fast_blocks
 
@@ -192,7 +192,8 @@ def _finish_backbone(pixel_level: nn.Module, config: Config) -> None:
     elif config.MODEL.BACKBONE.NAME == "D2SwinTransformer":
         if hasattr(backbone, "swin"):
             backbone.swin.layernorm = nn.Identity()  # its output is used by nothing
-        use_fast_blocks(backbone)
+        if fast:
+            use_fast_blocks(backbone)
         if config.MODEL.SWIN.USE_CHECKPOINT:
             # the reentrant kind gives adapters behind a frozen input no gradient at all
             backbone.gradient_checkpointing_enable({"use_reentrant": False})

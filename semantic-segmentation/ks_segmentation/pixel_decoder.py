@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
-from common.cpu import short_softmax
-from common.feed_forward import feed_forward
+from common.layers import feed_forward, short_softmax
 
 
 class PixelFeatures(NamedTuple):

@@ -1,5 +1,7 @@
 """Backbones for small work: a tiny convolutional net, any timm feature model."""
 
+import re
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,6 +59,8 @@ class TimmFeatures(nn.Module):
         import timm
         from timm.utils.model import freeze_batch_norm_2d
 
+        if not re.fullmatch(r"[\w.-]+", name):  # a scheme such as hf-hub: or local-dir: would be followed
+            raise UserError(f"`backbone` timm:{name}: only names that timm knows by itself are built.")
         try:
             body = timm.create_model(name, features_only=True, pretrained=False)
         except (RuntimeError, AttributeError, ValueError) as error:

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import cpu
-from common.lora import LoRALinear
+from common.fast.products import Linear, linear, outer, product, usable
 
 FEW = 256  # rows below which updating the weights costs more than it saves
 
@@ -36,32 +35,31 @@ class _Layer(NamedTuple):
         """Those of weight, bias, a and b that are wanted, from rows [N, in] and the gradient [N, out] of the answers."""
         weight, bias, a, b = wanted
         return [
-            cpu.outer(grad, rows) if weight else None,
+            outer(grad, rows) if weight else None,
             grad.sum(0) if bias else None,
-            cpu.outer(cpu.linear(grad, self.b.t()), rows).mul_(self.scale) if a else None,
-            cpu.outer(grad, cpu.linear(rows, self.a)).mul(self.scale) if b else None,
+            outer(linear(grad, self.b.t()), rows).mul_(self.scale) if a else None,
+            outer(grad, linear(rows, self.a)).mul(self.scale) if b else None,
         ]
 
 
-def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str) -> Tensor:
-    """second(activation(first(x))) of x [..., in]; as fast as it can be on a CPU in float32, plain elsewhere.
+def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str) -> Tensor | None:
+    """second(activation(first(x))) of x [..., in], or None where the parts are to be run one by one.
 
     Args:
-        first, second: `cpu.Linear` or any other layer; adapted ones too.
+        first, second: `Linear`, also with a low-rank adapter; None for all other layers.
         activation: "relu" or "gelu" (exact).
     """
     layers = _layer(first), _layer(second)
-    if None in layers or x.numel() < FEW * x.shape[-1] or not cpu.fast(x, *(layer.weight for layer in layers)):
-        hidden = first(x)
-        return second(F.relu(hidden, inplace=True) if activation == "relu" else F.gelu(hidden))
+    if None in layers or x.numel() < FEW * x.shape[-1] or not usable(x, *(layer.weight for layer in layers)):
+        return None
     return _FeedForward.apply(x, activation, *layers[0], *layers[1])
 
 
 def _layer(module: nn.Module) -> _Layer | None:
     """What a layer computes, or None when it is not known to be a product."""
-    if type(module) is cpu.Linear:
+    if type(module) is Linear:
         return _Layer(module.weight, module.bias)
-    if type(module) is not LoRALinear or module.affine is not cpu.Linear.affine:
+    if getattr(module, "affine", None) is not linear or not hasattr(module, "factors"):  # else an adapted `Linear`
         return None
     if module.merged is not None:
         return _Layer(module.merged, module.bias)
@@ -76,8 +74,8 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx, x: Tensor, activation: str, *numbers) -> Tensor:
         first, second = _Layer(*numbers[:5]), _Layer(*numbers[5:])
         into, out = first.updated(), second.updated()
-        kept = cpu.product(_rows(x), into, first.bias, "relu" if activation == "relu" else "none")
-        answer = cpu.product(kept if activation == "relu" else F.gelu(kept), out, second.bias)
+        kept = product(_rows(x), into, first.bias, "relu" if activation == "relu" else "none")
+        answer = product(kept if activation == "relu" else F.gelu(kept), out, second.bias)
         ctx.save_for_backward(x, kept, into, out, *numbers[:4], *numbers[5:9])
         ctx.activation, ctx.scales = activation, (first.scale, second.scale)
         return torch.ops.aten._unsafe_view(answer, [*x.shape[:-1], len(out)])
@@ -89,7 +87,7 @@ class _FeedForward(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _differentiable(ctx, grad, x, first, second)
         needed, after = ctx.needs_input_grad, _rows(grad)
-        before = cpu.product(after, out.t())
+        before = product(after, out.t())
         middle = kept if ctx.activation == "relu" else F.gelu(kept)
         for_second = second.gradients(needed[7:11], middle, after)
         if ctx.activation == "relu":
@@ -97,7 +95,7 @@ class _FeedForward(torch.autograd.Function):
         else:
             torch.ops.aten.gelu_backward.grad_input(before, kept, grad_input=before)
         for_first = first.gradients(needed[2:6], _rows(x), before)
-        for_x = cpu.product(before, into.t()).view_as(x) if needed[0] else None
+        for_x = product(before, into.t()).view_as(x) if needed[0] else None
         return for_x, None, *for_first, None, *for_second, None
 
 
@@ -108,9 +106,9 @@ def _rows(x: Tensor) -> Tensor:
 
 def _differentiable(ctx, grad: Tensor, x: Tensor, first: _Layer, second: _Layer) -> tuple:
     """The gradients as a graph of their own, for second derivatives."""
-    hidden = cpu.linear(x, first.updated(), first.bias)
+    hidden = linear(x, first.updated(), first.bias)
     hidden = F.relu(hidden) if ctx.activation == "relu" else F.gelu(hidden)
-    answer = cpu.linear(hidden, second.updated(), second.bias)
+    answer = linear(hidden, second.updated(), second.bias)
     inputs = (x, None, *first[:4], None, *second[:4], None)
     asked = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=True) if need]
     found = iter(torch.autograd.grad(answer, asked, grad, create_graph=True))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from common import cli
+from common import cli, commands
 from common.config import flag, read_yaml
 from common.errors import UserError
+from ks_classification.session import SESSION
 
 HOME = Path(__file__).resolve().parent.parent  # the folder of swap.py
 TABLE = HOME / "configs" / "gs_lora_scripts.yaml"
@@ -50,7 +50,6 @@ def command(script: str, argv: list[str]) -> tuple[str, list[str]]:
 
 def main(script: str) -> None:
     """Runs a block through our own script, which it names first."""
-    sys.path.insert(0, str(HOME))
 
     def body(argv: list[str]) -> int | None:
         if {"-h", "--help"} & set(argv):
@@ -61,6 +60,6 @@ def main(script: str) -> None:
             return 0
         entry, flags = command(script, argv)
         print(f"{entry}.py {shlex.join(flags)}", file=sys.stderr)
-        return import_module(entry).run(flags)
+        return commands.VERBS[entry](SESSION, flags)
 
     sys.exit(cli.main(body))

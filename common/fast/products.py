@@ -1,13 +1,19 @@
-"""What makes training on a CPU fast: oneDNN for matrix products, and memory that is kept for reuse."""
+"""Matrix products by oneDNN, and a softmax for short rows."""
 
 from __future__ import annotations
-
-import ctypes
-import sys
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+_on = True
+
+
+def switch(on: bool) -> None:
+    """Turns what this package computes off and on again within a process; for comparisons."""
+    global _on
+    _on = on
 
 
 class _Product(torch.autograd.Function):
@@ -47,12 +53,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     MKL reaches half of oneDNN's speed on AMD processors (200 against 450 GFLOP/s on two cores).
     """
-    return _Product.apply(x, weight, bias) if fast(x, weight) else F.linear(x, weight, bias)
+    return _Product.apply(x, weight, bias) if usable(x, weight) else F.linear(x, weight, bias)
 
 
-def fast(*tensors: Tensor) -> bool:
+def usable(*tensors: Tensor) -> bool:
     """Whether products of these go through oneDNN: float32 on a CPU, not empty, outside autocast and compilation."""
-    if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.numel() == 0 for t in tensors):
+    if not _on or any(t.device.type != "cpu" or t.dtype != torch.float32 or t.numel() == 0 for t in tensors):
         return False
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
@@ -77,7 +83,7 @@ class _Softmax(torch.autograd.Function):
 
 def short_softmax(x: Tensor) -> Tensor:
     """Softmax over a last dimension of a dozen or so, where torch's own kernel on a CPU is five times slower."""
-    return _Softmax.apply(x) if fast(x) else x.softmax(-1)
+    return _Softmax.apply(x) if usable(x) else x.softmax(-1)
 
 
 class Linear(nn.Linear):
@@ -91,26 +97,6 @@ class Linear(nn.Linear):
 
 def use_fast_linears(model: nn.Module) -> None:
     """Makes every plain linear layer of `model` a `Linear`; parameters, names and answers stay."""
-    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-
     for module in model.modules():
         if type(module) in (nn.Linear, NonDynamicallyQuantizableLinear):
             module.__class__ = Linear
-
-
-def keep_freed_memory() -> bool:
-    """Tells the C allocator to keep what is freed for the next step; returns whether it obeyed (glibc only).
-
-    By default every tensor above 32 MB is mapped anew and its pages are zeroed at first touch, which costs more
-    than most elementwise operations on it. The process then holds its peak memory until it ends.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX
-    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
-    kept = all((mallopt(mmap_max, 0), mallopt(trim_threshold, 2**31 - 1), mallopt(top_pad, 64 * 2**20)))
-    return bool(kept and mallopt(arena_max, 1))  # the backward pass runs in a thread, whose own arena would give back
