@@ -6,18 +6,18 @@ import pytest
 import test_segmentation_domain
 import tiny_swap
 import torch
-from colours import COLOURS, domain, image_set, save_folders, script, spec
+from colours import COLOURS, domain, image_set, save_folders, spec
 from ks_classification import models
 from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import ModelSpec
+from ks_classification.session import SESSION
+from toy import make_trainer
 
-from common import cli, methods
+from common import commands
 from common.domain import Domain
-from common.lora import LoraConfig
 from common.plan import make_plan
-from common.record import METRICS, STEPS, RecordConfig, Run, read_json, read_lines
+from common.record import METRICS, STEPS, read_json, read_lines
 from common.train_config import TrainConfig
-from common.trainer import Trainer
 
 BF16 = ["--precision", "bf16", "--device", "cpu", "--threads", "1", "--gallery", "0", "--no-report"]
 
@@ -48,10 +48,8 @@ def recorded(folder) -> tuple[list[dict], list[dict]]:
 @pytest.mark.parametrize("make", [classification, detection, segmentation])
 def test_a_swap_with_the_default_method_has_finite_losses_and_all_scores(make, tmp_path):
     own, groups = make()
-    config = TrainConfig(steps=2, batch_size=2, precision="bf16", device="cpu", gallery=1)
-    method = methods.load(config.method)
     plan = make_plan("fltf", *(groups[name] for name in ("learn", "forget", "retain")))
-    Trainer(own, plan, config, LoraConfig(lora_rank=2), method, method.Config(), Run(tmp_path), RecordConfig()).swap()
+    make_trainer(own, plan, TrainConfig.method, tmp_path, steps=2, batch_size=2, lr=1e-3, precision="bf16").swap()
     scores, steps = recorded(tmp_path)
     assert [(line["phase"], line["group"]) for line in scores] == [(p, g) for p in range(3) for g in plan.groups]
     assert [(line["phase"], line["step"]) for line in steps] == [(p, s) for p in (1, 2) for s in (0, 1)]
@@ -64,9 +62,9 @@ def test_a_cached_stem_serves_batches_under_autocast(tmp_path):
     common = ["--data", data, "--cache-stem", str(tmp_path / "stem"), "--stem-views", "2", "--batch-size", "4", *BF16]
     model = ["--model", "hybrid_mobilenetv2", "--img-size", "32", "--model-args", "embed_dim=48,depth=1"]
     made = [*model, *common, "--steps", "2", "--classes", ",".join(known), "--output-dir", str(base)]
-    assert cli.main(script("pretrain").run, made) == 0
+    assert commands.main(SESSION, "pretrain", made) == 0
     flags = ["--checkpoint", str(base), "--learn", "white", "--forget", "red", "--lora-rank", "2", "--steps", "1"]
-    assert cli.main(script("swap").run, [*flags, *common, "--output-dir", str(out)]) == 0
+    assert commands.main(SESSION, "swap", [*flags, *common, "--output-dir", str(out)]) == 0
     for folder in (base, out):
         recorded(folder)
         assert read_json(folder / "config.json")["identity"]["data"]["cached_stem"]
