@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import adapters, distributed, lora, precision
+from common import adapters, devices, distributed, lora, precision, schedule
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
@@ -54,7 +54,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.domain, self.plan, self.config, self.lora_config = domain, plan, config, lora_config
         self.run, self.record = run, record
-        self.device = precision.choose_device(config.device, distributed.local_rank())
+        self.device = devices.choose_device(config.device, distributed.local_rank())
         distributed.init(self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -291,7 +291,7 @@ class Trainer:
     def _set_lr(self, phase: Phase, number: int, total: int, per_epoch: int) -> float:
         c = self.config
         peak = (c.forget_lr if phase.action == "forget" else 0) or c.lr
-        lr = precision.learning_rate(
+        lr = schedule.learning_rate(
             number,
             total,
             peak,

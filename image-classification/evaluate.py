@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from common import cli, distributed, lora, precision
+from common import cli, devices, distributed, lora, precision
 from common.config import Parser, help_formatter
 
 EXAMPLE = "Example:\n  python image-classification/evaluate.py results/classification/fltf-gs_lora-seed0"
@@ -33,7 +33,7 @@ def run(argv: list[str]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
-    device = precision.choose_device(args.device, distributed.local_rank())
+    device = devices.choose_device(args.device, distributed.local_rank())
     model, domain, groups, record = _load(args)
     chosen = record["precision"] if args.precision == "run" else args.precision
     model = model.to(device)

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import cli, distributed, lora, precision
+from common import cli, devices, distributed, lora, precision
 from common.config import Parser, help_formatter
 from common.errors import UserError
 from common.files import find_files
@@ -59,7 +59,7 @@ def predict(args: argparse.Namespace, files: list[Path]) -> list[dict]:
     model, spec, record = load_run(args.model, args.checkpoint)
     config = config_of(ImageConfig, record["flags"])
     config.skip_corrupt = args.skip_corrupt
-    device = precision.choose_device(args.device, distributed.local_rank())
+    device = devices.choose_device(args.device, distributed.local_rank())
     good, images, bad = read_pixels([Item(str(f), "", str(f)) for f in files], spec.size, config, "reading images")
     for name in bad:
         print(f"left out: {name} is no readable image", file=sys.stderr)
