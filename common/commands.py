@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from common import cli, distributed, lora, precision
+from common import cli, devices, distributed, lora, precision
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
@@ -139,7 +139,7 @@ def evaluate(session: Session, argv: list[str]) -> None:
     config = from_values(ScoreConfig, given)
     if distributed.relaunched(from_values(distributed.LaunchConfig, given)):
         return
-    device = precision.choose_device(config.device, distributed.local_rank())
+    device = devices.choose_device(config.device, distributed.local_rank())
     distributed.init(device)
     loaded = session.load(given.pop("run"), given)
     domain, groups = session.scoring(loaded)
@@ -190,7 +190,7 @@ def predict(session: Session, argv: list[str]) -> None:
     for kind in session.predict_flags:
         from_values(kind, given)  # its checks, before a model is read
     files = find_files(given.pop("images"), session.suffixes, f"images ({', '.join(session.suffixes)})")
-    device = precision.choose_device(config.device, distributed.local_rank())
+    device = devices.choose_device(config.device, distributed.local_rank())
     loaded = session.load(given.pop("model"), given)
     model = loaded.base.model.to(device).eval()
     answers: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import adapters, distributed, layers, lora, precision, references, report, trainable
+from common import adapters, devices, distributed, layers, lora, precision, references, report, schedule, trainable
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
@@ -87,9 +87,9 @@ class Trainer:
 
     def __init__(self, domain: Domain, plan: Plan, settings: Settings, run: Run) -> None:
         self.domain, self.plan, self.settings, self.run = domain, plan, settings, run
-        self.config, self.lora_config = settings.train, settings.lora
-        config = self.config
-        self.device = precision.choose_device(config.device, distributed.local_rank())
+        config, self.lora_config = settings.train, settings.lora
+        self.config = config
+        self.device = devices.choose_device(config.device, distributed.local_rank())
         distributed.init(self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -309,7 +309,7 @@ class Trainer:
         c = self.config
         peak = (c.forget_lr if at.phase.action == "forget" else 0) or c.lr
         per_epoch = at.per_epoch if c.schedule_per_epoch else 0
-        lr = precision.learning_rate(
+        lr = schedule.learning_rate(
             at.number, at.total, peak, min(c.min_lr, peak), c.schedule, round(c.warmup * at.total), per_epoch
         )
         for group in self.optimizer.param_groups:
