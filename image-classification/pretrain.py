@@ -34,7 +34,7 @@ def run(argv: list[str]) -> None:
     )  # fmt: skip
     swap = cli.swap_flags(parser, argv, configs)
     base, source, image_config = swap.domain
-    for name in ("checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head"):
+    for name in ("allow_chance", "checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head"):
         if getattr(source, name):
             raise UserError(f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --model.")
     spec = spec_from(source, [])

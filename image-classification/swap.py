@@ -14,6 +14,7 @@ Stopped or killed? The same command goes on where it was."""
 def run(argv: list[str]) -> None:
     """One swap from flags."""
     from ks_classification import models
+    from ks_classification.chance import refuse_chance
     from ks_classification.domain import ClassificationDomain, ImageConfig
     from ks_classification.session import SourceConfig, open_swap
 
@@ -26,6 +27,8 @@ def run(argv: list[str]) -> None:
     opening = open_swap(source, swap.plan, swap.lora if adapted else None)
     cli.check_folder(ClassificationDomain.name, opening.plan, swap)
     domain = opening.domain(images, source.head_rows, swap.train.seed)
+    if not source.allow_chance:
+        refuse_chance(domain, opening.plan, swap.train)
     trainer = cli.carry_out(domain, opening.plan, swap)
     whole = trainer.run.path("model")
     if distributed.is_main() and (whole / adapters.SWAP).exists():

@@ -62,6 +62,7 @@ def parser() -> Parser:
         if name != "learnpath":
             kind = int if name in WHOLE else str if name in ("outdir", "resume") else float
             flag(honoured, name, type=kind, help=f"{ours} of swap.py")
+    flag(honoured, "allow_chance", action="store_true", help="--allow-chance of swap.py (not published)")
     dead = p.add_argument_group("accepted without effect")
     for name in DEAD:
         flag(dead, name, help=" ", nargs="+" if name in ("opt_betas", "lr_noise") else None)
@@ -80,6 +81,8 @@ def translate(argv: list[str], order: str) -> tuple[list[str], list[str]]:
             ours += [flag, str(given[name])]
     if "beta" in given:  # one published flag with two roles
         ours += ["--keep-weight", str(args.beta), "--forget-weight", str(args.beta)]
+    if args.allow_chance:
+        ours.append("--allow-chance")
     if args.workers_id is not None:
         numbers = args.workers_id.replace(",", " ").split()
         ours += ["--device", "cpu" if args.workers_id == "cpu" else f"cuda:{numbers[0]}" if numbers else "auto"]

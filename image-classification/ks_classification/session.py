@@ -16,7 +16,7 @@ from common.lora import LoraConfig
 from common.plan import Plan, PlanConfig, check_order, plan_from
 from common.record import read_json
 from common.splits import read_list
-from ks_classification import data, models
+from ks_classification import data, imagenet, models
 from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import ModelSpec
 
@@ -36,7 +36,10 @@ class SourceConfig:
         metadata={"help": "pretrained model: a run of pretrain.py or swap.py, or a published .pth, .bin, .npz"},
     )
     class_names: str = field(
-        default="", metadata={"help": "names of a published checkpoint's logit rows, in order: a,b,c or @file"}
+        default="",
+        metadata={
+            "help": "names of a published checkpoint's logit rows, in order: a,b,c or @file; ImageNet's need none"
+        },
     )
     model: str = field(
         default="",
@@ -81,6 +84,9 @@ class SourceConfig:
     )
     dropout: float = field(
         default=0.0, metadata={"help": "dropout after the position embedding and in FFNs (published: 0.1)"}
+    )
+    allow_chance: bool = field(
+        default=False, metadata={"help": "go on with a model that knows its own classes no better than a guesser"}
     )
     cache_dir: str = field(default="data", metadata={"help": "where CIFAR is kept"})
 
@@ -177,8 +183,13 @@ def _published(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, 
 def name_rows(rows: int, config: SourceConfig, images: data.ImageSet) -> list[str]:
     """Names of a published checkpoint's logit rows: from --class-names, from folder names, or the data's classes.
 
-    Rows without a name are called row_17 and the like.
+    Folder names state rows (see `data.folders`), are ImageNet classes (see `imagenet`), or are as many as there are
+    rows and in the rows' order. Rows without a name are called row_17 and the like.
+
+    Raises:
+        UserError: it is not known which class stands in which row.
     """
+    names: Sequence[str] | None = None
     if config.class_names:
         names = read_list(config.class_names)
         if len(names) > rows:
@@ -190,12 +201,15 @@ def name_rows(rows: int, config: SourceConfig, images: data.ImageSet) -> list[st
             )
         by_row = {row: name for name, row in images.rows.items()}
         names = [by_row.get(i, f"row_{i}") for i in range(rows)]
-    elif len(images.classes) <= rows:
-        names = list(images.classes)
     else:
+        names = imagenet.row_names(rows, images.classes)
+    if names is None and images.classes and len(images.classes) != rows:
         raise UserError(
-            f"the checkpoint has {rows} logit rows and {config.data} {len(images.classes)} classes; name the rows with --class-names."
+            f"the checkpoint has {rows} logit rows and {config.data} {len(images.classes)} classes, so that it is not "
+            "known which row is which class; name all rows in order with --class-names @file, or call the folders "
+            "<row>_<WordNet id>, such as 217_n02102040."
         )
+    names = list(images.classes if names is None else names)
     return names + [f"row_{i}" for i in range(len(names), rows)]
 
 
