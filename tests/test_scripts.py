@@ -130,7 +130,19 @@ def test_an_earlier_swap_is_a_base_like_any_other(place, tmp_path, capsys):
 
 def test_a_published_file_is_swapped_and_all_its_parameters_can_train(place, tmp_path, capsys):
     flags = ["--data", str(place / "data"), "--checkpoint", str(place / "bird.pth"), "--class-names", ",".join(KNOWN)]
-    flags += ["--learn", "white", "--forget", "red", "--method", "finetune", "--steps", "1", "--batch-size", "2"]
+    flags += [
+        "--allow-chance",
+        "--learn",
+        "white",
+        "--forget",
+        "red",
+        "--method",
+        "finetune",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+    ]
     assert started("swap", [*flags, *HERE, "--output-dir", str(tmp_path / "run")]) == 0
     assert started("evaluate", [str(tmp_path / "run"), "--json", "--device", "cpu"]) == 0
     assert record.read_json(tmp_path / "run" / "model" / "spec.json")["name"] == "published/timm"
@@ -151,7 +163,7 @@ def test_faces_are_pretrained_and_swapped(place, tmp_path, capsys):
         "--forget",
         "red",
     ]
-    flags += [*HERE, *steps, "--lora-rank", "2", "--lora-position", "all", "--eval-margin"]
+    flags += [*HERE, *steps, "--lora-rank", "2", "--lora-position", "all", "--eval-margin", "--allow-chance"]
     assert started("swap", [*flags, "--output-dir", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     assert started("evaluate", [str(tmp_path / "run"), "--json", "--device", "cpu"]) == 0
@@ -345,7 +357,7 @@ def test_a_published_script_runs_and_says_what_it_ignores(place, tmp_path):
         "-w",
         "cpu",
     ]
-    argv += ["-e", "1", "-b", "4", "--vit_depth", "12", "--outdir", str(tmp_path / "out")]
+    argv += ["-e", "1", "-b", "4", "--vit_depth", "12", "--allow-chance", "--outdir", str(tmp_path / "out")]
     program = [sys.executable, str(FOLDER / "train" / "exchange_fltf.py"), *argv]
     root = FOLDER.parent
     env = os.environ | {"PYTHONPATH": f"{root}:{FOLDER}", "OMP_NUM_THREADS": "1"}
@@ -401,7 +413,8 @@ def test_a_published_block_runs_on_faces(place, tmp_path, capsys, monkeypatch):
         "run_cl_forget", ["gs_lora_pp_fewshot", "--checkpoint", str(tmp_path / "face.pth"), "--data", data]
     )
     flags += ["--plan", str(tmp_path / "plan.yaml"), "--steps", "2", "--forget-weights", "0.3,0.4", "--device", "cpu"]
-    flags += ["--prototype-forget-weights", "0.1,0.1", "--no-report", "--output-dir", str(tmp_path / "run")]
+    flags += ["--prototype-forget-weights", "0.1,0.1", "--no-report", "--allow-chance"]
+    flags += ["--output-dir", str(tmp_path / "run")]
     assert started("swap", flags) == 0
     assert set(recorded(tmp_path / "run")) == {"retain", "forget1", "forget2"}
     assert len(record.read_json(tmp_path / "run" / "split.json")["train"]) == 4 * 4

@@ -20,7 +20,8 @@ from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
-from ks_classification import data, models
+from ks_classification import data, imagenet, models
+from ks_classification.chance import refuse_chance
 from ks_classification.check import check
 from ks_classification.checkpoints import export_published, load_checkpoint
 from ks_classification.domain import ClassificationDomain, ImageConfig
@@ -92,6 +93,9 @@ class SourceConfig:
     )
     dropout: float = field(
         default=0.0, metadata={"help": "dropout after the position embedding and in FFNs (published: 0.1)"}
+    )
+    allow_chance: bool = field(
+        default=False, metadata={"help": "go on with a model that knows its own classes no better than a guesser"}
     )
     cache_dir: str = field(default="data", metadata={"help": "where CIFAR is kept"})
 
@@ -186,8 +190,13 @@ def _published(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, 
 def name_rows(rows: int, config: SourceConfig, images: data.ImageSet) -> list[str]:
     """Names of a published checkpoint's logit rows: from --class-names, from folder names, or the data's classes.
 
-    Rows without a name are called row_17 and the like.
+    Folder names state rows (see `data.folders`), are ImageNet classes (see `imagenet`), or are as many as there are
+    rows and in the rows' order. Rows without a name are called row_17 and the like.
+
+    Raises:
+        UserError: it is not known which class stands in which row.
     """
+    names: Sequence[str] | None = None
     if config.class_names:
         names = read_list(config.class_names)
         if len(names) > rows:
@@ -199,12 +208,15 @@ def name_rows(rows: int, config: SourceConfig, images: data.ImageSet) -> list[st
             )
         by_row = {row: name for name, row in images.rows.items()}
         names = [by_row.get(i, f"row_{i}") for i in range(rows)]
-    elif len(images.classes) <= rows:
-        names = list(images.classes)
     else:
+        names = imagenet.row_names(rows, images.classes)
+    if names is None and images.classes and len(images.classes) != rows:
         raise UserError(
-            f"the checkpoint has {rows} logit rows and {config.data} {len(images.classes)} classes; name the rows with --class-names."
+            f"the checkpoint has {rows} logit rows and {config.data} {len(images.classes)} classes, so that it is not "
+            "known which row is which class; name all rows in order with --class-names @file, or call the folders "
+            "<row>_<WordNet id>, such as 217_n02102040."
         )
+    names = list(images.classes if names is None else names)
     return names + [f"row_{i}" for i in range(len(names), rows)]
 
 
@@ -259,11 +271,19 @@ class ClassificationSession(Session):
         models.set_dropout(base.model, source.dropout)
         if settings.method.scope(settings.method_config) == "adapter":
             _try_adapters(base.model, settings.lora)
-        return Opening(plan, lambda: _domain(base, images, plan, settings))
+        return Opening(plan, lambda: _checked(_domain(base, images, plan, settings), plan, settings))
 
     def open_pretrain(self, settings: Settings) -> Opening:
         source = settings[SourceConfig]
-        for name in ("checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head"):
+        for name in (
+            "allow_chance",
+            "checkpoint",
+            "class_names",
+            "head_rows",
+            "learn_data",
+            "lora_merged",
+            "narrow_head",
+        ):
             if getattr(source, name):
                 raise UserError(
                     f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --model."
@@ -358,6 +378,13 @@ def _domain(base: Base, images: data.ImageSet, plan: Plan, settings: Settings) -
     )
     unused = [f"unused_{i}" for i in range(len(domain.classes), settings[SourceConfig].head_rows)]
     domain.classes = domain.classes.extended(unused)
+    return domain
+
+
+def _checked(domain: ClassificationDomain, plan: Plan, settings: Settings) -> ClassificationDomain:
+    """The domain, unless its base model does not know its own classes. Raises UserError."""
+    if not settings[SourceConfig].allow_chance:
+        refuse_chance(domain, plan, settings.train)
     return domain
 
 
