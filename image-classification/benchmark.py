@@ -72,9 +72,9 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], memory: di
 
 def our_step(args: argparse.Namespace):
     """A call that does one step of the loop on fixed batches."""
-    from ks_classification.data import ImageSet, Item
+    from ks_classification.data.images import ImageSet, Item
     from ks_classification.domain import ClassificationDomain, ImageConfig
-    from ks_classification.models import spec_of
+    from ks_classification.models.build import spec_of
 
     from common.plan import make_plan
     from common.record import Run

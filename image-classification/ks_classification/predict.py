@@ -13,10 +13,10 @@ from torch import nn
 from common.errors import UserError
 from common.session import Answer
 from common.streams import Draw
-from ks_classification import models
-from ks_classification.data import Item
-from ks_classification.models import ModelSpec
-from ks_classification.pixels import ImageConfig, Pixels, read_pixels
+from ks_classification.data.images import Item
+from ks_classification.data.pixels import ImageConfig, Pixels, read_pixels
+from ks_classification.models import layers
+from ks_classification.models.build import ModelSpec
 
 
 @dataclass
@@ -48,7 +48,7 @@ def answers(
     pixels, count = Pixels(good, tensors, [0] * len(good), spec, images), min(config.top, len(spec.classes))
     for start in range(0, len(pixels), config.batch_size):
         batch = pixels[[Draw(i, None) for i in range(start, min(start + config.batch_size, len(pixels)))]]
-        logits, _ = models.forward(model, batch.images.to(device))
+        logits, _ = layers.forward(model, batch.images.to(device))
         shares, rows = logits.float().softmax(-1).topk(count)
         for name, values, best in zip(batch.names, shares.tolist(), rows.tolist(), strict=True):
             top = [{"class": spec.classes[r], "probability": p} for r, p in zip(best, values, strict=True)]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.streams import Draw
-from ks_classification.data import Item, decode
-from ks_classification.models import ModelSpec
-from ks_classification.transforms import seeded, test_transform, train_transform
+from ks_classification.data.images import Item, decode
+from ks_classification.data.transforms import seeded, test_transform, train_transform
+from ks_classification.models.build import ModelSpec
 
 
 @dataclass
