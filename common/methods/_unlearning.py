@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Method, Step
 from common.plan import Phase
 from common.teacher import Teacher, restored
@@ -23,8 +24,8 @@ class Unlearning(Method):
 
     @dataclass
     class Config(Method.Config):
-        trains: str = field(default="all", metadata={"help": "what moves", "choices": ["adapter", "backbone", "all"]})
-        keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep loss"})
+        trains: str = knob("all", "what moves", ["adapter", "backbone", "all"])
+        keep_weight: float = knob(1.0, "weight of the keep loss")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)

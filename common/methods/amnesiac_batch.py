@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._snapshots import Weights, copied, trained
 from common.methods._unlearning import Unlearning
@@ -31,10 +32,8 @@ class AmnesiacBatch(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        sensitive: str = field(
-            default="", metadata={"help": "classes whose batches are recorded: names, or @file; empty records all"}
-        )
-        repair: bool = field(default=True, metadata={"help": "train on the keep set after subtracting"})
+        sensitive: str = knob("", "classes whose batches are recorded: names, or @file; empty records all")
+        repair: bool = knob(True, "train on the keep set after subtracting")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.methods._head import linear_head, training_means
@@ -40,11 +41,9 @@ class ICaRL(Continual):
 
     @dataclass
     class Config(Continual.Config):
-        trains: str = field(default="all", metadata={"help": "what moves", "choices": ["all"]})
-        exemplars: int = field(default=20, metadata={"help": "items remembered; 0 also means 20"})
-        classifier: str = field(
-            default="nearest_mean", metadata={"help": "who answers", "choices": ["nearest_mean", "head"]}
-        )
+        trains: str = knob("all", "what moves", ["all"])
+        exemplars: int = knob(20, "items remembered; 0 also means 20")
+        classifier: str = knob("nearest_mean", "who answers", ["nearest_mean", "head"])
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)

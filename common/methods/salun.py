@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._penalty import mean_over_batches
 from common.methods._relabel import cross_entropy
@@ -31,10 +32,8 @@ class SalUn(Relabel):
 
     @dataclass
     class Config(Relabel.Config):
-        saliency: float = field(default=0.5, metadata={"help": "share of the weights that move, above 0, up to 1"})
-        published_any_label: bool = field(
-            default=False, metadata={"help": "a wrong label may be the true one, as published"}
-        )
+        saliency: float = knob(0.5, "share of the weights that move, above 0, up to 1")
+        published_any_label: bool = knob(False, "a wrong label may be the true one, as published")
 
         def __post_init__(self) -> None:
             if not 0 < self.saliency <= 1:

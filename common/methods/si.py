@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.methods._penalty import Quadratic, check_not_stacked
@@ -30,8 +31,8 @@ class SI(Continual):
 
     @dataclass
     class Config(Continual.Config):
-        penalty_weight: float = field(default=0.1, metadata={"help": "weight of the penalty; c in the paper"})
-        damping: float = field(default=0.1, metadata={"help": "keeps importances finite; xi in the paper"})
+        penalty_weight: float = knob(0.1, "weight of the penalty; c in the paper")
+        damping: float = knob(0.1, "keeps importances finite; xi in the paper")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
