@@ -49,9 +49,11 @@ class Method:
 
     trains: what moves, unless the method's Config has a field of that name: "adapter" (adapters and new head
         rows on a frozen model), "backbone" (all but the head, and its new rows) or "all".
+    saved: attributes that a resumed run needs: tensors, numbers, nests of them, or objects with a `state_dict`.
     """
 
     trains = "adapter"
+    saved: tuple[str, ...] = ()
 
     @dataclass
     class Config:
@@ -119,11 +121,19 @@ class Method:
         """After the last step of a phase, before scores are taken."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the model and the optimizer."""
-        return {}
+        """What a resumed run needs besides the model and the optimizer: all that `saved` names, here and in bases."""
+        names = [name for kind in type(self).__mro__ for name in vars(kind).get("saved", ())]
+        values = {name: getattr(self, name) for name in names}
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+        for name, value in state.items():
+            own = getattr(self, name)
+            if hasattr(own, "load_state_dict"):
+                own.load_state_dict(value)
+            elif value is not None:
+                setattr(self, name, value)
 
 
 def for_phase(values: str, default: float, phase: Phase, flag: str) -> float:

@@ -29,6 +29,7 @@ class Continual(Method):
     """
 
     trains = "backbone"
+    saved = ("teacher", "memory", "chosen")
     teaches = False  # whether `self.teacher` is wanted
     memorises = False  # whether keep batches come from a memory even when `exemplars` is 0
 
@@ -138,18 +139,9 @@ class Continual(Method):
 
     # ---- resume ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "teacher": None if self.teacher is None else self.teacher.state_dict(),
-            "memory": None if self.memory is None else self.memory.state_dict(),
-            "chosen": list(self.chosen),
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.teacher = restored(self.model, state["teacher"])
-        self.chosen = tuple(state["chosen"])
-        if self.memory is not None:
-            self.memory.load_state_dict(state["memory"])
 
 
 def outside(scores: Tensor, rows: list[int]) -> Tensor:

@@ -43,6 +43,7 @@ class Importance(Continual):
                 raise UserError(f"`--importance-items` must not be negative, got {self.importance_items}.")
 
     merge_terms = True
+    saved = ("penalty",)
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
@@ -82,10 +83,3 @@ class Importance(Continual):
         if not self.penalty.terms:
             return None
         return self.config.penalty_weight * step.log("penalty", self.penalty(self.model))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "penalty": self.penalty.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.penalty.load_state_dict(state["penalty"])

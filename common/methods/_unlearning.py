@@ -20,6 +20,7 @@ class Unlearning(Method):
     """
 
     trains = "all"
+    saved = ("teacher",)
     teaches = False  # whether forget phases want `self.teacher`, the model as it was before the phase
 
     @dataclass
@@ -48,8 +49,6 @@ class Unlearning(Method):
         """keep_weight L(keep), 0 where nothing is kept."""
         return 0.0 if keep is None else self.config.keep_weight * step.log("keep", keep.loss)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": None if self.teacher is None else self.teacher.state_dict()}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.teacher = restored(self.model, state["teacher"])

@@ -52,6 +52,7 @@ class Amnesiac(Method):
     """
 
     merge_terms = False
+    saved = ("records",)
 
     @dataclass
     class Config(LwF.Config, EWC.Config, DER.Config):
@@ -127,13 +128,6 @@ class Amnesiac(Method):
         super().end_phase(phase)
         if phase.action == "learn":
             self.records.end(self.model, phase)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "records": self.records.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.records.load_state_dict(state["records"])
 
 
 METHOD = Amnesiac

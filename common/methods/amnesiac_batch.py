@@ -30,6 +30,8 @@ class AmnesiacBatch(Unlearning):
     Source: Graves et al., AAAI 2021, arXiv:2010.10981, section 4.2.
     """
 
+    saved = ("sums",)
+
     @dataclass
     class Config(Unlearning.Config):
         sensitive: str = knob("", "classes whose batches are recorded: names, or @file; empty records all")
@@ -83,13 +85,6 @@ class AmnesiacBatch(Unlearning):
             for name, p in trained(self.model).items():
                 own[name] += p.double() - self.before[name].double()
         self.held, self.before = set(), {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "sums": self.sums}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.sums = state["sums"]
 
 
 METHOD = AmnesiacBatch

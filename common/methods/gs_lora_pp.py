@@ -36,6 +36,8 @@ class GSLoRApp(GSLoRA):
     18, K-shot 50; w_r 0; forget weights "0.2,0.25,0.25,0.2". Hinge on the batch mean there; per item here.
     """
 
+    saved = ("prototypes", "average")
+
     @dataclass
     class Config(GSLoRA.Config):
         prototype_forget_weight: float = knob(0.01, "push from old prototypes; w_f")
@@ -101,13 +103,9 @@ class GSLoRApp(GSLoRA):
         super().end_phase(phase)
         self.average.settle()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "prototypes": self.prototypes, "average": self.average.state_dict()}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.prototypes = {row: mean.cpu() for row, mean in state["prototypes"].items()}
-        self.average.load_state_dict(state["average"])
+        self.prototypes = {row: mean.cpu() for row, mean in self.prototypes.items()}
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class ICaRL(Continual):
 
     teaches = True
     memorises = True
+    saved = ("trained_head",)
 
     @dataclass
     class Config(Continual.Config):
@@ -99,13 +100,6 @@ class ICaRL(Continual):
             self.head.weight[row] = F.normalize(mean, dim=0).to(self.head.weight)
             if self.head.bias is not None:
                 self.head.bias[row] = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "head": self.trained_head}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.trained_head = state["head"]
 
 
 METHOD = ICaRL

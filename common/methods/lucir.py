@@ -42,6 +42,7 @@ class LUCIR(Continual):
 
     teaches = True
     memorises = True
+    saved = ("frozen", "rows_before")
 
     @dataclass
     class Config(Continual.Config):
@@ -153,13 +154,6 @@ class LUCIR(Continual):
         self.head.weight.copy_(length * F.normalize(self.head.weight, dim=1))
         if self.head.bias is not None:
             self.head.bias.zero_()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "frozen": self.frozen, "rows_before": self.rows_before}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.frozen, self.rows_before = state["frozen"], state["rows_before"]
 
 
 METHOD = LUCIR

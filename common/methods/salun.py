@@ -30,6 +30,8 @@ class SalUn(Relabel):
     Source: Fan et al., ICLR 2024, arXiv:2310.12508, eq. 3-5. Published: the top half of all weights.
     """
 
+    saved = ("mask", "anchor")
+
     @dataclass
     class Config(Relabel.Config):
         saliency: float = knob(0.5, "share of the weights that move, above 0, up to 1")
@@ -70,13 +72,6 @@ class SalUn(Relabel):
         for name, p in trained(self.model).items():
             if name in self.mask:
                 p.copy_(torch.where(self.mask[name], p, self.anchor[name]))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "mask": self.mask, "anchor": self.anchor}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.mask, self.anchor = state["mask"], state["anchor"]
 
 
 def largest(values: Weights, share: float) -> Weights:

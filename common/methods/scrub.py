@@ -36,6 +36,7 @@ class SCRUB(Unlearning):
     """
 
     teaches = True
+    saved = ("average",)
 
     @dataclass
     class Config(Unlearning.Config):
@@ -95,13 +96,6 @@ class SCRUB(Unlearning):
         length = step.total / self.config.rounds
         if int((step.number + 1) / length) > int(step.number / length):
             self.average.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "average": self.average.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.average.load_state_dict(state["average"])
 
 
 METHOD = SCRUB

@@ -29,6 +29,8 @@ class SI(Continual):
     0.001 for CIFAR, with c of 0.01 to 0.1 there; c = 0.1 and xi = 0.1 are the defaults here.
     """
 
+    saved = ("penalty", "start", "path")
+
     @dataclass
     class Config(Continual.Config):
         penalty_weight: float = knob(0.1, "weight of the penalty; c in the paper")
@@ -85,15 +87,6 @@ class SI(Continual):
             self.penalty.terms["all"]["anchor"] = {name: value.clone() for name, value in now.items()}
         self.penalty.add(phase.title, omega, now)
         self.start, self.path = {}, {}
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"penalty": self.penalty.state_dict(), "start": self.start, "path": self.path}
-        return {**super().state_dict(), **own}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.penalty.load_state_dict(state["penalty"])
-        self.start, self.path = state["start"], state["path"]
 
 
 METHOD = SI
