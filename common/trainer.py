@@ -69,7 +69,7 @@ class Trainer:
         elif scope == "backbone":
             self._freeze_head()
         self.method = method(method_config, domain, self.model)
-        self.method.rows, self.method.run = self.rows, config
+        self.method.rows, self.method.train_config = self.rows, config
         if self.method.own is not None:
             self.method.own.to(self.device)
         self.objective = Objective(self.model, self.method, self.format, self.device)

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.plan import Phase
 from common.rows import TrainedRows
 from common.streams import Ordered, Stream
+from common.train_config import TrainConfig
 
 
 class Step:
@@ -62,7 +63,7 @@ class Method:
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         self.config, self.domain, self.model = config, domain, model
         self.rows: TrainedRows | None = None  # set by the loop when head rows train
-        self.run: Any = None  # set by the loop: its TrainConfig (seed, batch_size, epochs, ...)
+        self.train_config: TrainConfig  # set by the loop (seed, batch_size, epochs, ...)
         self.own: nn.Module | None = None  # parameters that the method adds and trains; saved and synchronised
 
     @classmethod
@@ -94,8 +95,8 @@ class Method:
 
         items: positions in the loader of these classes, to pass over some of them only.
         """
-        size = batch_size or self.run.batch_size
-        stream = Ordered(self.run.seed, size, 0, distributed.rank(), distributed.world(), items)
+        size = batch_size or self.train_config.batch_size
+        stream = Ordered(self.train_config.seed, size, 0, distributed.rank(), distributed.world(), items)
         return self.domain.loader(classes, train=True, stream=stream)
 
     def begin_phase(self, phase: Phase) -> None:

@@ -134,7 +134,7 @@ class Continual(Method):
         count = self.config.exemplars
         if self._memory is None and (count or self.memorises):
             sizes = ExemplarConfig(count or 20, self.config.exemplars_per, self.config.exemplar_strategy)
-            self._memory = Memory(sizes, self.domain, self.run.seed, self.run.batch_size)
+            self._memory = Memory(sizes, self.domain, self.train_config.seed, self.train_config.batch_size)
         return self._memory
 
     # ---- resume ------------------------------------------------------------------------------------------

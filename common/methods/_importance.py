@@ -58,7 +58,7 @@ class Importance(Continual):
         count, size = self.config.importance_items, self.domain.size(classes, train=True)
         if not 0 < count < size:
             return None
-        generator = torch.Generator().manual_seed(derive(self.run.seed, "importance", *classes))
+        generator = torch.Generator().manual_seed(derive(self.train_config.seed, "importance", *classes))
         return tuple(torch.randperm(size, generator=generator)[:count].sort().values.tolist())
 
     def begin_phase(self, phase: Phase) -> None:

@@ -53,7 +53,7 @@ class BadTeaching(Unlearning):
             return torch.zeros_like(target.scores)
         if self._incompetent is None:  # from the seed alone: all ranks and a resumed run build the same one
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive(self.run.seed, "incompetent"))
+                torch.manual_seed(derive(self.train_config.seed, "incompetent"))
                 fresh = self.domain.build_model(pretrained=False)
             self._incompetent = fresh.to(target.scores.device).eval().requires_grad_(False)
         return self.domain.predict(self._incompetent, step.target).scores
