@@ -12,11 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.knobs import knob
 from common.layers import fast
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
@@ -30,16 +31,11 @@ PART = ".part"  # how names of files end that are still being written
 class RecordConfig:
     """Where results go."""
 
-    output_dir: str = field(
-        default="", metadata={"help": "folder of the run; default results/<domain>/<name of plan and method>"}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "start anew in a folder that holds another run"})
-    report: bool = field(default=True, metadata={"help": "write report.html at the end"})
-    tensorboard: bool = field(default=False, metadata={"help": "also write TensorBoard events (needs tensorboard)"})
-    wandb: str = field(
-        default="",
-        metadata={"help": "also log to this Weights & Biases project (needs wandb and your login)"},
-    )
+    output_dir: str = knob("", "folder of the run; default results/<domain>/<name of plan and method>")
+    overwrite: bool = knob(False, "start anew in a folder that holds another run")
+    report: bool = knob(True, "write report.html at the end")
+    tensorboard: bool = knob(False, "also write TensorBoard events (needs tensorboard)")
+    wandb: str = knob("", "also log to this Weights & Biases project (needs wandb and your login)")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -99,7 +99,7 @@ class Trainer:
         self.base = adapters.checksum(self.model)
         self.rows = trainable.prepare(self.model, domain, plan, settings)
         self.method = settings.method(settings.method_config, domain, self.model)
-        self.method.rows, self.method.run = self.rows, config
+        self.method.rows, self.method.train_config = self.rows, config
         if self.method.own is not None:
             self.method.own.to(self.device)
         self.objective = Objective(self.model, self.method, self.format, self.device)

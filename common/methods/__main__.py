@@ -14,11 +14,12 @@ TEMPLATE = '''"""{title}: what it does, in one line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.methods._base import Method, Step
 
 
@@ -30,7 +31,7 @@ class {title}(Method):
 
     @dataclass
     class Config(Method.Config):
-        {name}_weight: float = field(default=0.1, metadata={{"help": "weight of the ascent on what is forgotten"}})
+        {name}_weight: float = knob(0.1, "weight of the ascent on what is forgotten")
 
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         step.log("target", target.loss)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.losses import soft_kl
 from common.methods._base import Step
 from common.methods._unlearning import Unlearning
@@ -28,9 +29,7 @@ class Delete(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        masked: str = field(
-            default="forgotten", metadata={"help": "logits that the teacher loses", "choices": ["forgotten", "true"]}
-        )
+        masked: str = knob("forgotten", "logits that the teacher loses", ["forgotten", "true"])
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "forget":
