@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,19 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.knobs import Checked, knob
 
 
 @dataclass
-class LaunchConfig:
+class LaunchConfig(Checked):
     """Processes."""
 
-    num_gpus: int = field(
-        default=1, metadata={"help": "processes to start with torch's launcher, one per GPU (or use torchrun yourself)"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.num_gpus < 1:
-            raise UserError(f"`--num-gpus` must be at least 1, got {self.num_gpus}.")
+    num_gpus: int = knob(1, "processes to start with torch's launcher, one per GPU (or use torchrun yourself)", least=1)
 
 
 def relaunched(config: LaunchConfig) -> bool:

@@ -6,56 +6,37 @@ import fnmatch
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from common.errors import UserError
+from common.knobs import Checked, knob
 from common.lora.attention import LoRAMultiheadAttention
 from common.lora.layers import Adapter, LoRALinear
 from common.sparsity import block_of
 
 
 @dataclass
-class LoraConfig:
+class LoraConfig(Checked):
     """What is adapted and how much."""
 
-    lora_rank: int = field(default=8, metadata={"help": "rank of each adapter"})
-    lora_alpha: float = field(
-        default=0.0,
-        metadata={"help": "update is scaled by alpha / rank; 0 means alpha = rank (loralib's own default is 1)"},
+    lora_rank: int = knob(8, "rank of each adapter", least=1)
+    lora_alpha: float = knob(
+        0.0, "update is scaled by alpha / rank; 0 means alpha = rank (loralib's own default is 1)", least=0
     )
-    lora_position: str = field(
-        default="ffn", metadata={"help": "layers to adapt", "choices": ["ffn", "attention", "all"]}
+    lora_position: str = knob("ffn", "layers to adapt", ["ffn", "attention", "all"])
+    lora_targets: str = knob("", "glob patterns of module names, comma separated; replaces --lora-position")
+    lora_blocks: str = knob("", "which blocks: '0-3,8', 'first4' or 'last4'; empty means all")
+    lora_init: str = knob(
+        "loralib", "A ~ kaiming uniform with a = sqrt(5) or, as published, sqrt(50)", ["loralib", "published"]
     )
-    lora_targets: str = field(
-        default="",
-        metadata={"help": "glob patterns of module names, comma separated; replaces --lora-position"},
+    lora_between_phases: str = knob(
+        "continue",
+        "one adapter through all phases, or freeze it and stack a fresh one per phase",
+        ["continue", "stack"],
     )
-    lora_blocks: str = field(
-        default="", metadata={"help": "which blocks: '0-3,8', 'first4' or 'last4'; empty means all"}
-    )
-    lora_init: str = field(
-        default="loralib",
-        metadata={
-            "help": "A ~ kaiming uniform with a = sqrt(5) or, as published, sqrt(50)",
-            "choices": ["loralib", "published"],
-        },
-    )
-    lora_between_phases: str = field(
-        default="continue",
-        metadata={
-            "help": "one adapter through all phases, or freeze it and stack a fresh one per phase",
-            "choices": ["continue", "stack"],
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if self.lora_rank < 1:
-            raise UserError(f"`--lora-rank` must be at least 1, got {self.lora_rank}.")
-        if self.lora_alpha < 0:
-            raise UserError(f"`--lora-alpha` must not be negative, got {self.lora_alpha}.")
 
     @property
     def alpha(self) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from common.errors import UserError
+from common.knobs import Checked, knob
 from common.session import Answer
 from common.streams import Draw
 from ks_classification.data.images import Item
@@ -20,16 +20,11 @@ from ks_classification.models.build import ModelSpec
 
 
 @dataclass
-class PredictConfig:
+class PredictConfig(Checked):
     """Predictions."""
 
-    top: int = field(default=5, metadata={"help": "how many classes to name, at most"})
-    batch_size: int = field(default=32, metadata={"help": "images per forward pass"})
-
-    def __post_init__(self) -> None:
-        for name in ("top", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
+    top: int = knob(5, "how many classes to name, at most", least=1)
+    batch_size: int = knob(32, "images per forward pass", least=1)
 
 
 def answers(

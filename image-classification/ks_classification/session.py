@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from common import adapters, lora
 from common.config import from_values
 from common.domain import Domain
 from common.errors import UserError
+from common.knobs import knob
 from common.lora import LoraConfig
 from common.plan import Plan
 from common.plan_file import PlanConfig, plan_from
@@ -35,7 +36,7 @@ from ks_classification.source import SourceConfig, base_model, narrow, normalize
 class BaseConfig:
     """What the base model shall know."""
 
-    classes: str = field(default="", metadata={"help": "classes of --data to train on: a,b,c or @file; default all"})
+    classes: str = knob("", "classes of --data to train on: a,b,c or @file; default all")
 
 
 class ClassificationSession(Session):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from common import adapters, lora
 from common.errors import UserError
+from common.knobs import Checked, knob
 from common.splits import read_list
 from ks_classification.checkpoints.load import load_checkpoint
 from ks_classification.data import imagenet
@@ -19,80 +20,45 @@ from ks_classification.models.build import ModelSpec
 
 
 @dataclass
-class SourceConfig:
+class SourceConfig(Checked):
     """Model and data."""
 
-    data: str = field(
-        default="digits",
-        metadata={"help": "images of the base classes: a folder with train/<class>/ and test/<class>/, several separated "
-                          "by commas, hf:<folder>, cifar10, cifar100, or digits"},
-    )  # fmt: skip
-    learn_data: str = field(default="", metadata={"help": "images of the classes to be learned; default --data"})
-    data_classes: str = field(
-        default="", metadata={"help": "names of the labels of Dataset objects given from Python, in order"}
+    data: str = knob("digits", "images of the base classes: a folder with train/<class>/ and test/<class>/, several separated "
+                          "by commas, hf:<folder>, cifar10, cifar100, or digits")  # fmt: skip
+    learn_data: str = knob("", "images of the classes to be learned; default --data")
+    data_classes: str = knob("", "names of the labels of Dataset objects given from Python, in order")
+    checkpoint: str = knob("", "pretrained model: a run of pretrain.py or swap.py, or a published .pth, .bin, .npz")
+    class_names: str = knob("", "names of a checkpoint's logit rows, in order: a,b,c or @file")
+    model: str = knob(
+        "",
+        "model by name where there is no checkpoint: any timm ViT, torchvision/vit_b_16, face_p8s8, "
+        "face_p12s8, hybrid_mobilenetv2",
     )
-    checkpoint: str = field(
-        default="",
-        metadata={"help": "pretrained model: a run of pretrain.py or swap.py, or a published .pth, .bin, .npz"},
+    model_args: str = knob("", "arguments of the model: 'depth=6,embed_dim=192'")
+    img_size: int = knob(0, "side of the input in pixels; 0 is the model's own", least=0)
+    patch_size: int = knob(0, "side of a patch in pixels; 0 is the model's own", least=0)
+    face_head: str = knob(
+        "",
+        "head of a Face Transformer; empty is cosface, or softmax where a checkpoint's head has a bias",
+        ["", "softmax", "cosface", "arcface", "sface"],
     )
-    class_names: str = field(
-        default="", metadata={"help": "names of a checkpoint's logit rows, in order: a,b,c or @file"}
+    lora_merged: bool = knob(False, "the checkpoint's weights contain its adapter already (GS-LoRA's task files)")
+    normalize: str = knob(
+        "auto",
+        "pixel statistics: half (0.5 and 0.5), imagenet or raw (0..1); auto is what the model's kind uses",
+        ["auto", *build.STATISTICS],
     )
-    model: str = field(
-        default="",
-        metadata={
-            "help": "model by name where there is no checkpoint: any timm ViT, torchvision/vit_b_16, face_p8s8, "
-            "face_p12s8, hybrid_mobilenetv2"
-        },
+    narrow_head: bool = knob(
+        False, "keep only those of the checkpoint's logit rows whose classes --data has (ImageNet100)"
     )
-    model_args: str = field(default="", metadata={"help": "arguments of the model: 'depth=6,embed_dim=192'"})
-    img_size: int = field(default=0, metadata={"help": "side of the input in pixels; 0 is the model's own"})
-    patch_size: int = field(default=0, metadata={"help": "side of a patch in pixels; 0 is the model's own"})
-    face_head: str = field(
-        default="",
-        metadata={
-            "help": "head of a Face Transformer; empty is cosface, or softmax where a checkpoint's head has a bias",
-            "choices": ["", "softmax", "cosface", "arcface", "sface"],
-        },
+    stem_weights: str = knob("", "torchvision mobilenet_v2 state dict for the hybrid's stem")
+    pretrained: bool = knob(False, "fetch the weights that timm or torchvision publish for --model")
+    head_rows: int = knob(
+        0, "logit rows in all, at least; more than there are classes stay unused (published: 200)", least=0
     )
-    lora_merged: bool = field(
-        default=False, metadata={"help": "the checkpoint's weights contain its adapter already (GS-LoRA's task files)"}
-    )
-    normalize: str = field(
-        default="auto",
-        metadata={
-            "help": "pixel statistics: half (0.5 and 0.5), imagenet or raw (0..1); auto is what the model's kind uses",
-            "choices": ["auto", *build.STATISTICS],
-        },
-    )
-    narrow_head: bool = field(
-        default=False,
-        metadata={"help": "keep only those of the checkpoint's logit rows whose classes --data has (ImageNet100)"},
-    )
-    stem_weights: str = field(
-        default="", metadata={"help": "torchvision mobilenet_v2 state dict for the hybrid's stem"}
-    )
-    pretrained: bool = field(
-        default=False, metadata={"help": "fetch the weights that timm or torchvision publish for --model"}
-    )
-    head_rows: int = field(
-        default=0,
-        metadata={"help": "logit rows in all, at least; more than there are classes stay unused (published: 200)"},
-    )
-    dropout: float = field(
-        default=0.0, metadata={"help": "dropout after the position embedding and in FFNs (published: 0.1)"}
-    )
-    allow_chance: bool = field(
-        default=False, metadata={"help": "go on with a model that knows its own classes no better than a guesser"}
-    )
-    cache_dir: str = field(default="data", metadata={"help": "where CIFAR is kept"})
-
-    def __post_init__(self) -> None:
-        for name in ("img_size", "patch_size", "head_rows"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"`--dropout` is a share, 0 up to 1, got {self.dropout}.")
+    dropout: float = knob(0.0, "dropout after the position embedding and in FFNs (published: 0.1)", least=0, below=1)
+    allow_chance: bool = knob(False, "go on with a model that knows its own classes no better than a guesser")
+    cache_dir: str = knob("data", "where CIFAR is kept")
 
 
 def spec_from(config: SourceConfig, classes: Sequence[str]) -> ModelSpec:
