@@ -19,7 +19,7 @@ from common.files import find_files, unused_name
 from common.knobs import knob
 from common.record import write_bytes
 from common.report.curves import draw_curves
-from common.session import Answer, Problem, Session
+from common.session import Answer, Opening, Problem, Session
 from common.settings import Settings, settings_from, settings_parser
 from common.trainer import run_plan
 
@@ -96,7 +96,7 @@ def pretrain(session: Session, argv: list[str]) -> None:
     _train(parsed(session, "pretrain", argv), session.open_pretrain, session.name)
 
 
-def _train(settings: Settings, opened: Callable, name: str) -> None:
+def _train(settings: Settings, opened: Callable[[Settings], Opening], name: str) -> None:
     if distributed.relaunched(settings[distributed.LaunchConfig]):
         return
     run_plan(opened(settings), settings, name)
@@ -252,8 +252,7 @@ def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:
     text = f"{session.summaries[verb]}\n\nExample:\n  {session.examples[verb]}"
     parser = Parser(prog=f"{verb}.py", description=text, formatter_class=help_formatter, allow_abbrev=False)
     for name, explanation in places:
-        several = name in ("images", "data")
-        parser.add_argument(name, help=explanation, **({"nargs": "+"} if several else {}))
+        parser.add_argument(name, help=explanation, nargs="+" if name in ("images", "data") else None)
     return parser
 
 

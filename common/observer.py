@@ -56,9 +56,10 @@ class Observer:
         if end and distributed.is_main():
             self.run.save_details(phase, found, self.domain.curve_axes)
         if distributed.is_main():
-            scores = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
+            told = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
+            when = "before" if phase == 0 else f"phase {phase} {action}, epoch {epoch}"
             print(
-                f"  {'before' if phase == 0 else f'phase {phase} {action}, epoch {epoch}'}: {self.domain.metric}  {scores}",
+                f"  {when}: {self.domain.metric}  {told}",
                 flush=True,
             )
 
@@ -101,7 +102,7 @@ class Observer:
             "plan": self.plan.record(),
         }
         if lora.adapters(self.model):
-            adapters.save(self.model, self.run.path("adapter"), rows.rows, info)
+            adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info)
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
 
@@ -117,11 +118,8 @@ class Observer:
 
 def factors(model: nn.Module) -> Factors:
     """(A, scale B) of every adapter, detached."""
-    return {
-        n: tuple(f.detach().clone() for f in (a, layer.scale * b))
-        for n, layer in lora.adapters(model).items()
-        for a, b in [layer.factors()]
-    }
+    found = {name: (layer.scale, *layer.factors()) for name, layer in lora.adapters(model).items()}
+    return {name: (a.detach().clone(), (scale * b).detach().clone()) for name, (scale, a, b) in found.items()}
 
 
 def _moved(before: Factors, after: Factors) -> dict[str, float]:
