@@ -20,8 +20,11 @@ from common.errors import UserError
 from common.knobs import knob
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
-RESULTS = ("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-           "model/swap.json", "model/model.safetensors")  # fmt: skip
+FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json")
+RESULTS = (
+    *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *("model/swap.json", "model/model.safetensors"),
+)
 PART = ".part"  # how names of files end that are still being written
 
 
@@ -117,8 +120,7 @@ class Run:
             self._sweep()
             return True
         self._sweep()
-        for name in (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json",
-                     *(RESULTS if config.exists() else ())):  # fmt: skip
+        for name in (*FILES, *(RESULTS if config.exists() else ())):
             self.path(name).unlink(missing_ok=True)
         write_json(config, {"identity": identity, "flags": self.flags, **description})
         return False
@@ -187,10 +189,11 @@ class Run:
 
         found: group -> `Evaluation`; axes: what its curves show.
         """
-        groups = {
-            group: {"figures": e.figures, "curves": {name: [round(y, 4) for y in ys] for name, ys in e.curves.items()}}
-            for group, e in found.items() if e.figures or e.curves
-        }  # fmt: skip
+        groups = {}
+        for group, e in found.items():
+            if e.figures or e.curves:
+                curves = {name: [round(y, 4) for y in ys] for name, ys in e.curves.items()}
+                groups[group] = {"figures": e.figures, "curves": curves}
         if not groups:
             return
         path = self.path(DETAILS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from common.errors import UserError
@@ -56,16 +56,16 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("steps", "forget_steps", "threads", "weight_decay", "clip", "eval_every", "gallery", "min_lr",
-                     "forget_lr", "save_every"):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
         if not self.lr > 0:
             raise UserError(f"`--lr` must be above 0, got {self.lr}.")
         if not 0 <= self.average_decay < 1:
             raise UserError(f"`--average-decay` is a share, 0 up to 1, got {self.average_decay}; 0 is off.")
         if not 0 <= self.warmup < 1:
             raise UserError(f"`--warmup` is a share of a phase, 0 up to 1, got {self.warmup}.")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "seed" and not isinstance(value, str) and value < 0:
+                raise UserError(f"`--{item.name.replace('_', '-')}` must not be negative, got {value}.")
 
 
 NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a run

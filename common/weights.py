@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +159,4 @@ def _read_arrays(path: Path) -> Any:
         return _ArraysOnly(file, encoding="latin1").load()  # the strings of Python 2
 
 
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": _read_safetensors, ".npz": _read_npz, ".pkl": _read_arrays,
-}  # fmt: skip
+READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pkl": _read_arrays}

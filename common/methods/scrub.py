@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +65,9 @@ class SCRUB(Unlearning):
         if step.keep is None:
             return True
         inside = step.number / step.total * self.config.rounds % 1
-        passes = -(
-            -self.domain.size(step.phase.target, train=True) * step.per_epoch // max(1, self.epoch_items(step.phase))
-        )
-        return inside < self.config.max_share and step.number % step.per_epoch < min(passes, -(-step.per_epoch // 2))
+        items = self.domain.size(step.phase.target, train=True) * step.per_epoch
+        passes = math.ceil(min(items / max(1, self.epoch_items(step.phase)), step.per_epoch / 2))
+        return inside < self.config.max_share and step.number % step.per_epoch < passes
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "learn":
