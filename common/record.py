@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +71,7 @@ def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
 
 def save_tensors(path: Path, data: Any) -> None:
     """`torch.save`, atomically."""
-    import io
-
-    import torch
+    import torch  # the report, which reads records, needs none of it
 
     buffer = io.BytesIO()
     torch.save(data, buffer)
@@ -231,8 +232,6 @@ def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] 
 
 def environment() -> dict[str, Any]:
     """Versions, machine, commit and command, for config.json and the report."""
-    from importlib import metadata
-
     versions = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "timm", "transformers", "numpy"):
         try:
@@ -246,18 +245,12 @@ def environment() -> dict[str, Any]:
     except OSError:  # git is not installed
         commit = ""
     return {
-        "command": " ".join(["python", *map(_quote, sys.argv)]),
+        "command": shlex.join(["python", *sys.argv]),
         "versions": versions,
         "commit": commit or None,
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-
-
-def _quote(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
 
 
 def open_sinks(run: Run, config: RecordConfig, name: str) -> None:

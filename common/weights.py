@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -102,9 +103,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 
 def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path)
+    return safetensors.torch.load_file(path)
 
 
 def _read_npz(path: Path) -> Any:
