@@ -1,4 +1,4 @@
-"""What is seen of a run: scores, the adapters' profile, test pictures, the exported result."""
+"""What a run records: scores, the adapters' profile, test pictures, the exported result."""
 
 from __future__ import annotations
 

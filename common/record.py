@@ -1,4 +1,4 @@
-"""The run folder. The only file that writes files: to a temporary name, then renamed."""
+"""The run folder. Files are written to a temporary name, then renamed."""
 
 from __future__ import annotations
 

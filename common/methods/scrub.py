@@ -33,7 +33,7 @@ class SCRUB(Unlearning):
 
     Source: Kurmanji et al., NeurIPS 2023, arXiv:2302.09880, eq. 3 and algorithm 1. Constants as in GS-LoRA's
     baseline (arXiv:2501.09705): T = 2, gamma = 0.99, alpha = 0.001, 10 rounds of 10 epochs, max steps in the
-    first 5; published lr 1e-4, divided by 10 from round 8 on, for which the loop's cosine stands here.
+    first 5; published lr 1e-4, divided by 10 from round 8 on, replaced here by the loop's cosine.
     """
 
     teaches = True

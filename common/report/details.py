@@ -1,4 +1,4 @@
-"""What lies behind the scores of each class, where a domain tells it: a table of figures, and curves."""
+"""A table of figures and curves per class, where a domain gives them."""
 
 from __future__ import annotations
 

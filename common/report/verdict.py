@@ -1,4 +1,4 @@
-"""The headline: what became of each group, in plain words."""
+"""The outcome of each group in words: learned, forgot, retained."""
 
 from __future__ import annotations
 
