@@ -78,6 +78,8 @@ class Observer:
         self.metrics += lines
         if distributed.is_main():
             self.run.append(METRICS, lines)
+            for line in lines:
+                self.run.tell(METRICS, line)
 
     def show(self, moment: str) -> None:
         if not (self.gallery and distributed.is_main()):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,7 @@ RESULTS = (
     *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("model/swap.json", "model/model.safetensors"),
 )
+Callback = Callable[[str, Mapping[str, Any]], None]
 PART = ".part"  # how names of files end that are still being written
 
 
@@ -94,10 +95,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Run:
     """One run folder: config.json, metrics.jsonl, steps.jsonl, details.json, gallery.json, adapter/, state.pt, report.html."""
 
-    def __init__(self, folder: str | Path, flags: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, flags: Mapping[str, Any] | None = None, callbacks: Sequence[Callback] = ()
+    ) -> None:
         self.folder = Path(folder)
         self.flags = dict(flags or {})  # as given, so that evaluate.py can set the same things up again
         self.sinks: list[Any] = []
+        self.callbacks = list(callbacks)  # told of every record at once
 
     def path(self, name: str) -> Path:
         """A file of this run."""
@@ -114,14 +118,14 @@ class Run:
             UserError: the folder holds another run (says what differs), or cannot be written.
         """
         config = self.path("config.json")
-        found = config.exists() and not overwrite
+        found = config.exists() and self._begun() and not overwrite
         identity = json.loads(json.dumps(identity, default=str))
         if found:
             self.check(identity)
             self._sweep()
             return True
         self._sweep()
-        for name in (*FILES, *(RESULTS if config.exists() else ())):
+        for name in (*FILES, *(RESULTS if self._begun() else ())):
             self.path(name).unlink(missing_ok=True)
         write_json(config, {"identity": identity, "flags": self.flags, **description})
         return False
@@ -133,7 +137,7 @@ class Run:
             UserError: another run is there; says what differs.
         """
         config = self.path("config.json")
-        if not config.exists():
+        if not (config.exists() and self._begun()):
             return
         found, own = read_json(config).get("identity", {}), json.loads(json.dumps(identity, default=str))
         different = first_difference({key: found.get(key) for key in own}, own)
@@ -143,6 +147,11 @@ class Run:
                 f"{self.folder} holds a run with {key} {old!r}, this command has {new!r}; "
                 f"choose another --output-dir, or add --overwrite to start anew there."
             )
+
+    def _begun(self) -> bool:
+        """Whether a score was ever written; a command that stopped before that left nothing worth keeping."""
+        metrics = self.path(METRICS)
+        return metrics.exists() and metrics.stat().st_size > 0
 
     def _sweep(self) -> None:
         """Takes away what a kill in the middle of a write left behind."""
@@ -166,6 +175,11 @@ class Run:
         for sink in self.sinks:
             for record in records:
                 sink(name, record)
+
+    def tell(self, name: str, record: Mapping[str, Any]) -> None:
+        """Hands a record of metrics.jsonl or steps.jsonl to the callbacks, before it is on disk."""
+        for callback in self.callbacks:
+            callback(Path(name).stem, record)
 
     def truncate(self, name: str, count: int) -> list[dict[str, Any]]:
         """Cuts a JSON-lines file back to its first `count` records, what came after the last saved state, and
@@ -232,6 +246,8 @@ def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] 
 
 def environment() -> dict[str, Any]:
     """Versions, machine, commit and command, for config.json and the report."""
+    from common.layers import fast  # needs torch, which a report that reads records does without
+
     versions = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "timm", "transformers", "numpy"):
         try:
@@ -248,6 +264,7 @@ def environment() -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "versions": versions,
         "commit": commit or None,
+        "fast_layers": fast is not None,
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }

@@ -72,16 +72,15 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], memory: di
 
 def our_step(args: argparse.Namespace):
     """A call that does one step of the loop on fixed batches."""
-    from ks_classification.data import ImageSet, Item
+    from ks_classification.data.images import ImageSet, Item
     from ks_classification.domain import ClassificationDomain, ImageConfig
-    from ks_classification.models import spec_of
+    from ks_classification.models.build import spec_of
 
-    from common import methods
-    from common.lora import LoraConfig
     from common.plan import make_plan
-    from common.record import RecordConfig, Run
+    from common.record import Run
+    from common.settings import settings_from
     from common.streams import Stream
-    from common.trainer import TrainConfig, Trainer
+    from common.trainer import Trainer
 
     classes = ["a", "b"]
     noise = np.random.default_rng(0)
@@ -92,10 +91,8 @@ def our_step(args: argparse.Namespace):
     images = ImageSet(classes, items, items[:2])
     plan = make_plan("forget", [], ["a"], ["b"])
     domain = ClassificationDomain(spec_of(args.model, {}, classes), images, plan.groups, ImageConfig(augment=False))
-    config = TrainConfig(batch_size=args.batch_size, precision=args.precision, device="cpu", threads=args.threads)
-    method = methods.load("gs_lora")
-    run = Run(tempfile.mkdtemp())
-    trainer = Trainer(domain, plan, config, LoraConfig(), method, method.Config(), run, RecordConfig())
+    flags = {name: getattr(args, name) for name in ("batch_size", "precision", "threads")}
+    trainer = Trainer(domain, plan, settings_from((), {**flags, "device": "cpu"}), Run(tempfile.mkdtemp()))
     phase = plan.phases[0]
     trainer._begin(phase, 0)
     stream = Stream(0, args.batch_size)

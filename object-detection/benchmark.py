@@ -19,8 +19,8 @@ from ks_detection.dino.criterion import Criterion
 from ks_detection.dino.model import Dino, ffn_linears
 from ks_detection.dino.padding import pad_images
 
-from common import cpu
 from common.cli import main
+from common.layers import fast, keep_freed_memory
 from common.lora import inject
 from common.record import write_json
 
@@ -103,12 +103,10 @@ def use_path(name: str) -> None:
     from ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
 
     deformable.ms_deform_attn = ms_deform_attn if name == "op" else ms_deform_attn_reference
-    cpu.fast = (lambda *tensors: False) if name == "plain" else FAST
+    if fast:
+        fast.switch(name != "plain")
     if name != "plain":
-        cpu.keep_freed_memory()
-
-
-FAST = cpu.fast
+        keep_freed_memory()
 
 
 def reset_peak() -> None:

@@ -21,7 +21,7 @@ from ks_segmentation.pixel_decoder import pixel_features
 from ks_segmentation.query_decoder import decode
 
 from common.cli import main
-from common.cpu import keep_freed_memory
+from common.layers import keep_freed_memory
 from common.record import write_json
 
 CONFIG = Path(__file__).parent / "configs/ade20k/semantic-segmentation/swin/maskformer2_swin_tiny_bs16_160k.yaml"

@@ -10,8 +10,8 @@ from test_lora import same, shake
 from torch import nn
 
 from common import adapters, lora
-from common.cpu import Linear
 from common.errors import UserError
+from common.layers import Linear
 from common.lora import LoraConfig, inject
 
 HEAD = {"head.weight": [3, 4], "head.bias": [3, 4]}

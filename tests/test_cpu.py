@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.cpu import Linear, keep_freed_memory, linear, short_softmax
+from common.layers import Linear, keep_freed_memory, linear, short_softmax
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (2, 300, 12), (0, 12), (1, 12)])

@@ -207,7 +207,7 @@ def test_plans_on_coco_have_the_published_class_order():
     from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
     from ks_detection.coco_names import COCO
 
-    from common.plan import PlanConfig, read_plan
+    from common.plan_file import PlanConfig, read_plan
 
     names = [COCO[number] for number in sorted(COCO)]
     numbers = {name: number for number, name in COCO.items()}

@@ -83,6 +83,15 @@ def test_timm_backbone():
     assert tiny_dino(backbone="timm:resnet10t").eval()([torch.randn(3, 64, 64)])["pred_logits"].isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["hf-hub:someone/model", "local-dir:/some/folder", "../model"])
+def test_a_timm_backbone_is_a_name_that_timm_knows(name, monkeypatch):
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", None)
+    with pytest.raises(UserError, match="only names that timm knows"):
+        tiny_dino(backbone=f"timm:{name}")
+
+
 def test_the_matcher_finds_the_cheapest_assignment_of_every_layer_and_image():
     torch.manual_seed(0)
     config, targets = tiny_config(), some_targets()

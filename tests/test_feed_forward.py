@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import cpu
-from common.feed_forward import FEW, feed_forward
+from common.fast.ffn import FEW
+from common.layers import Linear, feed_forward
 from common.lora import LoRALinear, merged
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
@@ -17,7 +17,7 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 def net(adapted, bias=True, stacked=False):
     """Two layers 12 -> 20 -> 8; `adapted` says which of them have an adapter."""
     torch.manual_seed(0)
-    layers = nn.ModuleList([cpu.Linear(12, 20, bias=bias), cpu.Linear(20, 8, bias=bias)])
+    layers = nn.ModuleList([Linear(12, 20, bias=bias), Linear(20, 8, bias=bias)])
     for place in adapted:
         layers[place] = LoRALinear(layers[place], rank=3, alpha=2.0)
         layers[place].lora_B.data.normal_()

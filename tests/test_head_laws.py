@@ -120,11 +120,11 @@ def test_icarl_without_old_classes_is_plain_binary_cross_entropy(tmp_path):
     plan = Plan("first", {"a": ("c0", "c1")}, (("learn", ("a",)),))
     t, phase = begun("icarl", tmp_path, plan)
     target, _ = next(t._batches(phase, 0))
-    from common.methods._base import Step
+    from common.methods._base import Position, Step
 
     t.model.eval()
     prediction = t.domain.predict(t.model, target)
-    loss = t.method.loss(Step(phase, 0, 0, 1, target, None))
+    loss = t.method.loss(Step(Position(phase, 0, 1), target, None))
     wanted = F.one_hot(target.labels, 6)[:, :2].float()
     expected = F.binary_cross_entropy_with_logits(prediction.scores[:, :2], wanted, reduction="none").sum(1).mean()
     torch.testing.assert_close(loss, expected)

@@ -9,8 +9,8 @@ from torch import nn
 from toy import Attention, ToyViT
 
 from common import lora
-from common.cpu import Linear
 from common.errors import UserError
+from common.layers import Linear
 from common.lora import LoraConfig, LoRALinear, adapters, inject, select
 
 

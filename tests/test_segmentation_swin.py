@@ -7,7 +7,7 @@ import torch
 from ks_segmentation.swin import use_fast_blocks
 from transformers import SwinBackbone, SwinConfig
 
-from common.cpu import use_fast_linears
+from common.layers import use_fast_linears
 from common.lora import inject
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import methods
+from common import cli, methods
 from common.errors import UserError
 from common.record import write_bytes
 
@@ -75,6 +75,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from common.cli import main as guarded
-
-    sys.exit(guarded(main))
+    sys.exit(cli.main(main))

@@ -17,27 +17,40 @@ from common.streams import Ordered, Stream
 from common.train_config import TrainConfig
 
 
-class Step:
-    """One step of the loop, as a method sees it.
+@dataclass(frozen=True)
+class Position:
+    """Where the loop stands: in which phase, and at which of its steps.
 
-    phase:  what is being learned or forgotten.
-    epoch:  0-based epoch of the phase; `number` counts steps of the phase, `total` is their number.
-    target: a batch of the classes that the phase trains.
-    keep:   a batch of the classes that it must not damage; None where there are none.
-    per_epoch: steps of one epoch.
+    number: 0-based step of the phase; total: steps of the phase; per_epoch: steps of one epoch.
     """
 
-    def __init__(
-        self, phase: Phase, epoch: int, number: int, total: int, target: Batch, keep: Batch | None, per_epoch: int = 1
-    ) -> None:
-        self.phase, self.epoch, self.number, self.total, self.per_epoch = phase, epoch, number, total, per_epoch
-        self.target, self.keep = target, keep
-        self.terms: dict[str, Tensor] = {}
+    phase: Phase
+    number: int
+    total: int
+    per_epoch: int = 1
+
+    @property
+    def epoch(self) -> int:
+        """0-based epoch of the phase."""
+        return self.number // self.per_epoch
 
     @property
     def ends_epoch(self) -> bool:
         """Whether this is the last step of its epoch, or of the phase."""
         return (self.number + 1) % self.per_epoch == 0 or self.number + 1 == self.total
+
+
+class Step:
+    """One step of the loop, as a method sees it.
+
+    at:     the phase and the step's place in it.
+    target: a batch of the classes that the phase trains.
+    keep:   a batch of the classes that it must not damage; None where there are none.
+    """
+
+    def __init__(self, at: Position, target: Batch, keep: Batch | None) -> None:
+        self.at, self.phase, self.target, self.keep = at, at.phase, target, keep
+        self.terms: dict[str, Tensor] = {}
 
     def log(self, name: str, value: Tensor) -> Tensor:
         """Records a named term of the loss for the curves and gives it back."""

@@ -37,9 +37,9 @@ class GSLoRA(Replay):
 
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         loss = super().swap_loss(step, target, keep)
-        if step.phase.action == "forget" and step.number + 1 == step.total:
+        if step.phase.action == "forget" and step.at.number + 1 == step.at.total:
             self._check_start(target.loss.item())
-        if self.config.proximal or step.epoch < self.config.sparsity_from_epoch:
+        if self.config.proximal or step.at.epoch < self.config.sparsity_from_epoch:
             return loss
         penalty = group_penalty(groups(self.model, self.config.grouping))
         return loss + self.config.sparsity_weight * step.log("sparsity", penalty)
@@ -55,7 +55,7 @@ class GSLoRA(Replay):
             )
 
     def after_step(self, step: Step, lr: float) -> None:
-        if self.config.proximal and step.epoch >= self.config.sparsity_from_epoch:
+        if self.config.proximal and step.at.epoch >= self.config.sparsity_from_epoch:
             proximal_step(groups(self.model, self.config.grouping), lr * self.config.sparsity_weight)
 
 

@@ -95,7 +95,7 @@ class GSLoRApp(GSLoRA):
 
     def after_step(self, step: Step, lr: float) -> None:
         super().after_step(step, lr)
-        if not (self.config.ema_decay and step.ends_epoch and step.epoch >= self.config.ema_from_epoch):
+        if not (self.config.ema_decay and step.at.ends_epoch and step.at.epoch >= self.config.ema_from_epoch):
             return
         self.average.update()
 

@@ -64,10 +64,11 @@ class SCRUB(Unlearning):
         """Whether this step drives the model away on the forget set."""
         if step.keep is None:
             return True
-        inside = step.number / step.total * self.config.rounds % 1
-        items = self.domain.size(step.phase.target, train=True) * step.per_epoch
-        passes = math.ceil(min(items / max(1, self.epoch_items(step.phase)), step.per_epoch / 2))
-        return inside < self.config.max_share and step.number % step.per_epoch < passes
+        at = step.at
+        inside = at.number / at.total * self.config.rounds % 1
+        items = self.domain.size(step.phase.target, train=True) * at.per_epoch
+        passes = math.ceil(min(items / max(1, self.epoch_items(step.phase)), at.per_epoch / 2))
+        return inside < self.config.max_share and at.number % at.per_epoch < passes
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "learn":
@@ -93,8 +94,8 @@ class SCRUB(Unlearning):
     def after_step(self, step: Step, lr: float) -> None:
         if step.phase.action == "learn" or not self.config.smoothing:
             return
-        length = step.total / self.config.rounds
-        if int((step.number + 1) / length) > int(step.number / length):
+        length = step.at.total / self.config.rounds
+        if int((step.at.number + 1) / length) > int(step.at.number / length):
             self.average.update()
 
 

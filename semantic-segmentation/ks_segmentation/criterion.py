@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import distributed
-from common.cpu import linear
 from common.errors import UserError
+from common.layers import linear
 from ks_segmentation.config import Config
 from ks_segmentation.points import random_points, sample, uncertain_points
 

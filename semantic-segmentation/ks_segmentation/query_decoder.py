@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.cpu import linear
+from common.layers import linear
 from ks_segmentation.pixel_decoder import PixelFeatures, sine_encoding
 
 

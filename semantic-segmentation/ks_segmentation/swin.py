@@ -1,5 +1,7 @@
 """Runs transformers' Swin blocks with fewer copies and no products of padding: the same modules, the same answers.
 
+For speed only: without `common.fast` the blocks keep transformers' own forward.
+
 Letters in shapes: N tokens, W windows of P places, all images of the batch together; H heads of D features.
 """
 
@@ -12,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.cpu import Linear, linear
-from common.feed_forward import feed_forward
+from common.layers import Linear, feed_forward, linear
 
 
 class _Order(NamedTuple):

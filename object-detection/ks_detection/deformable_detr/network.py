@@ -9,8 +9,8 @@ import torch
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
-from common.cpu import use_fast_linears
 from common.errors import UserError
+from common.layers import use_fast_linears
 from ks_detection.deformable_detr.config import TRANSFORMERS, DeformableConfig
 from ks_detection.dino.backbones import build_backbone
 from ks_detection.dino.model import input_projections

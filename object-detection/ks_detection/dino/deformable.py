@@ -7,7 +7,7 @@ import torch
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
-from common.cpu import Linear
+from common.layers import Linear
 
 
 class Levels(NamedTuple):

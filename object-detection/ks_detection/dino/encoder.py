@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.cpu import Linear
-from common.feed_forward import feed_forward
+from common.layers import Linear, feed_forward
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.deformable import DeformableAttention, Levels
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.cpu import Linear
+from common.layers import Linear
 
 
 class MLP(nn.Module):

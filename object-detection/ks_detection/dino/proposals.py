@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common.cpu import Linear
+from common.layers import Linear
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.deformable import Levels
 from ks_detection.dino.mlp import MLP

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from common.cpu import Linear
-from common.feed_forward import feed_forward
+from common.layers import Linear, feed_forward
 
 # width, depths, heads, window
 SIZES = {

@@ -1,0 +1,48 @@
+"""The layers in which models spend their time: as torch has them, or from `common.fast` where that is there.
+
+The environment variable KS_FAST=0 switches `common.fast` off. Names and parameters are the same either way.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+wanted = os.environ.get("KS_FAST", "1") != "0" and find_spec("common.fast") is not None
+fast = import_module("common.fast") if wanted else None
+
+Linear: type[nn.Linear] = fast.Linear if fast else nn.Linear
+linear = fast.linear if fast else F.linear
+
+
+def short_softmax(x: Tensor) -> Tensor:
+    """Softmax over a last dimension of a dozen or so."""
+    return fast.short_softmax(x) if fast else x.softmax(-1)
+
+
+def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str) -> Tensor:
+    """second(activation(first(x))) of x [..., in]; the activation is "relu" or "gelu" (exact).
+
+    Args:
+        first, second: a `Linear` or any other layer; adapted ones too.
+    """
+    fused = fast.feed_forward(x, first, second, activation) if fast else None
+    if fused is not None:
+        return fused
+    hidden = first(x)
+    return second(F.relu(hidden, inplace=True) if activation == "relu" else F.gelu(hidden))
+
+
+def use_fast_linears(model: nn.Module) -> None:
+    """Makes every plain linear layer of `model` a `Linear`; parameters, names and answers stay."""
+    if fast:
+        fast.use_fast_linears(model)
+
+
+def keep_freed_memory() -> bool:
+    """Keeps freed memory for the next step; returns whether the C allocator obeyed."""
+    return bool(fast) and fast.keep_freed_memory()
