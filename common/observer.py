@@ -1,7 +1,8 @@
-"""What is seen of a run: scores, the adapters' profile, test pictures, the exported result."""
+"""What a run records: scores, the adapters' profile, test pictures, the exported result."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -47,11 +48,12 @@ class Observer:
         """Scores every group of the plan and records a line each; `end` marks the scores a phase ends with."""
         with self.answering():
             found = self.domain.evaluate_groups(self.model, self.plan.groups)
+        moment = {"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end}
         lines = []
         for group, evaluation in found.items():
             scores = dict(evaluation.scores)
-            lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end, "group": group,
-                          "metric": self.domain.metric, "score": scores.pop("total"), "per_class": scores})  # fmt: skip
+            line = moment | {"group": group, "metric": self.domain.metric, "score": scores.pop("total")}
+            lines.append(line | {"per_class": scores})
         self.write(lines)
         if end and distributed.is_main():
             self.run.save_details(phase, found, self.domain.curve_axes)
@@ -69,9 +71,9 @@ class Observer:
         if not members:
             return
         norms = dict(zip(members, group_norms(members).tolist(), strict=True))
-        moved = _moved(before, factors(self.model))
-        self.write([{"phase": phase.index, "action": phase.action, "adapter_norm": norms, "adapter_moved": moved,
-                      "zero_groups": zero_group_ratio(members)}])  # fmt: skip
+        profile = {"adapter_norm": norms, "adapter_moved": _moved(before, factors(self.model))}
+        profile["zero_groups"] = zero_group_ratio(members)
+        self.write([{"phase": phase.index, "action": phase.action, **profile}])
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         self.metrics += lines
@@ -137,7 +139,6 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the GPU's peak where one is used, else the largest resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
+    import resource  # not there on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,28 +1,33 @@
-"""The run folder. The only file that writes files: to a temporary name, then renamed."""
+"""The run folder. Files are written to a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.knobs import knob
-from common.layers import fast
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
-RESULTS = ("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-           "model/swap.json", "model/model.safetensors")  # fmt: skip
+FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json")
+RESULTS = (
+    *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *("model/swap.json", "model/model.safetensors"),
+)
 Callback = Callable[[str, Mapping[str, Any]], None]
 PART = ".part"  # how names of files end that are still being written
 
@@ -67,9 +72,7 @@ def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
 
 def save_tensors(path: Path, data: Any) -> None:
     """`torch.save`, atomically."""
-    import io
-
-    import torch
+    import torch  # the report, which reads records, needs none of it
 
     buffer = io.BytesIO()
     torch.save(data, buffer)
@@ -122,8 +125,7 @@ class Run:
             self._sweep()
             return True
         self._sweep()
-        for name in (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json",
-                     *(RESULTS if self._begun() else ())):  # fmt: skip
+        for name in (*FILES, *(RESULTS if self._begun() else ())):
             self.path(name).unlink(missing_ok=True)
         write_json(config, {"identity": identity, "flags": self.flags, **description})
         return False
@@ -202,10 +204,11 @@ class Run:
 
         found: group -> `Evaluation`; axes: what its curves show.
         """
-        groups = {
-            group: {"figures": e.figures, "curves": {name: [round(y, 4) for y in ys] for name, ys in e.curves.items()}}
-            for group, e in found.items() if e.figures or e.curves
-        }  # fmt: skip
+        groups = {}
+        for group, e in found.items():
+            if e.figures or e.curves:
+                curves = {name: [round(y, 4) for y in ys] for name, ys in e.curves.items()}
+                groups[group] = {"figures": e.figures, "curves": curves}
         if not groups:
             return
         path = self.path(DETAILS)
@@ -243,7 +246,7 @@ def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] 
 
 def environment() -> dict[str, Any]:
     """Versions, machine, commit and command, for config.json and the report."""
-    from importlib import metadata
+    from common.layers import fast  # needs torch, which a report that reads records does without
 
     versions = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "timm", "transformers", "numpy"):
@@ -258,19 +261,13 @@ def environment() -> dict[str, Any]:
     except OSError:  # git is not installed
         commit = ""
     return {
-        "command": " ".join(["python", *map(_quote, sys.argv)]),
+        "command": shlex.join(["python", *sys.argv]),
         "versions": versions,
         "commit": commit or None,
         "fast_layers": fast is not None,
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-
-
-def _quote(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
 
 
 def open_sinks(run: Run, config: RecordConfig, name: str) -> None:

@@ -42,11 +42,9 @@ def reference_plans(plan: Plan) -> dict[str, Plan]:
     without = tuple((action, names) for action, names in kept if names)
     learning = tuple((action, names) for action, names in plan.steps if action == "learn")
     return {
-        "retrain": replace(
-            plan, name=f"{plan.name}-retrain", steps=without, missing=(*plan.missing, *forgotten)
-        ),
+        "retrain": replace(plan, name=f"{plan.name}-retrain", steps=without, missing=(*plan.missing, *forgotten)),
         "original": replace(plan, name=f"{plan.name}-original", steps=learning),
-    }  # fmt: skip
+    }
 
 
 def unlearns_nothing(settings: Settings) -> Settings:

@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or argv[0] != "new":
         raise UserError("usage: python -m common.methods [new NAME]")
     path = new(argv[1], Path(__file__).parent)
-    print(f"wrote {path}; `swap.py --method {argv[1]} --help` shows its flags, and\n"
-          f"  python -m pytest tests -k {argv[1]}\nruns it through every order and domain of the tests.")  # fmt: skip
+    print(f"wrote {path}; `swap.py --method {argv[1]} --help` shows its flags, and")
+    print(f"  python -m pytest tests -k {argv[1]}\nruns it through every order and domain of the tests.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a method says. It returns a loss; the loop owns backward, clipping, precision, step, DDP and records."""
+"""The base class of methods. A method returns a loss; the loop owns backward, clipping, precision, step, DDP and records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Continual learning by importance: weights that mattered are held where they were."""
+"""Continual learning by importance: a quadratic penalty on the change of important weights."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Amnesiac(Method):
     @dataclass
     class Config(LwF.Config, EWC.Config, DER.Config):
         learner: str = knob("none", "how phases are learned", LEARNERS)
-        unlearnable_age: int = knob(0, "a group can be unlearned until so many learn phases followed; 0 for ever")
+        unlearnable_age: int = knob(0, "a group can be unlearned until so many learn phases followed; 0: always")
         disable_unlearning: bool = knob(False, "record nothing and unlearn nothing: the reference run")
         trains: str = knob("all", "what moves", ["adapter", "backbone", "all"])
         rehearse: bool | None = knob(None, "train on the keep labels too (default: on for der_pp, else off)")

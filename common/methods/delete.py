@@ -17,7 +17,7 @@ from common.methods._unlearning import Unlearning
 class Delete(Unlearning):
     """forget: KL(softmax(o_before + mask) || softmax(o)) on target items, mask = -inf on forgotten logits.
 
-    Needs no kept data: what the old model would say if it did not know the class is what carries the rest.
+    Needs no kept data: the target is the old model's answer without the forgotten classes.
     `masked` "forgotten" hides every class being forgotten, so that none takes over another's items; "true"
     hides each item's own class only.
 

@@ -1,4 +1,4 @@
-"""EWC: weights are held in proportion to the Fisher information of old data."""
+"""EWC: a quadratic penalty on the change of weights, scaled by the Fisher information of old data."""
 
 from __future__ import annotations
 

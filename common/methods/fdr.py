@@ -1,4 +1,4 @@
-"""FDR: the function is held where it was, as a distance between outputs on old data."""
+"""FDR: a penalty on the change of the outputs on old data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""L2: every weight is held where it was."""
+"""L2: a quadratic penalty on the change of every weight."""
 
 from __future__ import annotations
 

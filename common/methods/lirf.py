@@ -1,4 +1,4 @@
-"""LIRF: the lower half of the network forgets, a copy of it keeps what was forgotten, the upper half stands still."""
+"""LIRF: the lower half of the network forgets, a copy of it keeps what was forgotten, the upper half is frozen."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LIRF(Unlearning):
     it trains, and the deposit, which is a second lower half and takes that much memory. It still
     knows what was forgotten.
 
-    Where the published baseline goes wrong, this does not: the kept and forgotten logits are those of the
+    Unlike in the published baseline, the kept and forgotten logits are those of the
     classes (there: the first P columns, whatever the order), the deposit is trained (there it is in no
     optimizer) and learns the true labels.
 

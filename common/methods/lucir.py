@@ -1,4 +1,4 @@
-"""LUCIR: a cosine classifier whose features keep their direction and whose new classes keep their distance."""
+"""LUCIR: a cosine classifier with a penalty on turned features and a margin between old and new classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LUCIR(Continual):
     L_mr = mean over old items, K nearest new classes of max(0, margin - s_y + s_k)   (margin ranking, eq. 8).
 
     eta is one learned scale for all classes. New rows start imprinted: theta_c = mean |theta_old| times the
-    direction of the class's mean normalised embedding. Old rows stand still while there are any. Keep batches
+    direction of the class's mean normalised embedding. Old rows are frozen. Keep batches
     come from a herded memory. At the end of a phase all rows get one length and the biases become 0, so that
     the model's own linear layer answers what the cosine classifier says. First phase without old classes: CE.
     forget: the same with wrong labels for the target, without imprinting or ranking.

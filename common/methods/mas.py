@@ -1,4 +1,4 @@
-"""MAS: weights are held in proportion to how much they move the outputs."""
+"""MAS: a quadratic penalty on the change of weights, scaled by how much they move the outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retrain: start again and train on what may be known. The yardstick for forgetting."""
+"""Retrain: a new start and training on the classes that are to be known; the reference for forgetting."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class SCRUB(Unlearning):
 
     Source: Kurmanji et al., NeurIPS 2023, arXiv:2302.09880, eq. 3 and algorithm 1. Constants as in GS-LoRA's
     baseline (arXiv:2501.09705): T = 2, gamma = 0.99, alpha = 0.001, 10 rounds of 10 epochs, max steps in the
-    first 5; published lr 1e-4, divided by 10 from round 8 on, for which the loop's cosine stands here.
+    first 5; published lr 1e-4, divided by 10 from round 8 on, replaced here by the loop's cosine.
     """
 
     teaches = True
@@ -65,10 +66,9 @@ class SCRUB(Unlearning):
             return True
         at = step.at
         inside = at.number / at.total * self.config.rounds % 1
-        passes = -(
-            -self.domain.size(step.phase.target, train=True) * at.per_epoch // max(1, self.epoch_items(step.phase))
-        )
-        return inside < self.config.max_share and at.number % at.per_epoch < min(passes, -(-at.per_epoch // 2))
+        items = self.domain.size(step.phase.target, train=True) * at.per_epoch
+        passes = math.ceil(min(items / max(1, self.epoch_items(step.phase)), at.per_epoch / 2))
+        return inside < self.config.max_share and at.number % at.per_epoch < passes
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "learn":

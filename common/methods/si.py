@@ -1,4 +1,4 @@
-"""SI: weights are held in proportion to how much of the loss they took away while learning."""
+"""SI: a quadratic penalty on the change of weights, scaled by how much they lowered the loss while learning."""
 
 from __future__ import annotations
 

@@ -26,10 +26,8 @@ stopped can be looked at with --html too; the page says how far it came."""
 
 def body(argv: list[str]) -> int:
     """Prints the table, writes the page where asked for; the exit code."""
-    parser = Parser(
-        prog="python -m common.report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m common.report", description=HELP, formatter_class=kind, allow_abbrev=False)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="run folders, or folders that hold runs")
     parser.add_argument("--html", default="", metavar="FILE", help="also write a self-contained page there")
     parser.add_argument("--json", default="", metavar="FILE", help="also write the figures behind the table there")
