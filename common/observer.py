@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -133,12 +132,3 @@ def _moved(before: Factors, after: Factors) -> dict[str, float]:
         square = ((b.T @ b) * (a @ a.T)).sum().item()
         squares[block_of(name)] = squares.get(block_of(name), 0.0) + square
     return {name: max(0.0, square) ** 0.5 for name, square in squares.items()}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak where one is used, else the largest resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not there on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

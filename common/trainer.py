@@ -17,7 +17,7 @@ from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
 from common.methods._base import Method, Position, Step
-from common.observer import Factors, Observer, factors, peak_memory
+from common.observer import Factors, Observer, factors
 from common.plan import Phase, Plan
 from common.plan_file import PlanConfig
 from common.progress import Progress
@@ -28,6 +28,7 @@ from common.splits import shorten
 from common.state import Interrupted, Stop, changing, on_device, read_state
 from common.streams import Stream, derive, seed_all
 from common.teacher import fill
+from common.timing import peak_memory
 
 
 def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequence[Callback] = ()) -> Trainer:
