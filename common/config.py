@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,17 @@ from common.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line: what came, what is allowed, what to type next."""
+    """An argparse parser whose errors are one line: what came, what is allowed, what to type next.
+
+    everyday: names of the flags that --help shows; the others are left to --help-all. Empty shows all.
+    """
+
+    everyday: Collection[str] = ()
+
+    def show_first(self, names: Collection[str]) -> None:
+        """Leaves --help the flags of these names, and adds --help-all."""
+        self.everyday = {*names, "help", "help_all"}
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="every flag, by heading")
 
     def error(self, message: str) -> typing.NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
@@ -25,15 +35,34 @@ class Parser(argparse.ArgumentParser):
             flags = [o for action in self._actions for o in action.option_strings]
             near = difflib.get_close_matches(unknown.split()[0].split("=")[0], flags, 1)
             message += f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"{message}; `{self.prog} --help` lists every flag.")
+        raise UserError(f"{message}; `{self.prog} {'--help-all' if self.everyday else '--help'}` lists every flag.")
 
     def format_help(self) -> str:
+        texts = {action: action.help for action in self._actions}
+        for action in self._actions:
+            if self.everyday and action.option_strings and action.dest not in self.everyday:
+                action.help = argparse.SUPPRESS
         if self.usage is None and len(self._actions) > MANY:  # every flag once is enough
-            self.usage = "%(prog)s [flags]"
-        return super().format_help()
+            words = [action.metavar or action.dest for action in self._actions if not action.option_strings]
+            self.usage = " ".join(["%(prog)s", *words, "[flags]"])
+        try:
+            return super().format_help()
+        finally:
+            for action, text in texts.items():
+                action.help = text
+
+
+class _HelpAll(argparse.Action):
+    """Prints every flag and ends."""
+
+    def __call__(self, parser: Parser, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        parser.everyday = ()
+        parser.print_help()
+        parser.exit()
 
 
 MANY = 20
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 20_000, 40  # of a YAML file
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -48,7 +77,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return "\n\n".join(filled)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default in (None, ""):
+        if action.default in (None, "", argparse.SUPPRESS):
             return action.help
         if isinstance(action.default, bool):
             return f"{action.help} (default: {'on' if action.default else 'off'})"
@@ -65,11 +94,14 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type, title: str = "", **defaults: Any) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, config: type, title: str = "", given_only: bool = False, **defaults: Any
+) -> None:
     """One flag per field of the dataclass `config`, with its help, choices and default.
 
     Args:
         title: heading in --help; the first line of the class docstring when empty.
+        given_only: leave a flag that is not given out of the parsed values, in the place of its default.
         defaults: values that replace the fields' own (a domain's constants).
 
     A flag that exists already is left as it is, so that two configs may share a field.
@@ -81,7 +113,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type, title: str = "", **
         if flag(item.name) in known or item.metadata.get("flag") is False:
             continue
         kind, optional = _plain(hints[item.name])
-        default = defaults.get(item.name, _default(item))
+        default = argparse.SUPPRESS if given_only else defaults.get(item.name, _default(item))
         text = item.metadata.get("help", "").replace("%", "%%")
         if kind is bool:
             group.add_argument(flag(item.name), default=default, action=argparse.BooleanOptionalAction, help=text)
@@ -92,10 +124,9 @@ def add_flags(parser: argparse.ArgumentParser, config: type, title: str = "", **
         )  # fmt: skip
 
 
-def from_args(config: type, args: argparse.Namespace) -> Any:
-    """The dataclass filled from parsed flags; its own checks run."""
-    names = [f.name for f in dataclasses.fields(config) if hasattr(args, f.name)]
-    return config(**{name: getattr(args, name) for name in names})
+def from_values(config: type, values: Mapping[str, Any]) -> Any:
+    """The dataclass filled from values by flag name, defaults for the others; its own checks run."""
+    return config(**{f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values})
 
 
 def _plain(hint: Any) -> tuple[type, bool]:
@@ -126,27 +157,58 @@ def _reader(kind: type, name: str):
     return str if kind is str else read
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+class Loader(yaml.SafeLoader):
+    """YAML's safe loader with a bound on what aliases (`*name`) may unfold to."""
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        return None if node is None else self.construct_document(_bounded(node, [MAX_NODES], MAX_DEPTH))
+
+
+def _bounded(node: yaml.Node, left: list[int], depth: int) -> yaml.Node:
+    """`node`, of whose tree, aliases followed, at most `left[0]` nodes lie within each other `depth` deep."""
+    left[0] -= 1
+    if left[0] < 0 or depth < 0:
+        raise yaml.YAMLError("its aliases or its nesting make it too large")
+    for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for child in inner if isinstance(inner, tuple) else (inner,):
+            _bounded(child, left, depth - 1)
+    return node
+
+
+def read_yaml(path: str | Path, loader: type[Loader] = Loader) -> dict[str, Any]:
     """The mapping in a YAML file, read safely.
 
+    Args:
+        loader: the tags it knows are read; it must not run code either.
+
     Raises:
-        UserError: missing, not YAML, not a mapping, or holding a tag that would run code.
+        UserError: missing, too large, not YAML, not a mapping, or holding a tag that would run code.
     """
+    text = _text(Path(path))
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text file.") from None
-    try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, loader)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except yaml.constructor.ConstructorError as error:
-        raise UserError(f"{path}: {error.problem}; a config holds data only, it cannot run code.") from None
-    except yaml.YAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {error.problem}; a config holds data only, it cannot run code.") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold `name: value` lines.")
     return data
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_BYTES):
+            raise UserError(f"{path} is no file of at most {MAX_BYTES} bytes.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text file.") from None
 
 
 def apply_yaml(parser: argparse.ArgumentParser, path: str | Path, skip: Collection[str] = ()) -> None:
@@ -154,22 +216,35 @@ def apply_yaml(parser: argparse.ArgumentParser, path: str | Path, skip: Collecti
 
     skip: names in the file that may be missing here (flags of another method).
     """
+    apply_values(parser, read_yaml(path), f"{path}: ", skip)
+
+
+def apply_values(
+    parser: argparse.ArgumentParser, values: Mapping[str, Any], where: str, skip: Collection[str] = ()
+) -> None:
+    """Makes values the defaults of the flags of the same name, checked as the flags are.
+
+    where: put before the name in an error.
+
+    Raises:
+        UserError: unknown name (says which is near it), or a value that the flag does not take.
+    """
     dests = {action.dest: action for action in parser._actions}
-    for key, value in read_yaml(path).items():
+    for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in dests and name in skip:
             continue
         if name not in dests:
             near = difflib.get_close_matches(name, dests, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; `{parser.prog} --help` lists every flag."
-            raise UserError(f"{path}: unknown key {key!r}{hint}")
+            hint = f"; did you mean {near[0]}?" if near else f"; `{parser.prog} --help-all` lists every flag."
+            raise UserError(f"{where}unknown setting {key!r}{hint}")
         if value is not None:  # `key:` with nothing behind it leaves the default
-            parser.set_defaults(**{name: _checked(dests[name], value, f"{path}: {key}")})
+            parser.set_defaults(**{name: _checked(dests[name], value, f"{where}{key}")})
 
 
 def _checked(action: argparse.Action, value: Any, what: str) -> Any:
     """A YAML value as the flag of that name would give it."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):

@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from common.errors import UserError
+from common.knobs import Checked, knob
+
+
+@dataclass
+class LaunchConfig(Checked):
+    """Processes."""
+
+    num_gpus: int = knob(1, "processes to start with torch's launcher, one per GPU (or use torchrun yourself)", least=1)
+
+
+def relaunched(config: LaunchConfig) -> bool:
+    """Runs this process's command again in `num_gpus` processes and waits for them; False where there is nothing to
+    start (one process, or this is already one of them).
+
+    Raises:
+        UserError: a process failed.
+    """
+    if config.num_gpus == 1 or "WORLD_SIZE" in os.environ:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # costs a second
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(["--standalone", f"--nproc-per-node={config.num_gpus}", *sys.argv])
+    except ChildFailedError:
+        raise UserError("one of the processes stopped with an error; its message is above.") from None
+    return True
 
 
 def init(device: torch.device) -> None:
@@ -60,6 +92,11 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     )
 
 
+def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients of a wrapped module stay on their rank, for accumulating them."""
+    return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
 def mean(value: Tensor) -> Tensor:
     """The mean of `value` over ranks, with the gradient of this rank's own value.
 
@@ -104,9 +141,3 @@ def from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
-
-
-def barrier() -> None:
-    """Waits for all ranks."""
-    if active():
-        dist.barrier()

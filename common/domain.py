@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -152,6 +153,9 @@ class Domain(Protocol):
     def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
         """Up to `count` test pictures of `classes`, the same ones at every call; may be empty."""
         return []
+
+    def save_folder(self, model: nn.Module, folder: Path) -> None:
+        """Adds to a folder with whole weights what is needed to build the model again; for methods that train all."""
 
     def describe(self) -> dict[str, Any]:
         """What a record must hold to repeat the run: data folders, image counts, model name, split."""

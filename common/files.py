@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,3 +28,12 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list
             raise UserError(f"{path} holds no {what}.")
         files += found
     return files
+
+
+def unused_name(path: Path, taken: set[Path]) -> Path:
+    """`path`, or with a number before its endings where it is taken already; notes the name as taken."""
+    stem, _, ending = path.name.partition(".")
+    names = (path.with_name(f"{stem}-{i}.{ending}" if i > 1 else path.name) for i in itertools.count(1))
+    free = next(name for name in names if name not in taken)
+    taken.add(free)
+    return free

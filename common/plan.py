@@ -1,4 +1,4 @@
-"""Groups of classes, phases, the four orders, and the keep rule.
+"""Groups of classes, phases, the orders, and the keep rule.
 
 A run is a plan: a list of phases, each of which learns or forgets named groups of classes.
 """
@@ -6,8 +6,7 @@ A run is a plan: a list of phases, each of which learns or forgets named groups 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.errors import UserError
@@ -17,6 +16,8 @@ ORDERS = {
     "fftl": ("forget", "learn"),
     "lfl": ("learn", "forget", "learn"),
     "flf": ("forget", "learn", "forget"),
+    "learn": ("learn",),
+    "forget": ("forget",),
 }
 ACTIONS = ("learn", "forget")
 
@@ -131,14 +132,13 @@ def from_record(data: Mapping[str, Any]) -> Plan:
 
 
 def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: Sequence[str]) -> Plan:
-    """The plan of one of the four orders, or of its one-phase parts "learn" (which retains the classes of
-    `forget`) and "forget".
+    """The plan of an order; "learn" alone retains the classes of `forget` too.
 
     Raises:
         UserError: unknown order, or a class in two groups.
     """
     check_order(order)
-    actions = {**ORDERS, "learn": ("learn",), "forget": ("forget",)}[order]
+    actions = ORDERS[order]
     groups = {"learn": tuple(learn), "forget": tuple(forget), "retain": tuple(retain)}
     for action in set(actions):
         if not groups[action]:
@@ -151,61 +151,8 @@ def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: S
 
 def check_order(order: str) -> None:
     """Raises UserError for an unknown order."""
-    known = (*ORDERS, "learn", "forget")
-    if order not in known:
-        raise UserError(f"`--order` must be one of {', '.join(known)}, got {order}.")
-
-
-def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
-    """The plan of a YAML file with `groups` and `phases`, or with `build` and its settings (see plan_builders).
-
-    A group given as `rest` holds all classes left over.
-
-    Args:
-        available: every class name there is, base and new, in order.
-
-    Raises:
-        UserError: the file is no plan, or names something unknown.
-    """
-    from common.config import read_yaml
-    from common.splits import resolve
-
-    data = read_yaml(path)
-    if "build" in data:
-        from common import plan_builders
-
-        return plan_builders.build(data, available, str(path))
-    extra = set(data) - {"name", "groups", "phases", "keep_until_forgotten", "missing"}
-    if extra or not isinstance(data.get("groups"), dict) or not isinstance(data.get("phases"), list):
-        raise UserError(
-            f"{path} is no plan: it needs `groups` (name: classes) and `phases` (a list of `learn: group` or "
-            f"`forget: group`)" + (f"; unknown: {', '.join(map(str, sorted(extra)))}." if extra else ".")
-        )
-    patient = data.get("keep_until_forgotten", False)
-    if not isinstance(patient, bool):
-        raise UserError(f"{path}: keep_until_forgotten is true or false, got {patient!r}.")
-    groups: dict[str, tuple[str, ...]] = {}
-    for name, classes in data["groups"].items():
-        if classes != "rest":
-            listed = classes if isinstance(classes, list | str) else [] if classes is None else [classes]
-            groups[str(name)] = tuple(resolve(listed, available, f"group {name!r} of {path}"))
-    taken = {c for classes in groups.values() for c in classes}
-    for name, classes in data["groups"].items():
-        if classes == "rest":
-            groups[str(name)] = tuple(c for c in available if c not in taken)
-            taken.update(groups[str(name)])
-    groups = {str(name): groups[str(name)] for name in data["groups"]}
-    steps = tuple(_step(entry, path) for entry in data["phases"])
-    missing = tuple(str(name) for name in data.get("missing") or ())
-    return Plan(str(data.get("name", Path(path).stem)), groups, steps, patient, missing)
-
-
-def _step(entry: Any, path: str | Path) -> tuple[str, tuple[str, ...]]:
-    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in ACTIONS:
-        raise UserError(f"{path}: a phase is `learn: group` or `forget: group`, got {entry!r}.")
-    action, names = next(iter(entry.items()))
-    names = names if isinstance(names, list) else [names]
-    return action, tuple(str(n) for n in names)
+    if order not in ORDERS:
+        raise UserError(f"`--order` must be one of {', '.join(ORDERS)}, got {order}.")
 
 
 def _check_disjoint(groups: Mapping[str, Sequence[str]]) -> None:
@@ -217,40 +164,3 @@ def _check_disjoint(groups: Mapping[str, Sequence[str]]) -> None:
                     f"class {c!r} is in both `{owner[c]}` and `{name}`; each class belongs to exactly one group."
                 )
             owner[c] = name
-
-
-@dataclass
-class PlanConfig:
-    """The plan: what is learned, forgotten and retained, and in which order."""
-
-    order: str = field(
-        default="fltf",
-        metadata={"help": "fltf (learn, then forget), fftl, lfl, flf; or just learn, or just forget"},
-    )
-    plan: str = field(default="", metadata={"help": "YAML file with groups and phases, instead of an order"})
-    learn: str = field(default="", metadata={"help": "classes to learn: names or indices, comma separated, or @file"})
-    forget: str = field(default="", metadata={"help": "classes to forget, likewise"})
-    retain: str = field(default="", metadata={"help": "classes to retain; default all others that the model knows"})
-    with_references: bool = field(
-        default=False,
-        metadata={"help": "also run the plan without what is unlearned, and without unlearning, and compare (--plan)"},
-    )
-
-
-def plan_from(config: PlanConfig, base: Sequence[str], new: Sequence[str]) -> Plan:
-    """The plan that the flags ask for.
-
-    Args:
-        base: classes the pretrained model knows.
-        new: classes that the training data offers beyond them.
-
-    Raises:
-        UserError: unknown order or class, overlaps, an unreadable plan.
-    """
-    from common.splits import groups_from_flags
-
-    if config.plan:
-        return read_plan(config.plan, [*base, *new])
-    check_order(config.order)
-    groups = groups_from_flags(config.learn, config.forget, config.retain, base, new)
-    return make_plan(config.order, **groups)

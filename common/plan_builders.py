@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,23 +206,3 @@ def build(data: Mapping[str, Any], available: Sequence[str], path: str = "the pl
         raise UserError(f"{path}: {builder.__name__} takes {', '.join(sorted(allowed))} (needed: "
                         f"{', '.join(sorted(needed))}); got {', '.join(sorted(settings)) or 'nothing'}.")  # fmt: skip
     return builder(order, name, **settings)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Prints a plan's groups: python -m common.plan_builders FILE NAMES, NAMES being a,b,c or @file."""
-    from common.plan import read_plan
-    from common.splits import read_list
-
-    if len(argv) != 2:
-        raise UserError("usage: python -m common.plan_builders PLAN.yaml a,b,c (or @file with one class per line)")
-    plan = read_plan(argv[0], read_list(argv[1]))
-    for group, classes in plan.groups.items():
-        print(f"{group}: {','.join(classes)}")
-    for phase in plan.phases:
-        print(f"phase {phase.title}: {len(phase.target)} classes, {len(phase.keep)} kept")
-
-
-if __name__ == "__main__":
-    from common.cli import main as guarded
-
-    sys.exit(guarded(main))

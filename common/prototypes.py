@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import UserError
 
@@ -38,21 +37,6 @@ def class_means(pairs: Iterable[tuple[Tensor, Tensor]], normalize: bool = False)
     return {c: (sums[c] / counts[c]).to(kind) for c in sorted(sums)}
 
 
-@torch.no_grad()
-def prototypes(model: nn.Module, batches: Iterable[Any], predict: Callable[[nn.Module, Any], Any]) -> Prototypes:
-    """Class -> [D] mean embedding by `model` in eval mode, whose mode is put back afterwards.
-
-    predict: (model, batch) -> something with `embedding` [N, D] and `labels` [N], as a domain's `predict`.
-    """
-    training = model.training
-    model.eval()
-    try:
-        found = (predict(model, batch) for batch in batches)
-        return class_means((p.embedding, p.labels) for p in found)
-    finally:
-        model.train(training)
-
-
 def stacked(found: Mapping[int, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
     """(prototypes [M, D] of the items' classes, mask [N] of the items that have one); M is the mask's count."""
     known = torch.tensor([int(c) in found for c in labels], dtype=torch.bool, device=labels.device)
@@ -61,12 +45,3 @@ def stacked(found: Mapping[int, Tensor], labels: Tensor) -> tuple[Tensor, Tensor
         width = next(iter(found.values())).shape[0] if found else 0
         return torch.empty(0, width, device=labels.device), known
     return torch.stack(rows).to(labels.device), known
-
-
-def moved(old: Mapping[int, Tensor], new: Mapping[int, Tensor], decay: float) -> Prototypes:
-    """decay old + (1 - decay) new per class; a class that only one of them has is taken as it is."""
-    if not 0 <= decay <= 1:
-        raise UserError(f"`decay` must be between 0 and 1, got {decay}.")
-    both = {c: decay * old[c] + (1 - decay) * new[c] for c in old.keys() & new.keys()}
-    result = {**old, **new, **both}
-    return {c: result[c] for c in sorted(result)}

@@ -14,9 +14,10 @@ from common.errors import UserError
 from common.evaluation.cka import distribution_distance
 from common.evaluation.continual import accuracy_gap
 from common.evaluation.run_measures import history_of, standing
+from common.observer import Observer
 from common.plan import Plan
 from common.record import write_json
-from common.trainer import Trainer
+from common.settings import Settings
 
 FILE = "references.json"
 
@@ -29,7 +30,7 @@ def reference_plans(plan: Plan) -> dict[str, Plan]:
     Raises:
         UserError: nothing is forgotten, or something that no phase learned (then no plan can leave it out).
     """
-    forgotten = standing(plan, len(plan.steps), "forget")
+    forgotten = standing(plan.phases, len(plan.steps), "forget")
     pretrained = [g for g in forgotten if g not in plan.learned_groups]
     if not forgotten or pretrained:
         what = f"group {pretrained[0]!r} is forgotten but was pretrained" if pretrained else "nothing is forgotten"
@@ -41,37 +42,34 @@ def reference_plans(plan: Plan) -> dict[str, Plan]:
     without = tuple((action, names) for action, names in kept if names)
     learning = tuple((action, names) for action, names in plan.steps if action == "learn")
     return {
-        "retrain": replace(
-            plan, name=f"{plan.name}-retrain", steps=without, missing=(*plan.missing, *forgotten)
-        ),
+        "retrain": replace(plan, name=f"{plan.name}-retrain", steps=without, missing=(*plan.missing, *forgotten)),
         "original": replace(plan, name=f"{plan.name}-original", steps=learning),
-    }  # fmt: skip
+    }
 
 
-def unlearns_nothing(method_config: Any) -> Any:
-    """The config of a reference run: recording switched off where the method records."""
-    return (
-        replace(method_config, disable_unlearning=True)
-        if hasattr(method_config, "disable_unlearning")
-        else method_config
-    )
+def unlearns_nothing(settings: Settings) -> Settings:
+    """The settings of a reference run: recording switched off where the method records."""
+    if not hasattr(settings.method_config, "disable_unlearning"):
+        return settings
+    config = replace(settings.method_config, disable_unlearning=True)
+    return replace(settings, configs={**settings.configs, settings.method.Config: config})
 
 
-def embeddings(trainer: Trainer) -> dict[str, Tensor]:
+def embeddings(run: Observer) -> dict[str, Tensor]:
     """Group -> [N, D] test embeddings by the trained model, in the same order for every run, on every rank."""
     found = {}
-    with trainer.observer.answering():
-        for group, classes in trainer.plan.groups.items():
+    with run.answering():
+        for group, classes in run.plan.groups.items():
             parts = [
-                trainer.domain.predict(trainer.model, batch).embedding.float().cpu()
-                for batch in trainer.domain.loader(classes, train=False)
+                run.domain.predict(run.model, batch).embedding.float().cpu()
+                for batch in run.domain.loader(classes, train=False)
             ]
             everything = [z for share in distributed.gather(parts) for z in share]
             found[group] = torch.cat(everything)
     return found
 
 
-def compare(main: Trainer, make: Callable[[Plan, str], Trainer], kind: str = "linear_cka") -> dict[str, Any]:
+def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: str = "linear_cka") -> dict[str, Any]:
     """Runs both references and writes references.json into the main run's folder; returns what it holds.
 
     distance: per group, how far the test embeddings are from the retrained model's; "unlearned" and "remaining"
@@ -80,23 +78,19 @@ def compare(main: Trainer, make: Callable[[Plan, str], Trainer], kind: str = "li
 
     Args:
         main: the run, finished.
-        make: (plan, folder name) -> the trainer of a reference run, same domain, method and settings.
+        carried_out: (plan, folder name) -> what is seen of a finished reference run, same domain, method and settings.
 
     Source: CLArena, arXiv:2507.01189: distribution distance by linear CKA, and accuracy gain.
     """
     plan = main.plan
-    forgotten = standing(plan, len(plan.steps), "forget")
+    forgotten = standing(plan.phases, len(plan.steps), "forget")
     remaining = [g for g in plan.groups if g not in forgotten]
-    own, scores = embeddings(main), history_of(main.observer.metrics)[-1]
+    own, scores = embeddings(main), history_of(main.metrics)[-1]
     plans = reference_plans(plan)
-    retrained = make(plans["retrain"], "reference-retrain")
-    retrained.swap()
-    theirs = embeddings(retrained)
+    theirs = embeddings(carried_out(plans["retrain"], "reference-retrain"))
     distance = {g: distribution_distance(own[g], theirs[g], kind) for g in plan.groups}
-    original = make(plans["original"], "reference-original")
-    original.swap()
-    before = history_of(original.observer.metrics)[-1]
-    result = {
+    before = history_of(carried_out(plans["original"], "reference-original").metrics)[-1]
+    result: dict[str, Any] = {
         "kind": kind,
         "distance": {**distance, "unlearned": _mean(distance, forgotten), "remaining": _mean(distance, remaining)},
         "gap": {

@@ -7,10 +7,12 @@ doubled batch (rank r takes the r-th part of every global batch).
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -23,10 +25,6 @@ def derive(seed: int, *words: object) -> int:
 
 def seed_all(seed: int) -> None:
     """Seeds torch, and Python's and numpy's own generators for methods and domains that use them."""
-    import random
-
-    import numpy as np
-
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -12,23 +12,63 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import adapters, distributed, lora, precision
+from common import adapters, devices, distributed, layers, lora, precision, references, report, schedule, trainable
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
-from common.lora import LoraConfig
-from common.methods._base import Method, Step
-from common.observer import Observer, factors
+from common.methods._base import Method, Position, Step
+from common.observer import Factors, Observer, factors
 from common.plan import Phase, Plan
+from common.plan_file import PlanConfig
 from common.progress import Progress
-from common.record import METRICS, STEPS, RecordConfig, Run, environment, open_sinks, save_tensors, write_json
-from common.rows import TrainedRows
+from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks, save_tensors, write_json
+from common.session import Opening
+from common.settings import Settings
 from common.splits import shorten
 from common.state import Interrupted, Stop, changing, on_device, read_state
 from common.streams import Stream, derive, seed_all
 from common.teacher import fill
 from common.timing import peak_memory
-from common.train_config import TrainConfig, settings_of
+
+
+def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Carries out an opened run in its folder and writes report.html; the trainer, with the trained model.
+
+    What can be refused is refused before the images are read.
+
+    Args:
+        name: of the domain.
+        callbacks: called with ("steps" or "metrics", record) at every step and score.
+    """
+    layers.keep_freed_memory()
+    plan, folder, compares = opening.plan, settings.folder(name, opening.plan), settings[PlanConfig].with_references
+    if not settings.record.overwrite:
+        Run(folder).check({"domain": name, **settings.identity(plan)})
+    if compares:
+        references.reference_plans(plan)
+    domain = opening.domain()
+    trainer = Trainer(domain, plan, settings, Run(folder, settings.flags, callbacks))
+    trainer.swap()
+    run, folders = trainer.run, [folder]
+    if distributed.is_main() and run.path(f"model/{adapters.SWAP}").exists():
+        domain.save_folder(trainer.model, run.path("model"))
+    if compares:
+        plain = references.unlearns_nothing(settings)
+
+        def carried_out(plan: Plan, place: str) -> Observer:
+            other = Trainer(domain, plan, plain, Run(run.path(place), plain.flags))
+            other.swap()
+            return other.observer
+
+        references.compare(trainer.observer, carried_out)
+        folders += [run.path("reference-retrain"), run.path("reference-original")]
+    if distributed.is_main():
+        page = report.write(folders, run.path("report.html")) if settings.record.report else None
+        print(f"results in {folder}" + (f"; open {page}" if page else ""))
+    return trainer
+
+
+Batches = Iterator[tuple[Batch, Batch | None]]  # target and keep
 
 
 class Objective(nn.Module):
@@ -49,13 +89,11 @@ class Objective(nn.Module):
 class Trainer:
     """One run: a plan carried out by a method on a domain, recorded in a folder."""
 
-    def __init__(
-        self, domain: Domain, plan: Plan, config: TrainConfig, lora_config: LoraConfig,
-        method: type[Method], method_config: Any, run: Run, record: RecordConfig,
-    ) -> None:  # fmt: skip
-        self.domain, self.plan, self.config, self.lora_config = domain, plan, config, lora_config
-        self.run, self.record = run, record
-        self.device = precision.choose_device(config.device, distributed.local_rank())
+    def __init__(self, domain: Domain, plan: Plan, settings: Settings, run: Run) -> None:
+        self.domain, self.plan, self.settings, self.run = domain, plan, settings, run
+        config, self.lora_config = settings.train, settings.lora
+        self.config = config
+        self.device = devices.choose_device(config.device, distributed.local_rank())
         distributed.init(self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -63,14 +101,9 @@ class Trainer:
         seed_all(config.seed)
         self.model = domain.build_model().to(self.device)
         self.base = adapters.checksum(self.model)
-        self.rows: TrainedRows | None = None
-        scope = method.scope(method_config)
-        if scope == "adapter":
-            self._adapt()
-        elif scope == "backbone":
-            self._freeze_head()
-        self.method = method(method_config, domain, self.model)
-        self.method.rows, self.method.run = self.rows, config
+        self.rows = trainable.prepare(self.model, domain, plan, settings)
+        self.method = settings.method(settings.method_config, domain, self.model)
+        self.method.rows, self.method.train_config = self.rows, config
         if self.method.own is not None:
             self.method.own.to(self.device)
         self.objective = Objective(self.model, self.method, self.format, self.device)
@@ -84,50 +117,35 @@ class Trainer:
             )
         decay = config.average_decay
         self.average = MovingAverage(self.parameters if decay else [], decay, warm=True)
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer = self._fresh_optimizer()
+        self.resumed: dict[str, Any] | None = None  # the optimizer's state of a run that goes on
+        self.factors: Factors = {}  # the adapters at the start of the phase
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
         self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config.gallery)
-        self.done = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
+        self.done: dict[str, Any] = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
         self.pending: list[dict[str, Any]] = []
         self.stop = Stop()
 
-    # ---- set-up ------------------------------------------------------------------------------------------
-
-    def _adapt(self) -> None:
-        self.model.requires_grad_(False)
-        targets = lora.select(self.domain.lora_targets(self.model), self.lora_config, self.model)
-        lora.inject(self.model, targets, self.lora_config.lora_rank, self.lora_config.alpha)
-        lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora"))
-        rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
-        self.rows = TrainedRows(self.model, rows)
-
-    def _freeze_head(self) -> None:
-        """All but the head trains, and the rows of classes to be learned."""
-        head = self.domain.head_rows(self.model, self.domain.classes.names)
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        for name in head:
-            parameters[name].requires_grad_(False)
-        rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
-        self.rows = TrainedRows(self.model, rows)
+    # ---- the record ---------------------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
-        settings = settings_of(self.plan, self.config, self.lora_config, self.method.config)
-        return {
-            "domain": self.domain.name, **settings, "data": self.domain.describe(), "base": self.base,
-            "world": distributed.world(),
-        }  # fmt: skip
+        known = {"domain": self.domain.name, **self.settings.identity(self.plan)}
+        return {**known, "data": self.domain.describe(), "base": self.base, "world": distributed.world()}
 
     def _description(self) -> dict[str, Any]:
-        trainable = sum(p.numel() for p in self.parameters)
-        if self.rows is not None:
-            frozen = {id(p): p.numel() for p in self.rows.parameters.values()}
-            trainable += self.rows.count() - sum(frozen.values())
         return {
-            **environment(), "metric": self.domain.metric, "metric_label": self.domain.metric_label,
+            **environment(),
+            "metric": self.domain.metric,
+            "metric_label": self.domain.metric_label,
             "phases": [asdict(p) | {"title": p.title} for p in self.plan.phases],
-            "precision": self.format, "device": str(self.device), "threads": torch.get_num_threads(),
-            "parameters": {"trainable": trainable, "total": sum(p.numel() for p in adapters.base_parameters(self.model))},
-        }  # fmt: skip
+            "precision": self.format,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "parameters": {
+                "trainable": trainable.count(self.parameters, self.rows),
+                "total": sum(p.numel() for p in adapters.base_parameters(self.model)),
+            },
+        }
 
     # ---- the run -----------------------------------------------------------------------------------------
 
@@ -135,10 +153,10 @@ class Trainer:
         """Carries out the plan; returns the lines of metrics.jsonl. Continues a run found in the folder."""
         identity = self._identity()
         if distributed.is_main():
-            found = self.run.open(identity, self._description(), self.record.overwrite)
+            found = self.run.open(identity, self._description(), self.settings.record.overwrite)
             for name, content in self.domain.documents().items():
                 write_json(self.run.path(name), content)
-            open_sinks(self.run, self.record, self.run.folder.name)
+            open_sinks(self.run, self.settings.record, self.run.folder.name)
         else:
             found = False
         if distributed.from_main(found):
@@ -164,21 +182,21 @@ class Trainer:
         saved = began
         progress = Progress(f"phase {phase.title}", total, start, show=distributed.is_main())
         for number in range(start, total):
-            lr = self._set_lr(phase, number, total, per_epoch)
-            values = self._step(phase, number, total, per_epoch, batches, lr)
+            at = Position(phase, number, total, per_epoch)
+            lr = self._set_lr(at)
+            values = self._step(at, batches, lr)
             self.done["step"] = number + 1
             if distributed.is_main():  # the others never write, and so would never empty the list
-                line = {"phase": phase.index, "epoch": number // per_epoch, "step": number, "lr": lr, **values}
+                line = {"phase": phase.index, "epoch": at.epoch, "step": number, "lr": lr, **values}
                 self.pending.append(line)
+                self.run.tell(STEPS, line)
             progress.update(values["loss"])
             now = time.monotonic()
             self.done["seconds"] += now - began
             began = now
-            epoch = (number + 1) // per_epoch
-            every = self.config.eval_every
-            if every and (number + 1) % per_epoch == 0 and epoch % every == 0 and number + 1 < total:
+            if self._scores_now(at):
                 with self.average.applied():
-                    self.observer.score(phase.index, phase.action, epoch, number + 1, end=False)
+                    self.observer.score(phase.index, phase.action, at.epoch + 1, number + 1, end=False)
                 began = time.monotonic()
             if distributed.any_rank(self.stop.asked, self.device):
                 progress.close()
@@ -192,21 +210,23 @@ class Trainer:
         progress.close()
         self._end(phase, total, per_epoch)
 
-    def _step(
-        self, phase: Phase, number: int, total: int, per_epoch: int, batches: Iterator, lr: float
-    ) -> dict[str, float]:
+    def _scores_now(self, at: Position) -> bool:
+        """Whether --eval-every asks for scores after this step; those of the last step are taken in any case."""
+        every, after = self.config.eval_every, at.number + 1
+        return bool(every) and after % at.per_epoch == 0 and (at.epoch + 1) % every == 0 and after < at.total
+
+    def _step(self, at: Position, batches: Batches, lr: float) -> dict[str, float]:
         """Forward and backward on `accumulate` pairs of batches, one optimizer step; the loss and its terms."""
-        seed_all(derive(self.config.seed, "dropout", phase.index, number, distributed.rank()))
+        seed_all(derive(self.config.seed, "dropout", at.phase.index, at.number, distributed.rank()))
         self._train_mode()
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         steps: list[Step] = []
         for part in range(self.config.accumulate):
-            target, keep = next(batches)
-            step = Step(phase, number // per_epoch, number, total, target, keep, per_epoch)
+            step = Step(at, *next(batches))
             steps.append(step)
             last = part == self.config.accumulate - 1
-            with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
+            with nullcontext() if last else distributed.unsynchronised(self.wrapped):
                 loss = self.wrapped(step)
                 self.scaler.scale(loss / self.config.accumulate).backward()
             for name, value in {"loss": loss.detach(), **step.terms}.items():
@@ -218,14 +238,14 @@ class Trainer:
         sums["loss"] = distributed.total(own) / distributed.world()
         numbers = torch.stack([own, *(value.float() for value in sums.values())]).tolist()  # the one copy to the host
         values = dict(zip(sums, numbers[1:], strict=True))
-        self._check_finite(values, numbers[0], phase, number, steps)
+        self._check_finite(values, numbers[0], steps)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step(step, lr)
         self.average.update()
         return values
 
-    def _check_finite(self, values: dict[str, float], own: float, phase: Phase, number: int, steps: list[Step]) -> None:
+    def _check_finite(self, values: dict[str, float], own: float, steps: list[Step]) -> None:
         """Stops all ranks together, before the optimizer moves, and names the files of the ranks to blame."""
         watched = ["loss"] if self.scaler.is_enabled() else ["loss", "grad_norm"]  # fp16 gradients may overflow
         bad = [name for name in watched if not math.isfinite(values[name])]
@@ -236,8 +256,9 @@ class Trainer:
         ranks = distributed.gather((math.isfinite(own), names))
         blamed = [n for fine, n in ranks if not fine] or [n for _, n in ranks]
         what = {"loss": "the loss", "grad_norm": "the gradient"}[bad[0]]
+        at = steps[0].at
         raise UserError(
-            f"{what} is {values[bad[0]]} in phase {phase.title}, step {number + 1}; the batch was: "
+            f"{what} is {values[bad[0]]} in phase {at.phase.title}, step {at.number + 1}; the batch was: "
             f"{', '.join(name for names in blamed for name in names)}; "
             f"lower --lr, or use --precision fp32. What was saved is intact in {self.run.folder}."
         )
@@ -270,42 +291,35 @@ class Trainer:
             seed_all(derive(self.config.seed, "begin", phase.index))
             with precision.autocast(self.format, self.device):
                 self.method.begin_phase(phase)
-        if self.optimizer is None or (fresh and not self.config.carry_optimizer):
-            self.optimizer = torch.optim.AdamW(self._optimizer_groups(), lr=self.config.lr)
+        if fresh and not self.config.carry_optimizer:
+            self.optimizer = self._fresh_optimizer()
         if self.resumed is not None and (not fresh or self.config.carry_optimizer):
             self.optimizer.load_state_dict(self.resumed)
         self.resumed = None  # else it belongs to the phase before
         self.wrapped = distributed.wrap(self.objective, self.device, unused=not lora.adapters(self.model))
-        self.factors = factors(self.model) if fresh or not hasattr(self, "factors") else self.factors
+        if fresh or not self.factors:
+            self.factors = factors(self.model)
 
-    resumed: dict[str, Any] | None = None
-
-    def _optimizer_groups(self) -> list[dict[str, Any]]:
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; vectors and head rows have no decay."""
         rows = {id(p) for p in self.rows.parameters.values()} if self.rows is not None else set()
         decay = [p for p in self.parameters if p.dim() > 1 and id(p) not in rows]
         plain = [p for p in self.parameters if p.dim() <= 1 or id(p) in rows]
-        return [
-            {"params": decay, "weight_decay": self.config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
+        groups = [{"params": decay, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.config.lr)
 
-    def _set_lr(self, phase: Phase, number: int, total: int, per_epoch: int) -> float:
+    def _set_lr(self, at: Position) -> float:
         c = self.config
-        peak = (c.forget_lr if phase.action == "forget" else 0) or c.lr
-        lr = precision.learning_rate(
-            number,
-            total,
-            peak,
-            min(c.min_lr, peak),
-            c.schedule,
-            round(c.warmup * total),
-            per_epoch if c.schedule_per_epoch else 0,
+        peak = (c.forget_lr if at.phase.action == "forget" else 0) or c.lr
+        per_epoch = at.per_epoch if c.schedule_per_epoch else 0
+        lr = schedule.learning_rate(
+            at.number, at.total, peak, min(c.min_lr, peak), c.schedule, round(c.warmup * at.total), per_epoch
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
-    def _batches(self, phase: Phase, start: int) -> Iterator[tuple[Batch, Batch | None]]:
+    def _batches(self, phase: Phase, start: int) -> Batches:
         """Pairs of target and keep batches, from step `start` on."""
 
         def stream(role: str) -> Stream:
@@ -341,12 +355,17 @@ class Trainer:
         self.done["metrics"] = len(self.observer.metrics)
         self.done["peak_memory"] = max(self.done["peak_memory"], peak_memory(self.device))
         self.pending = []
-        save_tensors(self.run.path("state.pt"), {
-            "done": dict(self.done), "model": changing(self.model), "factors": self.factors,
-            "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(),
-            "own": self.method.own.state_dict() if self.method.own is not None else {}, "scaler": self.scaler.state_dict(),
+        state = {
+            "done": dict(self.done),
+            "model": changing(self.model),
+            "factors": self.factors,
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "own": self.method.own.state_dict() if self.method.own is not None else {},
+            "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict(),
-        })  # fmt: skip
+        }
+        save_tensors(self.run.path("state.pt"), state)
 
     def _resume(self) -> None:
         """Takes up the last saved state, or starts again where none was saved yet."""

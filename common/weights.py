@@ -6,12 +6,13 @@ import argparse
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -89,18 +90,6 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
     return data
 
 
-def read_pickle(path: str | Path, encoding: str = "latin1") -> Any:
-    """The content of a pickle of numbers, text and numpy arrays; nothing in it is run.
-
-    encoding: how to read the strings of Python 2; "bytes" leaves them as bytes.
-
-    Raises:
-        UserError: no such file, damaged, or holds anything else.
-    """
-    with _one_line(str(path)):
-        return _read_arrays(Path(path), encoding)
-
-
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
     """Makes one line of whatever goes wrong: damaged files alone raise a dozen kinds of errors."""
@@ -114,9 +103,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 
 def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path)
+    return safetensors.torch.load_file(path)
 
 
 def _read_npz(path: Path) -> Any:
@@ -166,11 +153,9 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _read_arrays(path: Path, encoding: str = "latin1") -> Any:
+def _read_arrays(path: Path) -> Any:
     with path.open("rb") as file:
-        return _ArraysOnly(file, encoding=encoding).load()
+        return _ArraysOnly(file, encoding="latin1").load()  # the strings of Python 2
 
 
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": _read_safetensors, ".npz": _read_npz, ".pkl": _read_arrays,
-}  # fmt: skip
+READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pkl": _read_arrays}

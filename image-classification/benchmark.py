@@ -16,17 +16,18 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from ks_classification.data import ImageSet, Item
+from ks_classification.data.images import ImageSet, Item
 from ks_classification.domain import ClassificationDomain, ImageConfig
-from ks_classification.models import spec_of
+from ks_classification.models.build import spec_of
 from torch import nn
 
-from common import cli, methods, precision, timing
-from common.lora import LoraConfig
+from common import cli, precision, timing
+from common.methods._base import Position
 from common.plan import make_plan
-from common.record import RecordConfig, Run
+from common.record import Run
+from common.settings import settings_from
 from common.streams import Stream
-from common.trainer import TrainConfig, Trainer
+from common.trainer import Trainer
 
 
 def main(argv: list[str]) -> None:
@@ -51,15 +52,15 @@ def our_step(args: argparse.Namespace) -> timing.Step:
     plan, images = make_plan("forget", [], ["a"], ["b"]), ImageSet(["a", "b"], items, items[:2])
     spec = spec_of(args.model, {}, ["a", "b"])
     domain = ClassificationDomain(spec, images, plan.groups, ImageConfig(augment=False))
-    config = TrainConfig(batch_size=args.batch_size, precision=args.precision, device="cpu", threads=args.threads)
-    method, run = methods.load("gs_lora"), Run(tempfile.mkdtemp())
-    trainer = Trainer(domain, plan, config, LoraConfig(), method, method.Config(), run, RecordConfig())
+    flags = {name: getattr(args, name) for name in ("batch_size", "precision", "threads")}
+    trainer = Trainer(domain, plan, settings_from((), {**flags, "device": "cpu"}), Run(tempfile.mkdtemp()))
     phase, stream = plan.phases[0], Stream(0, args.batch_size)
     trainer._begin(phase, 0)
-    pair = tuple(next(iter(domain.loader(c, train=True, stream=stream))) for c in (phase.target, phase.keep))
+    target, keep = (next(iter(domain.loader(c, train=True, stream=stream))) for c in (phase.target, phase.keep))
+    batches = itertools.repeat((target, keep))
 
     def step(watch: timing.Stopwatch) -> None:
-        trainer._step(phase, 0, 10, 10, itertools.repeat(pair), 1e-3)
+        trainer._step(Position(phase, 0, 10, 10), batches, 1e-3)
         watch.lap("step")
 
     return step

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import cli, distributed, precision
+from common import cli, devices, distributed, precision
 from common.config import Parser
 from common.errors import UserError
 
@@ -25,12 +25,10 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="auto", choices=["auto", *precision.PRECISIONS])
     parser.add_argument("--per-class", action=argparse.BooleanOptionalAction, default=True, help="a line per class")
-    parser.add_argument(
-        "--curves", default="", metavar="FILE", help="write precision-recall curves to this .png or .svg"
-    )
+    parser.add_argument("--curves", default="", metavar="FILE", help="write precision-recall curves to this .svg")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(tidy(argv))
-    device = precision.choose_device(args.device, distributed.local_rank())
+    device = devices.choose_device(args.device, distributed.local_rank())
     distributed.init(device)
     model, domain, groups = _load(args)
     with torch.inference_mode(), precision.autocast(precision.choose(args.precision, device), device):

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from common import cli, distributed, precision
+from common import cli, devices, distributed, precision
 from common.config import Parser
 from common.errors import UserError
 from common.files import find_files
@@ -60,7 +60,7 @@ def predict(model, files: list[Path], size: int, args) -> list[dict]:
 
     from common.record import write_bytes
 
-    device = precision.choose_device(args.device, distributed.local_rank())
+    device = devices.choose_device(args.device, distributed.local_rank())
     resize = v2.RandomShortestSize([size], args.longest, antialias=True)
     names, answers = model.class_table.names, []
     model = model.to(device).eval()

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 
-from common import cli, distributed, precision
+from common import cli, devices, distributed, precision
 from common.config import Parser, add_flags, from_args
 
 
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> None:
     source, masks = from_args(SourceConfig, args), from_args(MaskConfig, args)
     if launch.started_ranks(__file__, argv, source.num_gpus):
         return
-    device = precision.choose_device(args.device, distributed.local_rank())
+    device = devices.choose_device(args.device, distributed.local_rank())
     distributed.init(device)
     model, domain, groups = _load(args.run, source, masks, args.classes, args.opts)
     model = model.to(device).eval()

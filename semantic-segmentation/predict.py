@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common import cli, distributed, precision
+from common import cli, devices, distributed
 from common.config import Parser, add_flags, from_args
 from common.errors import UserError
 
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> None:
         model, names = base_model(from_args(SourceConfig, args), args.opts, grow=False)
     if model.num_classes > 255:
         raise UserError(f"ids of {model.num_classes} classes do not fit an 8-bit PNG.")
-    device = precision.choose_device(args.device, distributed.local_rank())
+    device = devices.choose_device(args.device, distributed.local_rank())
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(device).eval()

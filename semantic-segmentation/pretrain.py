@@ -48,6 +48,7 @@ def run(argv: list[str]) -> None:
         load_weights(model, base.backbone_weights or config.MODEL.WEIGHTS, partial=True)
     groups = {"base": tuple(classes)}
     domain = SegmentationDomain(model, classes, sets, groups, masks, swap.train.seed)
+    launch.tell_unused(parser, argv)
     trainer = cli.carry_out(domain, Plan("pretrain", groups, (("learn", ("base",)),)), swap)
     if distributed.is_main():
         save_folder(trainer.run.path("model"), trainer.model, classes)

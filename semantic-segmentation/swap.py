@@ -21,6 +21,7 @@ def run(argv: list[str]) -> None:
     if launch.started_ranks(__file__, argv, source.num_gpus):
         return
     domain, plan = open_swap(source, masks, swap.plan, swap.flags["opts"], swap.train.seed)
+    launch.tell_unused(parser, argv)
     trainer = cli.carry_out(domain, plan, swap)
     whole = trainer.run.path("model")
     if distributed.is_main() and (whole / adapters.SWAP).exists():

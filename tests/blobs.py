@@ -9,15 +9,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from toy import make_trainer
 
-from common import distributed, methods
+from common import distributed
 from common.domain import ClassTable, Domain, Prediction
-from common.lora import LoraConfig
-from common.methods._base import Step
-from common.methods._penalty import trained
+from common.methods._base import Position, Step
+from common.methods._snapshots import trained
 from common.plan import Plan, make_plan
-from common.record import RecordConfig, Run
-from common.trainer import TrainConfig, Trainer
+from common.trainer import Trainer
 
 REST = ("c1", "c2", "c3")  # what `forget_plan` retains
 
@@ -132,14 +131,9 @@ class Blobs(Domain):
         return batch.names
 
 
-def trainer(domain: Domain, plan: Plan, method: str, folder, lora: LoraConfig | None = None, **settings) -> Trainer:
-    """A trainer of `plan`; settings go to TrainConfig or to the method's Config, by name."""
-    kind = methods.load(method)
-    own = {k: settings.pop(k) for k in list(settings) if k in kind.Config.__dataclass_fields__}
-    defaults = {"device": "cpu", "precision": "fp32", "gallery": 0, "epochs": 2, "batch_size": 8, "lr": 1e-2}
-    train = TrainConfig(method=method, **{**defaults, **settings})
-    lora = lora or LoraConfig(lora_rank=2)
-    return Trainer(domain, plan, train, lora, kind, kind.Config(**own), Run(folder), RecordConfig())
+def trainer(domain: Domain, plan: Plan, method: str, folder, **settings) -> Trainer:
+    """A trainer of `plan`; settings by flag name."""
+    return make_trainer(domain, plan, method, folder, **{"gallery": 0, "epochs": 2, **settings})
 
 
 def pretrained(known: int, classes: int = 6) -> Blobs:
@@ -180,7 +174,7 @@ def begun(method: str, folder, plan: Plan | None = None, domain=None, **settings
 def step_of(t, phase, number: int = 0) -> Step:
     """A step with real batches, of `phase`."""
     target, keep = next(t._batches(phase, 0))
-    return Step(phase, 0, number, 10, target, keep, 5)
+    return Step(Position(phase, number, 10, 5), target, keep)
 
 
 def gradients(t, loss) -> dict[str, torch.Tensor]:

@@ -1,12 +1,11 @@
-"""Class folders of small coloured images, a tiny ViT that tells the colours apart, and the scripts for images."""
+"""Class folders of small coloured images, and a tiny ViT that tells the colours apart."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
-from ks_classification.data import ImageSet, Item
+from ks_classification.data.images import ImageSet, Item
 from ks_classification.domain import ClassificationDomain, ImageConfig
-from ks_classification.models import ModelSpec
+from ks_classification.models.build import ModelSpec
 from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "image-classification"
@@ -51,11 +50,3 @@ def domain(groups, config=None, base=None, names=None, **options):
     """A domain over the images in memory whose base knows `names`, by default all classes of the groups."""
     names = names or [c for group in groups.values() for c in group]
     return ClassificationDomain(spec(names), image_set(**options), groups, config or ImageConfig(), base=base)
-
-
-def script(name):
-    """An entry script as a module, under a name of its own: other domains have scripts of the same names."""
-    place = importlib.util.spec_from_file_location(f"classification_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
-    return module

@@ -54,7 +54,7 @@ def test_a_saved_adapter_answers_the_same_on_the_base_model(saved):
     base = vit()
     loaded = adapters.load(base, folder)
     same(base(IMAGES), model(IMAGES))
-    assert loaded.info["classes"] == list("abcde") == adapters.class_names(folder)
+    assert loaded.info["classes"] == list("abcde")
 
 
 def test_saving_a_loaded_adapter_writes_the_same_bytes(saved, tmp_path):

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 from ks_classification import export_published, load_checkpoint
-from ks_classification.face import FaceTransformer
+from ks_classification.models.face import FaceTransformer
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 from vit_files import bird_logits, google_arrays, one_line, same, tiny_bird, tiny_timm
 
+from common.adapters import remove
 from common.errors import UserError
-from common.lora import LoraConfig, LoRALinear, adapters, disabled, fresh, inject
+from common.lora import LoraConfig, LoRALinear, adapters, fresh, inject
 from common.weights import read_weights
 
 FFN = [f"blocks.{i}.mlp.fc{j}" for i in range(2) for j in (1, 2)]
@@ -49,8 +50,8 @@ def test_adapters_stay_live_and_their_base_is_the_file(images):
     model = load_checkpoint(state)
     assert all(p.requires_grad for layer in adapters(model).values() for p in layer.live())
     plain = {k: v for k, v in state.items() if "lora" not in k}
-    with disabled(model):
-        same(model(images), bird_logits(plain, images))
+    remove(model)
+    same(model(images), bird_logits(plain, images))
 
 
 @torch.no_grad()
@@ -141,8 +142,9 @@ def test_merged_file_counts_its_update_once(images, tmp_path):
         state[f"transformer.encoder.layer.{block}.ffn.{leaf}.weight"] += layer.delta()
     model = load_checkpoint(state, lora_merged=True)
     same(model(images), live(images))
-    with disabled(model), disabled(live):
-        same(model(images), live(images))
+    remove(model)
+    remove(live)
+    same(model(images), live(images))
 
 
 def test_dropout_is_where_the_published_model_has_it():

@@ -6,17 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from colours import COLOURS, domain, image_set, picture, spec
-from ks_classification import models, stem_cache
-from ks_classification.data import ImageSet, Item
+from ks_classification.data import stem_cache
+from ks_classification.data.images import ImageSet, Item
 from ks_classification.domain import ClassificationDomain, ImageConfig
-from ks_classification.models import ModelSpec
+from ks_classification.models import build, layers
+from ks_classification.models.build import ModelSpec
+from toy import make_trainer
 from vit_files import one_line, same
 
 from common import lora
 from common.errors import UserError
+from common.plan import make_plan
+from common.record import read_json
 from common.rows import TrainedRows
 from common.streams import Ordered, Stream
-from common.trainer import Trainer
 
 GROUPS = {"learn": ["white"], "forget": ["red", "green"], "retain": ["blue", "yellow", "black"]}
 BASE = ["red", "green", "blue", "yellow", "black"]
@@ -43,7 +46,7 @@ def same_batches(a, b):
 
 def test_new_classes_get_rows_behind_the_old_ones(plain):
     assert plain.classes.names == (*BASE, "white")
-    assert models.classifier(plain.build_model()).weight.shape[0] == 6
+    assert layers.classifier(plain.build_model()).weight.shape[0] == 6
 
 
 def test_only_the_rows_of_learned_classes_move(plain):
@@ -67,12 +70,12 @@ def test_only_the_rows_of_learned_classes_move(plain):
 
 def test_adapters_go_on_both_ffn_layers(plain):
     model = plain.build_model()
-    assert lora.select(plain.lora_targets(model), lora.LoraConfig(), model) == models.ffn_names(model)
+    assert lora.select(plain.lora_targets(model), lora.LoraConfig(), model) == layers.ffn_names(model)
 
 
 def test_a_random_start_keeps_a_frozen_stem():
     s = ModelSpec("hybrid_mobilenetv2", {"img_size": 32, "embed_dim": 48, "depth": 1}, ["red", "blue"], size=32)
-    base = models.build(s)
+    base = build.build(s)
     with torch.no_grad():
         for p in base.patch_embed.backbone.parameters():
             p.add_(1)
@@ -175,7 +178,7 @@ def test_one_joint_forward_equals_two(plain):
 
 def test_scores_are_a_direct_count(plain):
     torch.manual_seed(3)
-    model = models.widen(models.build(spec(BASE)), 6)
+    model = layers.widen(build.build(spec(BASE)), 6)
     with torch.inference_mode():
         scores = plain.evaluate(model, ["red", "blue", "white"])
         right = {}
@@ -296,8 +299,8 @@ FACE = {"depth": 1, "width": 64, "num_heads": 1, "hidden": 32, "dropout": 0.0, "
 
 def faces(head, **config):
     names = ["red", "green", "blue"]
-    s = models.spec_of("face_p8s8", {**FACE, "head": head}, names)
-    return ClassificationDomain(s, image_set(names), {"retain": names}, ImageConfig(**config), base=models.build(s))
+    s = build.spec_of("face_p8s8", {**FACE, "head": head}, names)
+    return ClassificationDomain(s, image_set(names), {"retain": names}, ImageConfig(**config), base=build.build(s))
 
 
 @pytest.mark.parametrize("head", ["softmax", "cosface", "arcface", "sface"])
@@ -340,7 +343,7 @@ def test_face_adapters_and_new_rows_fit():
 def test_settings_for_other_heads_are_errors():
     with pytest.raises(UserError, match="--label-smoothing"):
         faces("cosface", label_smoothing=0.1)
-    for make in (lambda: faces("softmax", eval_margin=True), lambda: domain(GROUPS, ImageConfig(eval_margin=True), base=models.build(spec(BASE)), names=BASE)):  # fmt: skip
+    for make in (lambda: faces("softmax", eval_margin=True), lambda: domain(GROUPS, ImageConfig(eval_margin=True), base=build.build(spec(BASE)), names=BASE)):  # fmt: skip
         with pytest.raises(UserError, match="--eval-margin"):
             make()
 
@@ -353,7 +356,7 @@ def cached(tmp_path_factory):
     torch.manual_seed(0)
     names = ["red", "blue"]
     s = ModelSpec("hybrid_mobilenetv2", {"img_size": 32, "embed_dim": 48, "depth": 1}, names, size=32)
-    base, images = models.build(s), image_set(names, train=3, test=2)
+    base, images = build.build(s), image_set(names, train=3, test=2)
     folder = tmp_path_factory.mktemp("stem")
 
     def make(**config):
@@ -372,7 +375,7 @@ def test_cached_stem_outputs_equal_the_stem_to_their_precision(cached):
             exact = stem(raw.images)
             error = (exact - features.images).abs().max() / exact.abs().max()
             assert error < 0.05, "float16, or bfloat16 where the processor has it"
-            same(models.forward(base, features.images)[1], models.forward(base, raw.images)[1], 0.1)
+            same(layers.forward(base, features.images)[1], layers.forward(base, raw.images)[1], 0.1)
 
 
 def test_the_cache_is_made_once(cached, monkeypatch):
@@ -405,21 +408,13 @@ def test_a_cache_that_finds_no_room_leaves_nothing_behind(cached, tmp_path, monk
 
 def test_a_cache_needs_a_frozen_stem():
     with pytest.raises(UserError, match="--cache-stem needs"):
-        domain(GROUPS, ImageConfig(cache_stem="unused"), base=models.build(spec(BASE)), names=BASE)
+        domain(GROUPS, ImageConfig(cache_stem="unused"), base=build.build(spec(BASE)), names=BASE)
 
 
 def test_the_loop_takes_the_domain_as_it_is(tmp_path):
     """One step of every phase through the real loop."""
-    from common import methods
-    from common.plan import make_plan
-    from common.record import RecordConfig, Run, read_json
-    from common.trainer import TrainConfig
-
     plan = make_plan("fltf", **GROUPS)
     d = domain(plan.groups, ImageConfig(shots=2), names=BASE)
-    method = methods.load("gs_lora")
-    config = TrainConfig(steps=1, batch_size=2, precision="fp32", device="cpu", gallery=1)
-    run = Run(tmp_path)
-    Trainer(d, plan, config, lora.LoraConfig(lora_rank=2), method, method.Config(), run, RecordConfig()).swap()
-    assert read_json(run.path("split.json")) == d.documents()["split.json"]
-    assert read_json(run.path("config.json"))["identity"]["data"]["subset"] == d.subset
+    make_trainer(d, plan, "gs_lora", tmp_path, steps=1, batch_size=2).swap()
+    assert read_json(tmp_path / "split.json") == d.documents()["split.json"]
+    assert read_json(tmp_path / "config.json")["identity"]["data"]["subset"] == d.subset

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 import pytest
 
 from common import cli, methods
-from common.config import Parser, add_flags, apply_yaml, from_args, read_yaml
+from common.config import Parser, add_flags, apply_yaml, from_values, read_yaml
 from common.errors import UserError
 from common.record import write_bytes
-from common.trainer import Interrupted, TrainConfig
+from common.settings import settings_from, settings_parser
+from common.state import Interrupted
+from common.train_config import TrainConfig
 
 
 @dataclass
@@ -33,7 +35,7 @@ def parse(*argv, yaml=None, **defaults):
     add_flags(parser, Sample, **defaults)
     if yaml:
         apply_yaml(parser, yaml)
-    return from_args(Sample, parser.parse_args(list(argv)))
+    return from_values(Sample, vars(parser.parse_args(list(argv))))
 
 
 def test_fields_become_flags_and_come_back():
@@ -86,8 +88,8 @@ def test_yaml_gives_defaults_and_flags_win(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rnak: 2\n", "unknown key 'rnak'; did you mean rank?"),
-        ("zzz: 2\n", "unknown key 'zzz'; `x.py --help` lists every flag"),
+        ("rnak: 2\n", "unknown setting 'rnak'; did you mean rank?"),
+        ("zzz: 2\n", "unknown setting 'zzz'; `x.py --help-all` lists every flag"),
         ("rank: two\n", "rank takes a whole number, got 'two'"),
         ("order: c\n", "order must be one of a, b, got 'c'"),
         ("fast: 'no'\n", "fast is true or false, got 'no'"),
@@ -115,32 +117,33 @@ def test_reading_yaml_runs_nothing(tmp_path):
 # ---- the command line of a swap ------------------------------------------------------------------------------
 
 
+def parsed(argv):
+    """The settings of a swap of a domain whose own flags are those of `Sample`."""
+    return settings_from([Sample], vars(settings_parser("swap.py", "", [Sample], argv).parse_args(argv)))
+
+
 @pytest.mark.parametrize("method", methods.available())
 def test_help_lists_the_flags_of_the_chosen_method(method, capsys):
-    parser = cli.swap_parser("swap.py", "", [Sample], ["--method", method])
-    swap = cli.swap_flags(parser, ["--method", method], [Sample])
-    assert swap.method is methods.load(method) and swap.domain == [Sample()]
-    assert swap.method_config == methods.load(method).Config()
+    parser = settings_parser("swap.py", "", [Sample], ["--method", method])
+    settings = parsed(["--method", method])
+    assert settings.method is methods.load(method) and settings[Sample] == Sample()
+    assert settings.method_config == methods.load(method).Config()
     assert f"--method {method}" in parser.format_help()
 
 
 def test_the_method_may_come_from_yaml_and_loses_to_the_flag(tmp_path):
     path = write(tmp_path, "method: replay\nepochs: 2\n")
     argv = ["--config", str(path)]
-    swap = cli.swap_flags(cli.swap_parser("x", "", [], argv), argv, [])
-    assert swap.method is methods.load("replay") and swap.train.epochs == 2
+    settings = parsed(argv)
+    assert settings.method is methods.load("replay") and settings.train.epochs == 2
     for given in (["--method", "finetune"], ["--method=finetune"]):
-        swap = cli.swap_flags(cli.swap_parser("x", "", [], argv + given), argv + given, [])
-        assert swap.method is methods.load("finetune")
+        assert parsed(argv + given).method is methods.load("finetune")
 
 
 def run(argv, capsys):
     """(exit code, stderr) of the flags part of an entry script."""
 
-    def body(args):
-        cli.swap_flags(cli.swap_parser("swap.py", "", [Sample], args), args, [Sample])
-
-    code = cli.main(body, argv)
+    code = cli.main(lambda args: parsed(args) and None, argv)
     return code, capsys.readouterr().err
 
 
@@ -202,7 +205,7 @@ def test_programming_mistakes_keep_their_traceback():
 
 
 def test_every_flag_has_a_help_text():
-    parser = cli.swap_parser("swap.py", "", [], [])
+    parser = settings_parser("swap.py", "", [], [])
     assert not [a.dest for a in parser._actions if a.option_strings and not (a.help or "").strip()]
 
 

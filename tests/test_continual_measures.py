@@ -6,8 +6,6 @@ from common.evaluation.continual import (
     average_accuracy,
     backward_transfer,
     forgetting,
-    forgetting_rate,
-    forward_transfer,
     last_accuracy,
 )
 
@@ -55,18 +53,6 @@ def test_entries_of_tasks_to_come_are_not_read():
         assert measure(full) == measure(TABLE)
 
 
-def test_forward_transfer_leaves_out_the_first_task_only():
-    assert forward_transfer(TABLE, [0.0, 80.0, 85.0]) == (5 + 10) / 2
-
-
-def test_forgetting_rate_is_zero_at_joint_and_minus_one_at_chance():
-    chance = [10.0] * 3
-    assert forgetting_rate(TABLE, TABLE[2], chance) == 0
-    assert forgetting_rate([[0.0], [0.0] * 2, chance], [50.0] * 3, chance) == -1
-    with pytest.raises(UserError, match="above `chance`"):
-        forgetting_rate(TABLE, chance, chance)
-
-
 def test_accuracy_gap_is_the_mean_difference():
     assert accuracy_gap([70, 80], [75, 79]) == -2
     with pytest.raises(UserError, match="2 scores"):
@@ -80,7 +66,5 @@ def test_damaged_tables_are_named():
         forgetting([[1.0], [1.0]])
     with pytest.raises(UserError, match="'learned' or 'ever'"):
         forgetting(TABLE, best="max")
-    with pytest.raises(UserError, match="3 tasks need 3"):
-        forward_transfer(TABLE, [1.0])
     with pytest.raises(UserError, match="`sizes`"):
         last_accuracy(TABLE, [1, 2])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ks_detection.checkpoints.export import export_official, published_state
 from ks_detection.checkpoints.extend import class_heads, extend_classes
+from ks_detection.deformable_detr import folder
 from ks_detection.deformable_detr.config import DeformableConfig
 from ks_detection.deformable_detr.criterion import DeformableCriterion
 from ks_detection.deformable_detr.names import our_name, to_ours
@@ -246,12 +247,40 @@ def test_errors_say_what_does_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "timm_backbone", "backbone": "hf-hub:x/y"}, "would be downloaded"),
+        ({"model_type": "resnet", "attn_implementation": "x/kernels"}, "would be downloaded"),
+        ({"model_type": "bert", "auto_map": {"AutoBackbone": "x--evil.Evil"}}, "is not run"),
+    ],
+)
+def test_the_config_of_a_checkpoint_fetches_and_runs_nothing(values, message):
+    with pytest.raises(UserError, match=message):
+        DeformableConfig.from_dict({"backbone": "transformers", "backbone_config": values})
+
+
+def test_an_older_folder_names_its_backbone_without_a_look_on_the_hub(tmp_path, monkeypatch):
+    from transformers import backbone_utils
+
+    monkeypatch.setattr(backbone_utils, "hf_api", None)
+    older = {
+        "backbone": "resnet50",
+        "use_timm_backbone": True,
+        "backbone_kwargs": {"in_chans": 3, "out_indices": [3, 4]},
+    }
+    config = folder._config({"model_type": "deformable_detr", "num_feature_levels": 4} | older, 5, tmp_path)
+    assert (config.backbone, config.return_interm_indices) == ("resnet50", (2, 3))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_type": "detr"}, "type 'detr'"),
         ({"position_embedding_type": "learned"}, "position_embedding_type"),
         ({"decoder_ffn_dim": 64}, "must be equal"),
         ({"backbone_config": {"model_type": "timm_backbone", "backbone": "hf_hub:x/y"}}, "would be downloaded"),
+        ({"backbone_config": None, "backbone": "x/y", "use_timm_backbone": False}, "would be downloaded"),
+        ({"backbone_config": None, "backbone": "x/y", "backbone_kwargs": {"a": 3}}, "would be downloaded"),
         ({"d_model": "wide"}, "config.json"),
     ],
 )

@@ -4,18 +4,19 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from ks_detection.checkpoints.export import export_official
 from ks_detection.published import tidy
 from ks_detection.session import load_run
-from PIL import Image
 from test_detection_data import coco_folder
 from tiny_swap import base, pictures
 
 from common import cli
 
+SVG = "{http://www.w3.org/2000/svg}"
 FOLDER = Path(__file__).parent.parent / "object-detection"
 TINY = [
     "--no-augment",
@@ -100,12 +101,16 @@ def test_a_run_is_scored_again_and_predicts(known, capsys, tmp_path):
     assert cli.main(script("swap").run, swap_flags(known, "--output-dir", str(folder), "--no-report")) == 0
     last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if "score" in line][-3:]
     capsys.readouterr()
-    curves = tmp_path / "curves.png"
+    curves = tmp_path / "curves.svg"
     assert cli.main(script("evaluate").run, [str(folder), "--json", "--curves", str(curves), "--eval-batch", "8"]) == 0
     scores = json.loads(capsys.readouterr().out)["scores"]
     for line in last:
         assert scores[line["group"]]["ap"] == pytest.approx(line["score"], abs=0.2)
-    assert Image.open(curves).size[0] > 100
+    drawn = ElementTree.parse(curves).getroot()
+    names = [g[0].text for g in drawn.iter(f"{SVG}g") if g.get("class") == "name"]
+    assert {line["group"] for line in last} <= {text.text for text in drawn.iter(f"{SVG}text")}
+    assert [name.partition(",")[0] for name in names] == [c for found in scores.values() for c in found["curves"]]
+    assert len([path for path in drawn.iter(f"{SVG}path") if path.get("class") == "line"]) == len(names) > 0
     images = known["data"] + "/images"
     flags = [str(folder), images, "--threshold", "0.0", "--output-dir", str(tmp_path / "drawn")]
     assert cli.main(script("predict").run, flags) == 0
@@ -202,7 +207,7 @@ def test_plans_on_coco_have_the_published_class_order():
     from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
     from ks_detection.coco_names import COCO
 
-    from common.plan import PlanConfig, read_plan
+    from common.plan_file import PlanConfig, read_plan
 
     names = [COCO[number] for number in sorted(COCO)]
     numbers = {name: number for number, name in COCO.items()}

@@ -8,7 +8,6 @@ from ks_detection.boxes import (
     cxcywh_to_xyxy,
     generalized_iou,
     inverse_sigmoid,
-    xywh_to_xyxy,
     xyxy_to_cxcywh,
 )
 from ks_detection.dino.config import DinoConfig
@@ -27,7 +26,6 @@ from common.lora import inject
 def test_boxes_survive_the_round_trip():
     boxes = torch.rand(7, 4)
     torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes)
-    torch.testing.assert_close(xywh_to_xyxy(torch.tensor([1.0, 2, 3, 4])), torch.tensor([1.0, 2, 4, 6]))
 
 
 def test_generalized_iou_is_one_for_equal_negative_for_far_and_finite_for_empty_boxes():
@@ -83,6 +81,15 @@ def test_scales_and_small_backbones(backbone, scales):
 
 def test_timm_backbone():
     assert tiny_dino(backbone="timm:resnet10t").eval()([torch.randn(3, 64, 64)])["pred_logits"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/model", "local-dir:/some/folder", "../model"])
+def test_a_timm_backbone_is_a_name_that_timm_knows(name, monkeypatch):
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", None)
+    with pytest.raises(UserError, match="only names that timm knows"):
+        tiny_dino(backbone=f"timm:{name}")
 
 
 def test_the_matcher_finds_the_cheapest_assignment_of_every_layer_and_image():

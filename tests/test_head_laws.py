@@ -11,7 +11,7 @@ from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, 
 
 from common.errors import UserError
 from common.methods._head import linear_head, training_means
-from common.methods._penalty import copied, trained
+from common.methods._snapshots import copied, trained
 from common.plan import Plan, make_plan
 
 LEARN = make_plan("learn", ["c4", "c5"], [], ("c0", *REST))
@@ -120,11 +120,11 @@ def test_icarl_without_old_classes_is_plain_binary_cross_entropy(tmp_path):
     plan = Plan("first", {"a": ("c0", "c1")}, (("learn", ("a",)),))
     t, phase = begun("icarl", tmp_path, plan)
     target, _ = next(t._batches(phase, 0))
-    from common.methods._base import Step
+    from common.methods._base import Position, Step
 
     t.model.eval()
     prediction = t.domain.predict(t.model, target)
-    loss = t.method.loss(Step(phase, 0, 0, 1, target, None))
+    loss = t.method.loss(Step(Position(phase, 0, 1), target, None))
     wanted = F.one_hot(target.labels, 6)[:, :2].float()
     expected = F.binary_cross_entropy_with_logits(prediction.scores[:, :2], wanted, reduction="none").sum(1).mean()
     torch.testing.assert_close(loss, expected)
@@ -231,9 +231,9 @@ def test_only_the_lower_half_moves(tmp_path):
 def test_the_deposit_is_trained_and_shares_the_upper_half(tmp_path):
     """In the published baseline the deposit is in no optimizer."""
     t = trainer(pretrained(4), forget_plan(), "lirf", tmp_path, lr=1e-3)
-    before = {n: v.clone() for n, v in t.method.deposit_state().items()}
+    before = {n: p.detach().clone() for n, p in t.method.own.named_parameters() if n in t.method.low}
     t.swap()
-    assert any(not torch.equal(v, before[n]) for n, v in t.method.deposit_state().items())
+    assert any(not torch.equal(p, before[n]) for n, p in t.method.own.named_parameters() if n in before)
     upper = dict(t.model.named_parameters())["blocks.1.fc1.weight"]
     assert dict(t.method.own.named_parameters())["blocks.1.fc1.weight"] is upper
 

@@ -45,6 +45,51 @@ def test_export_and_load_is_exact(backbone, ending, tmp_path):
     assert os.listdir(tmp_path) == [path.name]  # no half-written file stays behind
 
 
+class Versioned(torch.nn.Module):
+    """A module of the given tensors whose parts rename what comes without version 2, as Mask2Former's parts do."""
+
+    _version = 2
+
+    def __init__(self, state, prefix=""):
+        super().__init__()
+        self.renamed = {
+            "sem_seg_head.": ("sem_seg_head.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."),
+            "sem_seg_head.predictor.": ("static_query", "query_feat", "\n"),
+        }.get(prefix)
+        for child in dict.fromkeys(key.partition(".")[0] for key in state if "." in key):
+            below = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(child + ".")}
+            self.add_module(child, Versioned(below, f"{prefix}{child}."))
+        for leaf in (key for key in state if "." not in key):
+            self.register_buffer(leaf, torch.full_like(state[leaf], 7))
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if self.renamed and (local_metadata.get("version") or 1) < 2:
+            old, new, kept = self.renamed
+            for key in [k for k in state_dict if old in k and not k.startswith(kept)]:
+                state_dict[key.replace(old, new)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pkl"])
+def test_an_exported_file_says_that_its_names_are_those_of_version_2(ending, tmp_path):
+    path = export_detectron2(model(), tmp_path / f"m{ending}")
+    file = torch.load(path, weights_only=True) if ending == ".pth" else pickle.loads(path.read_bytes())
+    saved = file["model"]
+    for key, value in saved.items():  # detectron2 turns arrays into tensors in place
+        saved[key] = torch.as_tensor(value)
+    head = Versioned(saved)
+    head.load_state_dict(saved, strict=True)
+    assert all(torch.equal(value, saved[key]) for key, value in head.state_dict().items())
+    assert saved._metadata == {"sem_seg_head": {"version": 2}, "sem_seg_head.predictor": {"version": 2}}
+    assert set(read_weights(path)) == set(saved)
+
+
+def test_names_without_a_version_are_renamed_by_such_a_head():
+    state = detectron2_state(model())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        Versioned(state).load_state_dict(dict(state), strict=True)
+
+
 def test_every_tensor_has_a_name_in_the_published_layout():
     for backbone in (SWIN, RESNET):
         ours = model(backbone, "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ", True)

@@ -13,7 +13,8 @@ from common.errors import UserError
 from common.exemplars import herd
 from common.lora import LoraConfig
 from common.methods import _relabel
-from common.methods._penalty import Quadratic, copied, trained
+from common.methods._penalty import Quadratic
+from common.methods._snapshots import copied, trained
 from common.plan import Plan, make_plan
 from common.streams import Chosen, Ordered, Stream
 from common.teacher import Teacher
@@ -312,7 +313,7 @@ def test_forgotten_classes_leave_the_memory_and_learned_ones_enter(tmp_path):
 @pytest.mark.parametrize("method", CONTINUAL)
 @pytest.mark.parametrize("trains", ["adapter", "backbone", "all"])
 def test_scope_decides_what_moves(method, trains, tmp_path):
-    t = trainer(pretrained(4), forget_plan(), method, tmp_path, trains=trains, lora=LoraConfig(lora_rank=2))
+    t = trainer(pretrained(4), forget_plan(), method, tmp_path, trains=trains)
     before = {n: p.detach().clone() for n, p in t.model.named_parameters()}
     t.swap()
     moved = {n for n, p in t.model.named_parameters() if not torch.equal(p, before[n])}
@@ -343,7 +344,7 @@ def _stop_in(t, phase: int) -> None:
 
     def watch(step, lr):
         after(step, lr)
-        t.stop.asked = step.phase.index == phase and step.number == 1
+        t.stop.asked = step.phase.index == phase and step.at.number == 1
 
     t.method.after_step = watch
     try:

@@ -3,7 +3,8 @@
 import pytest
 
 from common.errors import UserError
-from common.plan import ORDERS, Plan, PlanConfig, from_record, make_plan, plan_from, read_plan
+from common.plan import ORDERS, Plan, from_record, make_plan
+from common.plan_file import PlanConfig, plan_from, read_plan
 
 LEARN, FORGET, RETAIN = ("l1", "l2"), ("f1",), ("r1", "r2")
 

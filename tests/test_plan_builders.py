@@ -6,8 +6,9 @@ import pytest
 
 from common.errors import UserError
 from common.evaluation.run_measures import forget_measures, history_of, learn_measures, measures
-from common.plan import Plan, from_record, read_plan
+from common.plan import Plan, from_record
 from common.plan_builders import build, class_incremental, continual_forgetting, continual_unlearning, shuffled
+from common.plan_file import read_plan
 
 ROOT = Path(__file__).parent.parent
 PLANS = sorted(ROOT.glob("*/configs/plans/*.yaml"))

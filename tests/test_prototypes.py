@@ -1,11 +1,8 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import nn
 
 from common.errors import UserError
-from common.prototypes import class_means, moved, prototypes, stacked
+from common.prototypes import class_means, stacked
 
 
 @pytest.fixture
@@ -35,31 +32,12 @@ def test_sums_are_exact_in_low_precision():
     assert class_means((part, torch.zeros(40)) for part in z.split(40))[0].item() == 1
 
 
-def test_the_model_is_asked_in_eval_mode_without_gradients():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9)).train()
-
-    def predict(model, batch):
-        return SimpleNamespace(embedding=model(batch), labels=torch.zeros(len(batch), dtype=torch.long))
-
-    batch = torch.randn(5, 4)
-    found = prototypes(model, [batch], predict)
-    torch.testing.assert_close(found[0], model[0](batch).mean(0).detach())
-    assert model.training and not found[0].requires_grad
-
-
 def test_stacked_leaves_out_classes_without_a_prototype():
     found = {0: torch.zeros(2), 2: torch.ones(2)}
     rows, known = stacked(found, torch.tensor([2, 1, 0, 2]))
     assert known.tolist() == [True, False, True, True] and rows[:, 0].tolist() == [1, 0, 1]
     rows, known = stacked(found, torch.tensor([1, 1]))
     assert rows.shape == (0, 2) and not known.any()
-
-
-def test_moving_average():
-    old, new = {0: torch.zeros(1), 1: torch.zeros(1)}, {1: torch.ones(1), 2: torch.ones(1)}
-    assert {c: v.item() for c, v in moved(old, new, 0.75).items()} == {0: 0, 1: 0.25, 2: 1}
-    with pytest.raises(UserError, match="decay"):
-        moved(old, new, 1.5)
 
 
 def test_shapes_must_fit():

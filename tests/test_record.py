@@ -70,6 +70,7 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     run = Run(tmp_path / "run")
     identity = {"train": {"lr": 0.1, "names": ("a", "b")}}
     assert run.open(identity, {"note": 1}, overwrite=False) is False
+    run.append(METRICS, [{"a": 0}])
     assert run.open(identity, {"note": 2}, overwrite=False) is True  # what is only recorded may differ
     with pytest.raises(UserError, match=r"holds a run with train.lr 0.1, this command has 0.2; .* --overwrite"):
         run.open({"train": {"lr": 0.2, "names": ["a", "b"]}}, {}, overwrite=False)
@@ -79,6 +80,18 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     assert run.open({"train": {"lr": 0.2}}, {}, overwrite=True) is False
     assert not run.path(METRICS).exists() and not run.path("adapter/swap.json").exists()
     assert read_json(run.path("config.json"))["identity"] == {"train": {"lr": 0.2}}
+
+
+def test_a_run_that_stopped_before_its_first_score_gives_way_to_a_changed_command(tmp_path):
+    run = Run(tmp_path / "run")
+    run.open({"train": {"lr": 0.1}}, {}, overwrite=False)
+    run.path(METRICS).touch()  # the disk was full at the first line
+    (run.folder / "model").mkdir()
+    (run.folder / "model" / "model.safetensors").write_text("mine")
+    run.check({"train": {"lr": 0.2}})
+    assert run.open({"train": {"lr": 0.2}}, {}, overwrite=False) is False
+    assert read_json(run.path("config.json"))["identity"] == {"train": {"lr": 0.2}}
+    assert run.path("model/model.safetensors").read_text() == "mine", "no run of ours wrote it"
 
 
 def test_a_fresh_run_leaves_files_that_are_not_its_own(tmp_path):

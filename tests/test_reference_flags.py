@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from common import methods
-from common.cli import swap_flags, swap_parser
+from common.settings import settings_from, settings_parser
 
-REFERENCE = Path(__file__).parent.parent / "image-classification" / "configs" / "reference.yaml"
+REFERENCE = Path(__file__).parent.parent / "image-classification" / "ks_classification" / "reference.yaml"
 
 
 @dataclass
@@ -24,18 +24,22 @@ class Data:
     stratified: bool = True
 
 
+def parsed(argv):
+    return settings_from([Data], vars(settings_parser("swap.py", "", [Data], argv, REFERENCE).parse_args(argv)))
+
+
 @pytest.mark.parametrize("method", methods.available())
 def test_reference_switches_every_published_variant_on(method):
     argv = ["--method", method, "--reference"]
-    swap = swap_flags(swap_parser("swap.py", "", [Data], argv, REFERENCE), argv, [Data])
+    swap = parsed(argv)
     assert swap.train.method == method and swap.train.carry_optimizer
     published = {k: v for k, v in vars(swap.method_config).items() if k.startswith("published_")}
     assert all(published.values())
-    plain = swap_flags(swap_parser("swap.py", "", [Data], argv[:2], REFERENCE), argv[:2], [Data])
+    plain = parsed(argv[:2])
     assert not any(v for k, v in vars(plain.method_config).items() if k.startswith("published_"))
 
 
 def test_a_published_variant_can_be_switched_off_again():
     argv = ["--method", "lwf", "--reference", "--no-published-relabel"]
-    swap = swap_flags(swap_parser("swap.py", "", [Data], argv, REFERENCE), argv, [Data])
+    swap = parsed(argv)
     assert swap.method_config.published_no_distillation and not swap.method_config.published_relabel

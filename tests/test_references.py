@@ -19,6 +19,13 @@ NAMES = [f"c{i}" for i in range(6)]
 PLAN = continual_unlearning(NAMES, "unlearn", known=2, per_task=1, tasks=3, requests={2: [2], 3: [1]})
 
 
+def carried_out(domain, plan, method, folder, **settings):
+    """What is seen of a finished run."""
+    run = trainer(domain, plan, method, folder, **settings)
+    run.swap()
+    return run.observer
+
+
 def test_the_references_leave_out_what_is_unlearned_or_the_unlearning():
     plans = reference_plans(PLAN)
     assert plans["retrain"].steps == (("learn", ("task3",)),)
@@ -46,8 +53,9 @@ def test_an_exact_unlearner_has_distance_zero_and_its_gap_is_measured(tmp_path):
     domain = pretrained(2)
     main = trainer(domain, plan, "amnesiac", tmp_path)
     main.swap()
-    plain = {"disable_unlearning": unlearns_nothing(main.method.config).disable_unlearning}
-    found = compare(main, lambda plan, name: trainer(domain, plan, "amnesiac", tmp_path / name, **plain))
+    plain = {"disable_unlearning": unlearns_nothing(main.settings).method_config.disable_unlearning}
+    assert plain["disable_unlearning"] and not main.method.config.disable_unlearning
+    found = compare(main.observer, lambda plan, name: carried_out(domain, plan, "amnesiac", tmp_path / name, **plain))
     assert found["distance"]["unlearned"] == pytest.approx(0, abs=1e-9)
     assert found["distance"]["remaining"] == pytest.approx(0, abs=1e-9)
     original = history_of(read_lines(tmp_path / "reference-original" / "metrics.jsonl"))[-1]
@@ -61,7 +69,7 @@ def test_a_method_that_does_not_unlearn_is_away_from_the_retrained_model(tmp_pat
     domain = pretrained(2)
     main = trainer(domain, plan, "gradient_ascent", tmp_path)
     main.swap()
-    found = compare(main, lambda plan, name: trainer(domain, plan, "gradient_ascent", tmp_path / name))
+    found = compare(main.observer, lambda plan, name: carried_out(domain, plan, "gradient_ascent", tmp_path / name))
     assert found["distance"]["unlearned"] > 0.01 and torch.isfinite(torch.tensor(found["distance"]["remaining"]))
 
 

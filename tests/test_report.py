@@ -13,14 +13,14 @@ import pytest
 
 from common import report
 from common.errors import UserError
-from common.evaluation.scores import drop, forget_h_mean, h_mean
+from common.evaluation.scores import drop, h_mean
 from common.plan import Plan, make_plan
 from common.record import METRICS, STEPS, write_json
 from common.report import details
 from common.report.__main__ import body
 from common.report.page import render
 from common.report.runs import find_runs, forgetting, read_run, summary
-from common.report.svg import ticks
+from common.report.svg import Axes, Line, drawing, ticks
 from common.report.table import markdown, mean_std, seed_sets, tables
 from common.report.verdict import verdicts
 
@@ -208,6 +208,26 @@ def test_runs_of_different_metrics_have_tables_of_their_own(tmp_path):
     assert "Compared by AP" in page_of(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_drawing_is_one_file_whose_curves_lie_where_the_numbers_are():
+    rising, falling = Line("up & <down>", 0, [(0, 0), (1, 1)]), Line("b", 120, [(0, 1), (0.5, None), (1, 0)])
+    axes = Axes("x", "y", (0, 1), [(0, 1, "group")], width=400)
+    root = ElementTree.fromstring(drawing([([rising, falling], axes), ([falling], axes)]))
+    svg = "{http://www.w3.org/2000/svg}"
+    paths = [p for p in root.iter(f"{svg}path") if p.get("class") == "line"]
+    assert root.get("width") == "800" and paths[0].get("style") == "stroke:#ae2929"
+    (x0, y0), (x1, y1) = (map(float, point.split()) for point in re.findall(r"[ML]([\d. ]+)", paths[0].get("d")))
+    assert x0 < x1 and y0 > y1  # pixels count downwards
+    assert paths[1].get("d") == f"M{x0} {y1}M{x1} {y0}" == paths[2].get("d")
+    assert [g[0].text for g in root.iter(f"{svg}g") if g.get("class") == "name"] == ["up & <down>", "b", "b"]
+
+
+@pytest.mark.parametrize("plan", [FLTF, CONTINUAL], ids=lambda p: p.name)
+def test_the_recorded_phases_are_those_of_the_plan(plan, tmp_path):
+    run = read_run(make_run(tmp_path / "run", plan))
+    assert run.phases == plan.phases
+    assert [m.title for m in run.moments] == ["before", *(p.title for p in plan.phases)]
+
+
 def test_h_mean_is_the_harmonic_mean_of_what_is_known_and_the_drop(tmp_path):
     run = read_run(make_run(tmp_path / "run", CONTINUAL))
     history = [m.scores for m in run.moments]
@@ -224,7 +244,8 @@ def test_h_mean_is_the_harmonic_mean_of_what_is_known_and_the_drop(tmp_path):
 @pytest.mark.parametrize("before", ["pretrained", "phase_start"])
 def test_h_mean_with_one_retained_group_equals_the_published_definition(before, tmp_path):
     run = read_run(make_run(tmp_path / "run", make_plan("fftl", ["x"], ["y"], ["z"])))
-    expected = forget_h_mean([m.scores for m in run.moments], 1, "forget", "retain", before)
+    start, end = run.moments[0].scores, run.moments[1].scores
+    expected = h_mean(end["retain"], drop(start["forget"], end["forget"]))
     assert getattr(forgetting(run, 1), f"h_{before}") == pytest.approx(expected)
 
 

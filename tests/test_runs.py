@@ -37,14 +37,14 @@ def test_every_chosen_flag_is_one_that_the_method_has():
     from methods_tuned import GRIDS, LASSO
     from unlearning import ROWS as UNLEARNED
 
-    from common import cli
+    from common.settings import settings_from, settings_parser
 
     grids = GRIDS | {name: [own] for name, own in LASSO.items()}
     lines = [f"{name.partition('-')[0]} {own}" for name, grid in grids.items() for own in grid]
     for line in [*lines, *LEARNED.values(), *UNLEARNED.values()]:
         flags = ["--method", *line.split()]
-        swap = cli.swap_flags(cli.swap_parser("swap.py", "", (), flags), flags, ())
-        assert swap.train.method == line.split()[0]
+        settings = settings_from((), vars(settings_parser("swap.py", "", (), flags).parse_args(flags)))
+        assert settings.train.method == line.split()[0]
 
 
 def test_the_table_puts_the_best_h_mean_first_and_measures_the_gap_to_retrain():

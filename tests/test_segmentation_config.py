@@ -3,9 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+from ks_segmentation import config as config_module
+from ks_segmentation import launch
 from ks_segmentation.arithmetic import evaluate
-from ks_segmentation.config import leaves, load_config
-from ks_segmentation.config_defaults import DEFAULTS, USED
+from ks_segmentation.augment import scoring_view, train_view
+from ks_segmentation.config import Config, load_config
+from ks_segmentation.config_defaults import DEFAULTS, USED, leaves
+from ks_segmentation.criterion import Criterion
+from ks_segmentation.session import SourceConfig, base_model
+from tiny_mask2former import RESNET, SWIN, model
 
 from common.errors import UserError
 
@@ -79,16 +86,85 @@ def test_a_typo_in_a_file_names_the_nearest_key(tmp_path):
         load_config(write(tmp_path, "MODEL: {SEM_SEG_HEAD: {NUM_CLASSE: 3}}"))
 
 
-def test_keys_without_effect_are_listed_once(tmp_path, caplog):
-    path = write(tmp_path, "VIS_PERIOD: 3\nTEST: {EXPECTED_RESULTS: []}")
-    with caplog.at_level("INFO"):
-        load_config(path), load_config(path)
-    told = [r.getMessage() for r in caplog.records if "VIS_PERIOD" in r.getMessage()]
-    assert told == ["settings without effect here: TEST.EXPECTED_RESULTS, VIS_PERIOD"]
+class Reads(Config):
+    """A config that notes which settings are read."""
+
+    seen: set[str] = set()
+
+    def __init__(self, tree, prefix=""):
+        super().__init__({k: Reads(v, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in tree.items()})
+        vars(self)["prefix"] = prefix
+
+    def __getitem__(self, key):
+        value = super().__getitem__(key)
+        if not isinstance(value, dict):
+            Reads.seen.add(self.prefix + key)
+        return value
 
 
-def test_used_names_exist():
-    assert set(leaves(DEFAULTS)) >= USED - {"MODEL.MASK_FORMER.TEST"}
+def test_used_are_the_settings_that_something_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_module, "_node", Reads)
+    monkeypatch.setattr(Reads, "seen", set())
+    image, labels = torch.zeros(3, 64, 64, dtype=torch.uint8), torch.zeros(64, 64, dtype=torch.long)
+    for words in (
+        [*SWIN],
+        [*RESNET, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", [64]],
+        ["MODEL.BACKBONE.NAME", "mobilenet_v2", "TEST.SLIDING_WINDOW", 64],
+    ):
+        made = model(words)
+        made.segment(made.normalise(torch.zeros(1, 3, 96, 96)), [(96, 96)])
+    Criterion(made.config)
+    train_view(image, labels, made.config.INPUT, seed=0, ignore=255)
+    scoring_view(image, made.config.INPUT)
+    swap = write(tmp_path, "MODEL: {SEM_SEG_HEAD: {LORA_RANK: 2}}\nSEED: 1\nOUTPUT_DIR: x")
+    launch.from_config(["--config-file", str(swap)])
+    with pytest.raises(UserError, match="pretrained model is needed"):
+        base_model(SourceConfig(config_file=str(swap)), [], grow=True)
+    assert Reads.seen == USED
+
+
+def test_every_setting_that_fills_a_flag_is_used():
+    assert set(launch.FIELDS) < USED < set(leaves(DEFAULTS))
+
+
+def parsed(*argv):
+    parser, _ = launch.swap_parser("swap.py", "", argv)
+    return parser, parser.parse_args(argv)
+
+
+def test_words_fill_the_flags_that_mean_the_same(tmp_path):
+    plain = write(tmp_path, "SOLVER: {MAX_ITER: 9, BASE_LR: 0.5}")
+    words = ["SOLVER.MAX_ITER", "7", "SOLVER.BASE_LR", "0.25", "SEED", "3", "OUTPUT_DIR", "out", "FORGET_BND", "4"]
+    words += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.IMS_PER_BATCH", "6", "SOLVER.AMP.ENABLED", "False"]
+    for start in (["--config-file", str(plain)], []):
+        _, args = parsed(*start, *words)
+        assert (args.steps, args.lr, args.seed, args.output_dir, args.bound) == (7, 0.25, 3, "out", 4)
+        assert (args.clip, args.batch_size, args.precision, args.bound_per_item) == (0, 6, "fp32", False)
+        assert args.weight_decay == parsed()[1].weight_decay and args.opts == words
+    _, args = parsed("--config-file", str(plain), "--steps", "5", *words)
+    assert (args.steps, args.lr) == (5, 0.25)
+    defaults = write(tmp_path, "steps: 2\nlr: 0.125", "flags.yaml")
+    _, args = parsed("--config", str(defaults), "SOLVER.MAX_ITER", "7")
+    assert (args.steps, args.lr) == (7, 0.125)
+    swap = CONFIGS / "swin/maskformer2_swin_base_IN21k_swap.yaml"
+    _, args = parsed("--config-file", str(swap), "SOLVER.MAX_ITER", "7", "MODEL.SEM_SEG_HEAD.LORA_RANK", "4")
+    assert (args.steps, args.lora_rank, args.lr) == (7, 4, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "unused"),
+    [
+        ("VIS_PERIOD: 3\nTEST: {EXPECTED_RESULTS: []}", [], "TEST.EXPECTED_RESULTS, VIS_PERIOD"),
+        ("SOLVER: {MAX_ITER: 3}", ["SOLVER.BASE_LR", "1"], "SOLVER.MAX_ITER"),  # no swap config
+        ("MODEL: {SEM_SEG_HEAD: {LORA_RANK: 2}}\nSOLVER: {MAX_ITER: 3, OPTIMIZER: SGD}", [], "SOLVER.OPTIMIZER"),
+        ("MODEL: {RPN: {A: 1}}", ["--method", "scrub", "FORGET_BND", "2"], "FORGET_BND, MODEL.RPN"),
+        ("VERSION: 2\nMODEL: {SWIN: {EMBED_DIM: 32}}", [], None),
+    ],
+)
+def test_settings_without_effect_are_told_in_one_line(text, words, unused, tmp_path, capsys):
+    argv = ["--config-file", str(write(tmp_path, text)), *words]
+    launch.tell_unused(parsed(*argv)[0], argv)
+    assert capsys.readouterr().err == (f"settings without effect here: {unused}\n" if unused else "")
 
 
 HOSTILE = {
@@ -108,6 +184,7 @@ HOSTILE = {
     "huge range": '!!python/object/apply:eval ["[x for x in range(10000000000)]"]',
     "nested loops": '!!python/object/apply:eval ["[[[0 for x in range(999)] for x in range(999)] for x in range(999)]"]',
     "list times number": '!!python/object/apply:eval ["[0] * 1000000000"]',
+    "many digits": '!!python/object/apply:eval ["round(5, -999999999999)"]',
     "deep brackets": '!!python/object/apply:eval ["' + "(" * 400 + '"]',
 }
 
@@ -147,6 +224,14 @@ def test_a_base_that_leads_back_is_refused(tmp_path):
     write(tmp_path, "_BASE_: a.yaml", "b.yaml")
     with pytest.raises(UserError, match="leads back"):
         load_config(tmp_path / "a.yaml")
+
+
+def test_bases_that_multiply_are_refused(tmp_path):
+    for i in range(15):
+        write(tmp_path, f"_BASE_: [{i + 1}.yaml, {i + 1}.yaml]", f"{i}.yaml")
+    write(tmp_path, "SEED: 1", "15.yaml")
+    with pytest.raises(UserError, match="more than 20 files"):
+        load_config(tmp_path / "0.yaml")
 
 
 @pytest.mark.parametrize("base", ["http://example.org/x.yaml", "nowhere.yaml", "/dev/zero", "[3]", "{a: 1}"])

@@ -13,14 +13,12 @@ from ks_segmentation.inference import class_scores
 from ks_segmentation.layouts import MaskItem, MaskSet
 from ks_segmentation.masks import IGNORE
 from tiny_mask2former import RESNET, SWIN, model
+from toy import make_trainer
 
 from common import adapters, lora
 from common.errors import UserError
-from common.methods import load as load_method
 from common.plan import make_plan
-from common.record import RecordConfig, Run
 from common.streams import Stream
-from common.trainer import TrainConfig, Trainer
 
 SMALL = [
     "INPUT.CROP.SIZE",
@@ -199,12 +197,8 @@ def test_a_query_on_untold_pixels_is_not_blamed():
 
 def swap(tmp_path, order="fltf", method="gs_lora", steps=2, world=None, **flags):
     d = domain(eval_batch=6)
-    kind = load_method(method)
     plan = make_plan(order, *(GROUPS[g] for g in ("learn", "forget", "retain")))
-    config = TrainConfig(method=method, steps=steps, batch_size=2, precision="fp32", device="cpu", gallery=1, **flags)
-    trainer = Trainer(
-        d, plan, config, lora.LoraConfig(lora_rank=2), kind, kind.Config(), Run(tmp_path / order, {}), RecordConfig()
-    )
+    trainer = make_trainer(d, plan, method, tmp_path / order, steps=steps, batch_size=2, lr=1e-3, **flags)
     return trainer, trainer.swap()
 
 

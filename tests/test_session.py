@@ -1,16 +1,19 @@
 import pytest
 import torch
 from colours import image_set, save_folders
-from ks_classification import data, load_checkpoint, models, session
-from ks_classification.data import ImageSet
-from ks_classification.face import FaceTransformer
-from ks_classification.session import SourceConfig, base_model, open_swap
+from ks_classification import load_checkpoint, source
+from ks_classification.data import images as data
+from ks_classification.data.images import ImageSet
+from ks_classification.models import build, layers
+from ks_classification.models.face import FaceTransformer
+from ks_classification.session import SESSION
+from ks_classification.source import SourceConfig, base_model
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 from vit_files import one_line, same, tiny_bird, tiny_timm
 
 from common import adapters, lora
 from common.errors import UserError
-from common.plan import PlanConfig
+from common.settings import settings_from
 
 NOTHING = ImageSet([], [], [])
 
@@ -37,6 +40,10 @@ def files(tmp_path_factory):
     return {name: str(root / f"{name}.pth") for name in states}
 
 
+def swap_opened(**flags):
+    return SESSION.open_swap(settings_from((SESSION.source, SESSION.view), flags))
+
+
 def opened(files, name, images=NOTHING, **flags):
     return base_model(SourceConfig(checkpoint=files[name], **flags), images)
 
@@ -52,35 +59,34 @@ def test_a_published_file_brings_its_architecture_pixels_and_rows(files, tmp_pat
     assert not lora.adapters(model), "an adapter in the file is merged"
     images = torch.rand(2, 3, size, size)
     with torch.no_grad():
-        expected = models.forward(load_checkpoint(files[name]).eval(), images)[0]
-        same(models.forward(model, images)[0], expected)
-    like = models.build(spec)
+        expected = layers.forward(load_checkpoint(files[name]).eval(), images)[0]
+        same(layers.forward(model, images)[0], expected)
+    like = build.build(spec)
     assert {k: v.shape for k, v in like.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     adapters.save_model(model, tmp_path, {"classes": spec.classes})
-    models.save_folder(tmp_path, spec)
+    build.save_folder(tmp_path, spec)
     with torch.no_grad():
-        same(models.forward(models.load_folder(tmp_path)[0].eval(), images)[0], expected)
+        same(layers.forward(build.load_folder(tmp_path)[0].eval(), images)[0], expected)
 
 
 def test_a_model_like_a_published_one_starts_at_random(files):
     model, spec = opened(files, "timm")
-    fresh = models.build(spec)
+    fresh = build.build(spec)
     assert fresh.blocks[0].mlp.fc1.weight.std() < 0.1 and not torch.equal(fresh.pos_embed, model.pos_embed)
 
 
 def test_flags_overrule_what_the_file_suggests(files):
     assert opened(files, "bird", normalize="imagenet")[1].mean == [0.485, 0.456, 0.406]
     model, spec = opened(files, "bird", img_size=64)
-    assert spec.size == 64 and models.forward(model, torch.rand(1, 3, 64, 64))[0].shape == (1, 7)
+    assert spec.size == 64 and layers.forward(model, torch.rand(1, 3, 64, 64))[0].shape == (1, 7)
     assert type(opened(files, "face", face_head="arcface")[0].head).__name__ == "ArcFace"
 
 
 def test_merged_files_are_taken_as_such(files):
     alone, merged = opened(files, "bird")[0], opened(files, "bird", lora_merged=True)[0]
     plain = load_checkpoint(files["bird"])
-    with lora.disabled(plain):
-        layer = plain.blocks[0].mlp.fc1
-        same(merged.blocks[0].mlp.fc1.weight, layer.weight)
+    adapters.remove(plain)
+    same(merged.blocks[0].mlp.fc1.weight, plain.blocks[0].mlp.fc1.weight)
     assert not torch.equal(alone.blocks[0].mlp.fc1.weight, merged.blocks[0].mlp.fc1.weight)
 
 
@@ -88,7 +94,8 @@ def test_rows_are_named_by_file_flag_folder_or_number(files, tmp_path):
     assert opened(files, "named")[1].classes == ["cat", "dog"]
     assert opened(files, "named", class_names="a,b")[1].classes == ["a", "b"]
     assert opened(files, "bird", class_names="a,b")[1].classes == ["a", "b", *(f"row_{i}" for i in range(2, 7))]
-    assert opened(files, "bird", image_set(["red", "blue"]))[1].classes[:3] == ["red", "blue", "row_2"]
+    seven = ImageSet(list("gfedcba"), [], [])
+    assert opened(files, "bird", seven)[1].classes == seven.classes, "as many as there are rows, in their order"
     assert opened(files, "bird")[1].classes[6] == "row_6"
     (tmp_path / "names.txt").write_text("a\nb # a comment\n")
     assert opened(files, "bird", class_names=f"@{tmp_path / 'names.txt'}")[1].classes[:2] == ["a", "b"]
@@ -100,7 +107,7 @@ def test_published_folders_name_the_rows_that_they_state(files, tmp_path):
     names = opened(files, "bird", data.load(root))[1].classes
     assert names == ["row_0", "row_1", "n02110063", "row_3", "row_4", "n01532829", "row_6"]
     with pytest.raises(UserError, match="states logit row 5, but the checkpoint has 2"):
-        session.name_rows(2, SourceConfig(data=root), data.load(root))
+        source.name_rows(2, SourceConfig(data=root), data.load(root))
 
 
 def test_a_narrow_head_keeps_the_rows_of_the_data(files):
@@ -162,28 +169,35 @@ def test_sources_that_lack_something_are_one_line(flags, word):
 
 def test_a_data_set_with_more_classes_than_rows_needs_names(files):
     with pytest.raises(UserError, match="--class-names"):
-        session.name_rows(2, SourceConfig(data="colours"), image_set())
+        source.name_rows(2, SourceConfig(data="colours"), image_set())
 
 
 def test_a_swap_is_checked_before_its_images_are_read(files, tmp_path, monkeypatch):
     root = save_folders(tmp_path, ["red", "blue", "white"])
-    monkeypatch.setattr(data.Item, "open", None)
-    config = SourceConfig(checkpoint=files["bird"], data=root, class_names="red,blue")
-    opening = open_swap(config, PlanConfig(learn="white", forget="red"), lora.LoraConfig(lora_rank=4))
-    assert opening.plan.groups == {"learn": ("white",), "forget": ("red",), "retain": ("blue",)}
-    assert not lora.adapters(opening.model), "the trial leaves no adapter behind"
-    with pytest.raises(UserError, match="--lora-rank"):
-        open_swap(config, PlanConfig(learn="white", forget="red"), lora.LoraConfig(lora_rank=999))
-    with pytest.raises(UserError, match="--order"):
-        open_swap(SourceConfig(data="nowhere"), PlanConfig(order="xyz"))
+    flags = {"checkpoint": files["bird"], "data": root, "class_names": "red,blue", "learn": "white", "forget": "red"}
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Item, "open", None)
+        opening = swap_opened(**flags, lora_rank=4)
+        assert opening.plan.groups == {"learn": ("white",), "forget": ("red",), "retain": ("blue",)}
+        with pytest.raises(UserError, match="--lora-rank"):
+            swap_opened(**flags, lora_rank=999)
+        with pytest.raises(UserError, match="--order"):
+            swap_opened(data="nowhere", order="xyz")
+        with pytest.raises(UserError, match="what shall change"):
+            swap_opened(data="nowhere")
+    assert not lora.adapters(opening.domain().build_model()), "the trial leaves no adapter behind"
 
 
-@pytest.mark.parametrize("name, word", [("nothing", "is no run"), ("begun", "has no result yet")])
+@pytest.mark.parametrize(
+    "name, word", [("nothing", "is no run"), ("begun", "has no result yet"), ("bare", "not the record")]
+)
 def test_folders_without_a_result_are_one_line(tmp_path, name, word):
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.json").write_text('{"flags": {}}')
+    (tmp_path / "begun" / "config.json").write_text('{"flags": {}, "identity": {"plan": {"groups": {}}}}')
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text('{"flags": {}}')
     with pytest.raises(UserError, match=word) as error:
-        session.load_run(tmp_path / name)
+        SESSION.load(tmp_path / name, {})
     one_line(error)
 
 

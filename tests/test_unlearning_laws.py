@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, step_of, trainer
 
 from common.errors import UserError
-from common.methods._penalty import copied, trained
+from common.methods._snapshots import copied, trained
 from common.methods.salun import largest
 from common.plan import Plan, make_plan
 

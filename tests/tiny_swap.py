@@ -8,13 +8,11 @@ from ks_detection.domain import DetectionDomain, PictureConfig
 from PIL import Image
 from tiny_deformable import tiny_deformable
 from tiny_dino import tiny_dino
+from toy import make_trainer
 
-from common import distributed, methods
+from common import distributed
 from common.domain import ClassTable
-from common.lora import LoraConfig
 from common.plan import make_plan
-from common.record import RecordConfig, Run
-from common.trainer import TrainConfig, Trainer
 
 SMALL = {"augment": False, "test_size": 64, "longest": 96, "eval_batch": 2}
 GROUPS = {"learn": ("new",), "forget": ("b",), "retain": ("a", "c")}
@@ -51,11 +49,7 @@ def run_swap(folder, order="fltf", batch_size=2, model=None, **changes):
     """(trainer, metrics) of a swap of two steps per phase."""
     own = domain(model, **changes)
     plan = make_plan(order, *(GROUPS[name] for name in ("learn", "forget", "retain")))
-    config = TrainConfig(steps=2, batch_size=batch_size, gallery=1, precision="fp32", lr=1e-3)
-    method = methods.load("gs_lora")
-    trainer = Trainer(
-        own, plan, config, LoraConfig(lora_rank=2), method, method.Config(bound=8.0), Run(folder), RecordConfig()
-    )
+    trainer = make_trainer(own, plan, "gs_lora", folder, steps=2, batch_size=batch_size, lr=1e-3, bound=8.0)
     return trainer, trainer.swap()
 
 

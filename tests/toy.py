@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 from common import distributed, methods
 from common.domain import ClassTable, Domain, GalleryItem, Prediction
-from common.lora import LoraConfig
 from common.plan import Plan, make_plan
-from common.record import RecordConfig, Run
-from common.trainer import TrainConfig, Trainer
+from common.record import Run
+from common.settings import EVERY, settings_from
+from common.trainer import Trainer
 
 PLACES, FEATURES, WIDTH = 3, 8, 16
 BASE = tuple(f"c{i}" for i in range(6))
@@ -363,13 +364,19 @@ DOMAINS: dict[str, type[ToyDomain]] = {
 
 def make_trainer(domain: Domain, plan: Plan, method: str, folder, overwrite: bool = False, **settings) -> Trainer:
     """A trainer of `plan`; settings go to TrainConfig, LoraConfig or the method's Config, by name."""
-    kind = methods.load(method)
-    lora = {"lora_rank": 2} | {k: settings.pop(k) for k in list(settings) if k in LoraConfig.__dataclass_fields__}
-    own = {k: settings.pop(k) for k in list(settings) if k in kind.Config.__dataclass_fields__}
-    defaults = {"device": "cpu", "precision": "fp32", "epochs": 1, "batch_size": 8, "lr": 1e-2, "gallery": 1}
-    train = TrainConfig(method=method, **{**defaults, **settings})
-    record = RecordConfig(overwrite=overwrite)
-    return Trainer(domain, plan, train, LoraConfig(**lora), kind, kind.Config(**own), Run(folder), record)
+    defaults = {
+        "device": "cpu",
+        "precision": "fp32",
+        "epochs": 1,
+        "batch_size": 8,
+        "lr": 1e-2,
+        "gallery": 1,
+        "lora_rank": 2,
+    }
+    flags = {**defaults, "method": method, "overwrite": overwrite, **settings}
+    unknown = set(settings) - {f.name for kind in (*EVERY, methods.load(method).Config) for f in fields(kind)}
+    assert not unknown, f"no such settings: {unknown}"
+    return Trainer(domain, plan, settings_from((), flags), Run(folder))
 
 
 def swap_plan(order: str = "fltf") -> Plan:

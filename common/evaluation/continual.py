@@ -58,34 +58,6 @@ def backward_transfer(table: Table) -> float:
     return _mean([rows[-1][j] - rows[j][j] for j in range(len(rows) - 1)])
 
 
-def forward_transfer(table: Table, alone: Sequence[float]) -> float:
-    """Mean advantage of a task learned in sequence over the same task learned alone, in points; the first is left out.
-
-    alone: score of each task when a fresh model learns it by itself.
-    """
-    rows = _checked(table)
-    _same_length(rows, alone)
-    return _mean([rows[j][j] - alone[j] for j in range(1, len(rows))])
-
-
-def forgetting_rate(table: Table, joint: Sequence[float], chance: Sequence[float]) -> float:
-    """Mean of (last - chance) / (joint - chance) - 1: 0 is as good as joint training, -1 is chance.
-
-    Args:
-        joint: score of each task when all are learned together.
-        chance: score of each task by guessing.
-
-    Raises:
-        UserError: joint training is no better than chance on some task.
-    """
-    rows = _checked(table)
-    _same_length(rows, joint)
-    _same_length(rows, chance)
-    if any(j <= c for j, c in zip(joint, chance, strict=True)):
-        raise UserError("`joint` must be above `chance` for every task.")
-    return _mean([(a - c) / (j - c) for a, j, c in zip(rows[-1], joint, chance, strict=True)]) - 1
-
-
 def accuracy_gap(scores: Sequence[float], reference: Sequence[float]) -> float:
     """Mean of score - reference in points, over tasks: what unlearning cost (negative) or gained.
 
@@ -105,11 +77,6 @@ def _mean(values: Sequence[float], sizes: Sequence[int] | None = None) -> float:
     if len(weights) != len(values) or sum(weights) <= 0:
         raise UserError(f"`sizes` must hold one positive number for each of {len(values)} tasks, got {list(weights)}.")
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-
-
-def _same_length(rows: list[list[float]], other: Sequence[float]) -> None:
-    if len(other) != len(rows):
-        raise UserError(f"{len(rows)} tasks need {len(rows)} reference scores, got {len(other)}.")
 
 
 def _checked(table: Table) -> list[list[float]]:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.evaluation import continual
 from common.evaluation.scores import drop, h_mean
-from common.plan import Plan
+from common.plan import Phase, Plan
 
 History = Sequence[Mapping[str, float]]  # group -> score; [0] before training, [i] after phase i
 
 
-def pooled(plan: Plan, groups: Sequence[str], scores: Mapping[str, float]) -> float | None:
-    """One score of several groups, weighted by their number of classes; None of none."""
-    count = sum(len(plan.groups[g]) for g in groups)
-    return sum(scores[g] * len(plan.groups[g]) for g in groups) / count if count else None
+def pooled(classes: Mapping[str, Sequence[str]], groups: Sequence[str], scores: Mapping[str, float]) -> float | None:
+    """One score of several groups, weighted by their number of classes; None where none of them has a score.
+
+    classes: group -> its classes.
+    """
+    known = [g for g in groups if g in scores]
+    count = sum(len(classes[g]) for g in known)
+    return sum(scores[g] * len(classes[g]) for g in known) / count if count else None
+
+
+def standing(phases: Sequence[Phase], index: int, action: str) -> list[str]:
+    """Groups whose last action up to phase `index` was `action`."""
+    last: dict[str, str] = {}
+    for phase in phases[:index]:
+        last |= dict.fromkeys(phase.groups, phase.action)
+    return [g for g, a in last.items() if a == action]
+
+
+def groups_of(groups: Mapping[str, Sequence[str]], classes: Iterable[str]) -> list[str]:
+    """The groups that are made of these classes."""
+    chosen = set(classes)
+    return [name for name, members in groups.items() if members and chosen.issuperset(members)]
 
 
 def forget_measures(plan: Plan, history: History, index: int) -> dict[str, float]:
@@ -32,15 +50,14 @@ def forget_measures(plan: Plan, history: History, index: int) -> dict[str, float
     phase, now = plan.phases[index - 1], history[index]
     if phase.action != "forget":
         return {}
-    kept = [g for g in plan.groups if plan.groups[g] and set(plan.groups[g]) <= set(phase.keep)]
-    forgotten = pooled(plan, phase.groups, now)
-    before, start = pooled(plan, phase.groups, history[0]), pooled(plan, phase.groups, history[index - 1])
-    found = {"forget": forgotten, "retain": pooled(plan, kept, now), "drop": drop(before, forgotten)}
-    old = [g for g in standing(plan, index - 1, "forget") if g not in phase.groups]
-    found |= {"old": pooled(plan, old, now), "missing": pooled(plan, plan.missing, now)}
+    kept = groups_of(plan.groups, phase.keep)
+    before, start, forgotten = (pooled(plan.groups, phase.groups, s) for s in (history[0], history[index - 1], now))
+    found = {"forget": forgotten, "retain": pooled(plan.groups, kept, now), "drop": drop(before, forgotten)}
+    old = [g for g in standing(plan.phases, index - 1, "forget") if g not in phase.groups]
+    found |= {"old": pooled(plan.groups, old, now), "missing": pooled(plan.groups, plan.missing, now)}
     retain = found["retain"]
     if plan.missing:
-        retain = found["retain_all"] = pooled(plan, [*kept, *plan.missing], now)
+        retain = found["retain_all"] = pooled(plan.groups, [*kept, *plan.missing], now)
     if retain is not None:
         found |= {"h_mean": h_mean(retain, found["drop"]), "h_mean_phase": h_mean(retain, drop(start, forgotten))}
     return {name: value for name, value in found.items() if value is not None}
@@ -51,7 +68,7 @@ def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]
 
     A task is a group that a phase learned; the first one is all that the model knew before.
     """
-    gone = {*standing(plan, index, "forget"), *plan.missing}
+    gone = {*standing(plan.phases, index, "forget"), *plan.missing}
     first = [g for g in plan.groups if g not in plan.learned_groups and g not in gone]
     moments: list[tuple[int, list[str]]] = [(0, first)] if first else []
     for phase in plan.phases[:index]:
@@ -61,13 +78,15 @@ def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]
             moments.append((phase.index, own))
     if len(moments) < 2 or not any(i for i, _ in moments):
         return {}
-    table = [[pooled(plan, groups, history[i]) for _, groups in moments] for i, _ in moments[:-1]]
-    table.append([pooled(plan, groups, history[index]) for _, groups in moments])
+    table = [[pooled(plan.groups, groups, history[i]) for _, groups in moments] for i, _ in moments[:-1]]
+    table.append([pooled(plan.groups, groups, history[index]) for _, groups in moments])
     sizes = [sum(len(plan.groups[g]) for g in groups) for _, groups in moments]
     return {
-        "last": continual.last_accuracy(table, sizes), "average": continual.average_accuracy(table, sizes),
-        "forgetting": continual.forgetting(table), "backward_transfer": continual.backward_transfer(table),
-    }  # fmt: skip
+        "last": continual.last_accuracy(table, sizes),
+        "average": continual.average_accuracy(table, sizes),
+        "forgetting": continual.forgetting(table),
+        "backward_transfer": continual.backward_transfer(table),
+    }
 
 
 def measures(plan: Plan, history: History, index: int) -> dict[str, float]:
@@ -82,11 +101,3 @@ def history_of(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
         if line.get("end") and "score" in line:
             found.setdefault(line["phase"], {})[line["group"]] = line["score"]
     return [found[i] for i in sorted(found)]
-
-
-def standing(plan: Plan, index: int, action: str) -> list[str]:
-    """Groups whose last action up to phase `index` was `action`."""
-    last: dict[str, str] = {}
-    for phase in plan.phases[:index]:
-        last |= dict.fromkeys(phase.groups, phase.action)
-    return [g for g, a in last.items() if a == action]

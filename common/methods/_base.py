@@ -1,4 +1,4 @@
-"""What a method says. It returns a loss; the loop owns backward, clipping, precision, step, DDP and records."""
+"""The base class of methods. A method returns a loss; the loop owns backward, clipping, precision, step, DDP and records."""
 
 from __future__ import annotations
 
@@ -14,29 +14,43 @@ from common.errors import UserError
 from common.plan import Phase
 from common.rows import TrainedRows
 from common.streams import Ordered, Stream
+from common.train_config import TrainConfig
 
 
-class Step:
-    """One step of the loop, as a method sees it.
+@dataclass(frozen=True)
+class Position:
+    """Where the loop stands: in which phase, and at which of its steps.
 
-    phase:  what is being learned or forgotten.
-    epoch:  0-based epoch of the phase; `number` counts steps of the phase, `total` is their number.
-    target: a batch of the classes that the phase trains.
-    keep:   a batch of the classes that it must not damage; None where there are none.
-    per_epoch: steps of one epoch.
+    number: 0-based step of the phase; total: steps of the phase; per_epoch: steps of one epoch.
     """
 
-    def __init__(
-        self, phase: Phase, epoch: int, number: int, total: int, target: Batch, keep: Batch | None, per_epoch: int = 1
-    ) -> None:
-        self.phase, self.epoch, self.number, self.total, self.per_epoch = phase, epoch, number, total, per_epoch
-        self.target, self.keep = target, keep
-        self.terms: dict[str, Tensor] = {}
+    phase: Phase
+    number: int
+    total: int
+    per_epoch: int = 1
+
+    @property
+    def epoch(self) -> int:
+        """0-based epoch of the phase."""
+        return self.number // self.per_epoch
 
     @property
     def ends_epoch(self) -> bool:
         """Whether this is the last step of its epoch, or of the phase."""
         return (self.number + 1) % self.per_epoch == 0 or self.number + 1 == self.total
+
+
+class Step:
+    """One step of the loop, as a method sees it.
+
+    at:     the phase and the step's place in it.
+    target: a batch of the classes that the phase trains.
+    keep:   a batch of the classes that it must not damage; None where there are none.
+    """
+
+    def __init__(self, at: Position, target: Batch, keep: Batch | None) -> None:
+        self.at, self.phase, self.target, self.keep = at, at.phase, target, keep
+        self.terms: dict[str, Tensor] = {}
 
     def log(self, name: str, value: Tensor) -> Tensor:
         """Records a named term of the loss for the curves and gives it back."""
@@ -49,9 +63,11 @@ class Method:
 
     trains: what moves, unless the method's Config has a field of that name: "adapter" (adapters and new head
         rows on a frozen model), "backbone" (all but the head, and its new rows) or "all".
+    saved: attributes that a resumed run needs: tensors, numbers, nests of them, or objects with a `state_dict`.
     """
 
     trains = "adapter"
+    saved: tuple[str, ...] = ()
 
     @dataclass
     class Config:
@@ -60,7 +76,7 @@ class Method:
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         self.config, self.domain, self.model = config, domain, model
         self.rows: TrainedRows | None = None  # set by the loop when head rows train
-        self.run: Any = None  # set by the loop: its TrainConfig (seed, batch_size, epochs, ...)
+        self.train_config: TrainConfig  # set by the loop (seed, batch_size, epochs, ...)
         self.own: nn.Module | None = None  # parameters that the method adds and trains; saved and synchronised
 
     @classmethod
@@ -92,8 +108,8 @@ class Method:
 
         items: positions in the loader of these classes, to pass over some of them only.
         """
-        size = batch_size or self.run.batch_size
-        stream = Ordered(self.run.seed, size, 0, distributed.rank(), distributed.world(), items)
+        size = batch_size or self.train_config.batch_size
+        stream = Ordered(self.train_config.seed, size, 0, distributed.rank(), distributed.world(), items)
         return self.domain.loader(classes, train=True, stream=stream)
 
     def begin_phase(self, phase: Phase) -> None:
@@ -119,11 +135,19 @@ class Method:
         """After the last step of a phase, before scores are taken."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the model and the optimizer."""
-        return {}
+        """What a resumed run needs besides the model and the optimizer: all that `saved` names, here and in bases."""
+        names = [name for kind in type(self).__mro__ for name in vars(kind).get("saved", ())]
+        values = {name: getattr(self, name) for name in names}
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+        for name, value in state.items():
+            own = getattr(self, name)
+            if hasattr(own, "load_state_dict"):
+                own.load_state_dict(value)
+            elif value is not None:
+                setattr(self, name, value)
 
 
 def for_phase(values: str, default: float, phase: Phase, flag: str) -> float:

@@ -13,13 +13,7 @@ from common.domain import Batch, Prediction
 from common.errors import UserError
 from common.lora import adapters
 from common.methods._base import Method
-
-Weights = dict[str, Tensor]
-
-
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+from common.methods._snapshots import Weights, trained
 
 
 def check_not_stacked(model: nn.Module) -> None:
@@ -29,11 +23,6 @@ def check_not_stacked(model: nn.Module) -> None:
             "`--lora-between-phases stack` starts fresh adapters in every phase, which a penalty on weights cannot "
             "hold; use continue, or --trains backbone."
         )
-
-
-def copied(model: nn.Module) -> Weights:
-    """Their values now."""
-    return {name: p.detach().clone() for name, p in trained(model).items()}
 
 
 def mean_over_batches(

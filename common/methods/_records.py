@@ -7,23 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import UserError
+from common.methods._snapshots import Weights, snapshot
 from common.plan import Phase
-
-State = dict[str, Tensor]
-
-
-def state_of(model: nn.Module) -> State:
-    """Copies of all that a phase may change: trained parameters and every buffer."""
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    buffers = {n for n, _ in model.named_buffers()}
-    return {n: v.detach().clone() for n, v in model.state_dict().items() if n in trained or n in buffers}
 
 
 @torch.no_grad()
-def take_out(model: nn.Module, start: State, end: State) -> None:
+def take_out(model: nn.Module, start: Weights, end: Weights) -> None:
     """theta <- theta - (end - start), computed in double precision.
 
     An entry that has not moved since the end of that phase is put back to its start, bit for bit: float
@@ -45,23 +37,23 @@ class Records:
     """What each learn phase changed, by its groups; while a record stands, its phase can be unlearned.
 
     Args:
-        age: a phase can be unlearned while fewer than `age` learn phases have followed it; 0 for ever.
+        age: a phase can be unlearned while fewer than `age` learn phases have followed it; 0: always.
     """
 
     def __init__(self, age: int = 0) -> None:
         self.age = age
         self.kept: list[dict[str, Any]] = []
-        self.start: State = {}
+        self.start: Weights = {}
         self.learned = 0
 
     def begin(self, model: nn.Module) -> None:
         """Notes the state before a learn phase."""
-        self.start = state_of(model)
+        self.start = snapshot(model)
 
     def end(self, model: nn.Module, phase: Phase) -> None:
         """Keeps the record of a learn phase and drops those that have become too old by it."""
         self.learned += 1
-        record = {"groups": list(phase.groups), "number": self.learned, "start": self.start, "end": state_of(model)}
+        record = {"groups": list(phase.groups), "number": self.learned, "start": self.start, "end": snapshot(model)}
         self.kept = [r for r in self.kept if not self.age or self.learned - r["number"] < self.age]
         self.kept.append(record)
         self.start = {}

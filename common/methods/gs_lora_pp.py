@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import distributed
+from common.averaging import MovingAverage
 from common.domain import Domain, Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.methods._base import Step, for_phase
 from common.methods._head import training_means
-from common.methods._penalty import Weights, copied, trained
+from common.methods._snapshots import trained
 from common.methods.gs_lora import GSLoRA
 from common.plan import Phase
 from common.prototypes import Prototypes, stacked
@@ -35,19 +36,17 @@ class GSLoRApp(GSLoRA):
     18, K-shot 50; w_r 0; forget weights "0.2,0.25,0.25,0.2". Hinge on the batch mean there; per item here.
     """
 
+    saved = ("prototypes", "average")
+
     @dataclass
     class Config(GSLoRA.Config):
-        prototype_forget_weight: float = field(default=0.01, metadata={"help": "push from old prototypes; w_f"})
-        prototype_forget_weights: str = field(
-            default="", metadata={"help": "one per phase, comma separated, instead of that"}
-        )
-        prototype_keep_weight: float = field(default=0.0, metadata={"help": "pull to prototypes of kept classes; w_r"})
-        prototype_bound: float = field(default=18.0, metadata={"help": "divergence (nats) at which the push stops"})
-        ema_decay: float = field(default=0.0, metadata={"help": "running average of what trains; 0 is off (0.9)"})
-        ema_from_epoch: int = field(default=30, metadata={"help": "first epoch of a phase that is averaged"})
-        published_prototypes: bool = field(
-            default=False, metadata={"help": "take all prototypes anew from the present model, before each phase"}
-        )
+        prototype_forget_weight: float = knob(0.01, "push from old prototypes; w_f")
+        prototype_forget_weights: str = knob("", "one per phase, comma separated, instead of that")
+        prototype_keep_weight: float = knob(0.0, "pull to prototypes of kept classes; w_r")
+        prototype_bound: float = knob(18.0, "divergence (nats) at which the push stops")
+        ema_decay: float = knob(0.0, "running average of what trains; 0 is off (0.9)")
+        ema_from_epoch: int = knob(30, "first epoch of a phase that is averaged")
+        published_prototypes: bool = knob(False, "take all prototypes anew from the present model, before each phase")
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -57,13 +56,12 @@ class GSLoRApp(GSLoRA):
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
         self.prototypes: Prototypes = {}
-        self.average: Weights = {}
+        self.average = MovingAverage(trained(model).values(), config.ema_decay)
 
     # ---- prototypes --------------------------------------------------------------------------------------
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
-        self.average = {}
         known = [*phase.keep, *(phase.target if phase.action == "forget" else ())]
         if self.config.published_prototypes:
             self.prototypes = {}
@@ -97,25 +95,17 @@ class GSLoRApp(GSLoRA):
 
     def after_step(self, step: Step, lr: float) -> None:
         super().after_step(step, lr)
-        if not (self.config.ema_decay and step.ends_epoch and step.epoch >= self.config.ema_from_epoch):
+        if not (self.config.ema_decay and step.at.ends_epoch and step.at.epoch >= self.config.ema_from_epoch):
             return
-        now, d = copied(self.model), self.config.ema_decay
-        self.average = {n: d * self.average[n] + (1 - d) * v for n, v in now.items()} if self.average else now
+        self.average.update()
 
-    @torch.no_grad()
     def end_phase(self, phase: Phase) -> None:
         super().end_phase(phase)
-        for name, p in trained(self.model).items():
-            if name in self.average:
-                p.copy_(self.average[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "prototypes": self.prototypes, "average": self.average}
+        self.average.settle()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.prototypes = {row: mean.cpu() for row, mean in state["prototypes"].items()}
-        self.average = state["average"]
+        self.prototypes = {row: mean.cpu() for row, mean in self.prototypes.items()}
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from common.averaging import MovingAverage
 from common.domain import Domain
 from common.errors import UserError
+from common.knobs import knob
 from common.losses import soft_kl
 from common.methods._base import Step
-from common.methods._penalty import Weights, copied, trained
+from common.methods._snapshots import trained
 from common.methods._unlearning import Unlearning
 from common.plan import Phase
 
@@ -30,19 +33,20 @@ class SCRUB(Unlearning):
 
     Source: Kurmanji et al., NeurIPS 2023, arXiv:2302.09880, eq. 3 and algorithm 1. Constants as in GS-LoRA's
     baseline (arXiv:2501.09705): T = 2, gamma = 0.99, alpha = 0.001, 10 rounds of 10 epochs, max steps in the
-    first 5; published lr 1e-4, divided by 10 from round 8 on, for which the loop's cosine stands here.
+    first 5; published lr 1e-4, divided by 10 from round 8 on, replaced here by the loop's cosine.
     """
 
     teaches = True
+    saved = ("average",)
 
     @dataclass
     class Config(Unlearning.Config):
-        ce_weight: float = field(default=0.99, metadata={"help": "weight of the keep loss; gamma"})
-        distil_weight: float = field(default=0.001, metadata={"help": "weight of the distillation; alpha"})
-        temperature: float = field(default=2.0, metadata={"help": "softens both distributions"})
-        rounds: int = field(default=1, metadata={"help": "rounds per phase (published: 10, of 10 epochs each)"})
-        max_share: float = field(default=0.5, metadata={"help": "part of each round that has max steps, 0..1"})
-        smoothing: float = field(default=0.0, metadata={"help": "pull to the averaged weights; above 0 in SCRUB-S"})
+        ce_weight: float = knob(0.99, "weight of the keep loss; gamma")
+        distil_weight: float = knob(0.001, "weight of the distillation; alpha")
+        temperature: float = knob(2.0, "softens both distributions")
+        rounds: int = knob(1, "rounds per phase (published: 10, of 10 epochs each)")
+        max_share: float = knob(0.5, "part of each round that has max steps, 0..1")
+        smoothing: float = knob(0.0, "pull to the averaged weights; above 0 in SCRUB-S")
 
         def __post_init__(self) -> None:
             if self.rounds < 1 or not 0 <= self.max_share <= 1:
@@ -50,20 +54,21 @@ class SCRUB(Unlearning):
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
-        self.average: Weights = {}
+        self.average = MovingAverage(trained(model).values(), 0.9)
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
-        self.average = {}
+        self.average.values = []
 
     def is_max(self, step: Step) -> bool:
         """Whether this step drives the model away on the forget set."""
         if step.keep is None:
             return True
-        inside = step.number / step.total * self.config.rounds % 1
-        passes = -(-self.domain.size(step.phase.target, train=True) * step.per_epoch
-                   // max(1, self.epoch_items(step.phase)))  # fmt: skip
-        return inside < self.config.max_share and step.number % step.per_epoch < min(passes, -(-step.per_epoch // 2))
+        at = step.at
+        inside = at.number / at.total * self.config.rounds % 1
+        items = self.domain.size(step.phase.target, train=True) * at.per_epoch
+        passes = math.ceil(min(items / max(1, self.epoch_items(step.phase)), at.per_epoch / 2))
+        return inside < self.config.max_share and at.number % at.per_epoch < passes
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "learn":
@@ -81,27 +86,17 @@ class SCRUB(Unlearning):
         return soft_kl(scores, teacher.scores, self.config.temperature) if scores.numel() else scores.sum()
 
     def _pull(self, step: Step) -> Tensor | float:
-        if not (self.config.smoothing and self.average):
+        if not (self.config.smoothing and self.average.values):
             return 0.0
-        distances = [(p - self.average[n]).norm() for n, p in trained(self.model).items()]
+        distances = [(p - mean).norm() for p, mean in zip(self.average.parameters, self.average.values, strict=True)]
         return self.config.smoothing * step.log("pull", torch.stack(distances).sum())
 
-    @torch.no_grad()
     def after_step(self, step: Step, lr: float) -> None:
         if step.phase.action == "learn" or not self.config.smoothing:
             return
-        length = step.total / self.config.rounds
-        if int((step.number + 1) / length) == int(step.number / length):
-            return
-        now = copied(self.model)
-        self.average = {n: 0.9 * self.average[n] + 0.1 * v for n, v in now.items()} if self.average else now
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "average": self.average}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.average = state["average"]
+        length = step.at.total / self.config.rounds
+        if int((step.at.number + 1) / length) > int(step.at.number / length):
+            self.average.update()
 
 
 METHOD = SCRUB

@@ -44,7 +44,7 @@ def _spread(names: Sequence[str], span: tuple[float, float]) -> dict[str, float]
 def _phase_hues(run: RunRecord) -> dict[int, float]:
     result = {}
     for role in ("learn", "forget"):
-        result.update(_spread([p["index"] for p in run.phases if p["action"] == role], HUES[role]))
+        result.update(_spread([p.index for p in run.phases if p.action == role], HUES[role]))
     return result
 
 
@@ -56,15 +56,15 @@ def spans(run: RunRecord) -> dict[int, tuple[float, float]]:
             length[line["phase"]] = max(length.get(line["phase"], 0), line["step"] + extra)
     result, start = {}, 0.0
     for phase in run.phases:
-        if phase["index"] not in length:
+        if phase.index not in length:
             break
-        result[phase["index"]] = (start, start + length[phase["index"]])
-        start += length[phase["index"]]
+        result[phase.index] = (start, start + length[phase.index])
+        start += length[phase.index]
     return result
 
 
 def _bands(run: RunRecord) -> list[tuple[float, float, str]]:
-    titles = {p["index"]: p.get("title", str(p["index"])) for p in run.phases}
+    titles = {p.index: p.title for p in run.phases}
     return [(start, end, titles[index]) for index, (start, end) in spans(run).items()]
 
 
@@ -75,8 +75,9 @@ def scores(run: RunRecord) -> Plot | None:
     for group in run.groups:
         points = [
             (starts[line["phase"]] + line["step"], finite(line["score"]))
-            for line in run.scored if line["group"] == group and line["phase"] in starts
-        ]  # fmt: skip
+            for line in run.scored
+            if line["group"] == group and line["phase"] in starts
+        ]
         if points:
             lines.append(Line(group, colour[group], points, marks=True, dash=_dash(run, group)))
     if not lines or len(starts) == 1:
@@ -134,7 +135,7 @@ def adapters(run: RunRecord, top: float | None = None) -> list[Plot]:
     """
     if not run.adapters:
         return []
-    colour, titles = _phase_hues(run), {p["index"]: p.get("title", str(p["index"])) for p in run.phases}
+    colour, titles = _phase_hues(run), {p.index: p.title for p in run.phases}
     plots = []
     for key, title, unit in (
         ("adapter_moved", "How far each phase moved each block", "change (Frobenius norm)"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.evaluation.run_measures import groups_of, pooled, standing
 from common.evaluation.scores import drop, h_mean
+from common.plan import ACTIONS, Phase
 from common.record import DETAILS, METRICS, STEPS, read_json, read_lines
 
 
@@ -68,9 +70,11 @@ class RunRecord:
     def groups(self) -> Mapping[str, Sequence[str]]:
         return self.identity["plan"]["groups"]
 
-    @property
-    def phases(self) -> Sequence[Mapping[str, Any]]:
-        return self.config.get("phases", [])
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """The phases as the run carried them out."""
+        found = self.config.get("phases", [])
+        return [Phase(p["index"], p["action"], *(tuple(p[k]) for k in ("groups", "target", "keep"))) for p in found]
 
     @property
     def metric_label(self) -> str:
@@ -95,7 +99,7 @@ class RunRecord:
     @cached_property
     def moments(self) -> list[Moment]:
         """Before training and after every finished phase."""
-        titles = {0: "before", **{p["index"]: p.get("title") or f"{p['index']} {p['action']}" for p in self.phases}}
+        titles = {0: "before", **{p.index: p.title for p in self.phases}}
         found = []
         for index, title in titles.items():
             ends = [line for line in self.scored if line["phase"] == index and line["end"]]
@@ -124,26 +128,15 @@ class RunRecord:
 
     def standing(self, group: str, index: int) -> str:
         """What a group is after phase `index`: "learn", "forget", or "retain" where no phase has touched it yet."""
-        state = "retain"
-        for phase in self.phases[:index]:
-            if group in phase["groups"]:
-                state = phase["action"]
-        return state
+        return next((a for a in ACTIONS if group in standing(self.phases, index, a)), "retain")
 
     def role(self, group: str) -> str:
         """The group's last action in the whole plan."""
         return self.standing(group, len(self.phases))
 
-    def groups_of(self, classes: Iterable[str]) -> list[str]:
-        """The groups that are made of these classes."""
-        chosen = set(classes)
-        return [name for name, members in self.groups.items() if members and chosen.issuperset(members)]
-
     def pooled(self, groups: Sequence[str], moment: Moment) -> float | None:
         """One score for several groups, weighted by their number of classes; None where nothing was scored."""
-        known = [g for g in groups if g in moment.scores]
-        count = sum(len(self.groups[g]) for g in known)
-        return sum(moment.scores[g] * len(self.groups[g]) for g in known) / count if count else None
+        return pooled(self.groups, groups, moment.scores)
 
 
 @dataclass(frozen=True)
@@ -167,13 +160,13 @@ def forgetting(run: RunRecord, index: int) -> Forgetting | None:
     """
     if not 1 <= index < len(run.moments):
         return None
-    latest = max((p["index"] for p in run.phases[:index] if p["action"] == "forget"), default=0)
+    latest = max((p.index for p in run.phases[:index] if p.action == "forget"), default=0)
     if not latest:
         return None
-    groups = [g for g in run.phases[latest - 1]["groups"] if run.standing(g, index) == "forget"]
+    groups = [g for g in run.phases[latest - 1].groups if run.standing(g, index) == "forget"]
     now, phase = run.moments[index], run.phases[index - 1]
-    known = [*phase["keep"], *(phase["target"] if phase["action"] == "learn" else ())]
-    retain, after = run.pooled(run.groups_of(known), now), run.pooled(groups, now)
+    known = [*phase.keep, *(phase.target if phase.action == "learn" else ())]
+    retain, after = run.pooled(groups_of(run.groups, known), now), run.pooled(groups, now)
     starts = [run.pooled(groups, run.moments[i]) for i in (0, latest - 1)]
     if retain is None or after is None or None in starts:
         return None
@@ -215,10 +208,15 @@ def summary(run: RunRecord) -> dict[str, Any]:
             for group, found in groups.items()
         }
     return {
-        "name": run.name, "finished": run.finished, "identity": {**run.identity, "data": data},
-        "command": run.config.get("command"), "versions": run.config.get("versions"), "done": run.done,
-        "parameters": run.config.get("parameters"), "moments": moments,
-    }  # fmt: skip
+        "name": run.name,
+        "finished": run.finished,
+        "identity": {**run.identity, "data": data},
+        "command": run.config.get("command"),
+        "versions": run.config.get("versions"),
+        "done": run.done,
+        "parameters": run.config.get("parameters"),
+        "moments": moments,
+    }
 
 
 def find_runs(places: Sequence[str | Path]) -> list[RunRecord]:

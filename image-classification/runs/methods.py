@@ -19,22 +19,19 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))
-import pretrain
-import swap
 import torch
+from ks_classification.session import SESSION
 from methods_table import markdown, row_of
 from methods_tuned import CHOSEN, GRIDS, LASSO
 
-from common import cli, methods, timing
+from common import cli, commands, methods, timing
 from common.config import Parser, help_formatter
 from common.errors import UserError
 from common.record import write_json
 
 PLANS = Path(__file__).parents[1] / "configs" / "plans"
-# these unlearn what they learned themselves; a pretrained class they leave as it is (see unlearning.py)
-APART = ("amnesiac", "amnesiac_der", "amnesiac_der_pp", "amnesiac_ewc", "amnesiac_lwf")
+# unlearns what it learned itself; a pretrained class it leaves as it is (see unlearning.py)
+APART = ("amnesiac",)
 NAMES = [name for name in methods.available() if name not in APART] + [row for row in GRIDS if "-" in row]
 SETTLED = CHOSEN | LASSO
 FAST = "--precision fp32 --threads 1 --gallery 0 --no-report"
@@ -106,7 +103,9 @@ def prepared(setting: Setting, images: str, out: Path, base: str = "base", class
     data = f"{setting.data.format(**places)} {FAST}"
     if not (out / base / "done.json").exists():
         chosen = ["--classes", classes] if classes else []
-        pretrain.run([*f"{data} {setting.base.format(**places)} --output-dir {out / base}".split(), *chosen])
+        commands.pretrain(
+            SESSION, [*f"{data} {setting.base.format(**places)} --output-dir {out / base}".split(), *chosen]
+        )
     return f"{data} {setting.swap} --checkpoint {out / base}"
 
 
@@ -130,12 +129,7 @@ def decode_once() -> None:
 @cache
 def warm_up(flags: tuple[str, ...]) -> None:
     """Reads the images and loads the libraries of a run once, so that forks find them in memory."""
-    from ks_classification.domain import ImageConfig
-    from ks_classification.session import SourceConfig, open_swap
-
-    configs = (SourceConfig, ImageConfig)
-    described = cli.swap_flags(cli.swap_parser("swap.py", "", configs, flags), flags, configs)
-    open_swap(described.domain[0], described.plan).domain(described.domain[1], 0, 0)
+    SESSION.open_swap(commands.parsed(SESSION, "swap", flags)).domain()
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
@@ -181,7 +175,7 @@ def _run(flags: list[str], folder: Path) -> None:
     idle, began = timing.resident("VmRSS"), time.process_time()
     timing.reset_peak()
     with contextlib.redirect_stdout(io.StringIO()):
-        code = cli.main(swap.run, flags)
+        code = commands.main(SESSION, "swap", flags)
     if code == 0:
         extra, used = timing.resident() - idle, time.process_time() - began
         write_json(folder / "cost.json", {"extra_mib": round(extra / 2**20, 1), "cpu_seconds": round(used, 1)})

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from common import cli
 from common.errors import UserError
 from common.evaluation.run_measures import forget_measures, history_of

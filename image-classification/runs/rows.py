@@ -10,7 +10,7 @@ from methods_table import Row
 
 from common.config import Parser, help_formatter
 from common.errors import UserError
-from common.plan import read_plan
+from common.plan_file import read_plan
 from common.record import write_json
 from common.report.table import mean_std
 

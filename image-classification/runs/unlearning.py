@@ -27,11 +27,11 @@ COLUMNS = {
 STEPS = 100  # of a phase
 ROWS = {
     "amnesiac": "amnesiac --lr 3e-4",
-    "amnesiac_lwf": "amnesiac_lwf --lr 3e-4",
-    "amnesiac_ewc": "amnesiac_ewc --lr 3e-4",
-    "amnesiac_der": "amnesiac_der --lr 3e-4",
-    "amnesiac_der_pp": "amnesiac_der_pp --lr 3e-4",
-    "amnesiac_lwf, adapter": "amnesiac_lwf --trains adapter --lr 5e-3",
+    "amnesiac_lwf": "amnesiac --learner lwf --lr 3e-4",
+    "amnesiac_ewc": "amnesiac --learner ewc --lr 3e-4",
+    "amnesiac_der": "amnesiac --learner der --lr 3e-4",
+    "amnesiac_der_pp": "amnesiac --learner der_pp --lr 3e-4",
+    "amnesiac_lwf, adapter": "amnesiac --learner lwf --trains adapter --lr 5e-3",
     "gs_lora": "gs_lora --lr 1e-2 --forget-weight 0.5",
     "finetune": "finetune --lr 3e-4",
 }
@@ -46,7 +46,7 @@ def row_of(folder: Path) -> Row:
     """One run in figures: accuracies at the end, and CLArena's two measures against the reference runs."""
     run, references = read_run(folder), read_json(folder / "references.json")
     plan = from_record(run.identity["plan"])
-    gone, end = standing(plan, len(plan.steps), "forget"), run.moments[-1]
+    gone, end = standing(plan.phases, len(plan.steps), "forget"), run.moments[-1]
     kept = [g for g in plan.learned_groups if g not in gone]
     return {
         "forgotten": run.pooled(gone, end), "known": run.pooled(["known"], end), "kept": run.pooled(kept, end),

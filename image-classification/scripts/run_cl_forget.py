@@ -1,3 +1,3 @@
-from ks_classification.blocks import main
+from ks_classification.gs_lora_scripts import main
 
 main("run_cl_forget")

@@ -16,11 +16,6 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
-def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """[..., 4] corner boxes of [..., 4] COCO boxes (left, top, width, height)."""
-    return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
-
-
 def area(boxes: Tensor) -> Tensor:
     """[...] areas of [..., 4] corner boxes."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

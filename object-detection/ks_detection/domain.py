@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from common import distributed, splits
-from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
+from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.streams import Draw, Stream, load_batches
 from ks_detection import gallery, transforms
@@ -356,8 +356,3 @@ class DetectionDomain(Domain):
 def collate(items: list[tuple]) -> Scenes:
     """A batch of `DetectionDomain.item`s."""
     return Scenes(*(list(column) for column in zip(*items, strict=True)))
-
-
-def empty_table(count: int) -> ClassTable:
-    """Names for the rows of a checkpoint that has none: row_0, row_1, ..."""
-    return ClassTable(tuple(f"row_{i}" for i in range(count)))

@@ -5,92 +5,18 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable
+from typing import Any
 
 from common.errors import UserError
 
 MAX_TEXT = 500  # characters
-MAX_VALUES = 10_000  # numbers made in one expression
-MAX_SIZE = 1e12  # absolute value of any number
-
+MAX_STEPS = 10_000  # syntax nodes visited, each turn of a loop anew, and items of one range
+MAX_SIZE = 1e12  # absolute value of any number; also bounds the digits that `round` is asked for
 OPERATORS: dict[type, Callable] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-}
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod, ast.USub: operator.neg, ast.UAdd: operator.pos,
+}  # fmt: skip
 FUNCTIONS: dict[str, Callable] = {"int": int, "round": round, "range": range}
-
-
-class _Evaluator:
-    """Walks the syntax tree; everything that is not listed in it is refused."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.made = text, 0
-
-    def fail(self, why: str) -> UserError:
-        return UserError(
-            f"expression {self.text[:80]!r} {why}; allowed are numbers, + - * // %, int, round, range and "
-            "list comprehensions. Write the list out instead."
-        )
-
-    def number(self, value: object) -> int | float:
-        self.made += 1
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.fail("uses something that is not a number as one")
-        if self.made > MAX_VALUES or not abs(value) <= MAX_SIZE:
-            raise self.fail("makes too many or too large numbers")
-        return value
-
-    def value(self, node: ast.AST, names: dict) -> object:
-        if isinstance(node, ast.Constant):
-            return self.number(node.value)
-        if isinstance(node, ast.Name) and node.id in names:
-            return names[node.id]
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-            operand = self.number(self.value(node.operand, names))
-            return -operand if isinstance(node.op, ast.USub) else operand
-        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-            return self.operation(node, names)
-        if isinstance(node, (ast.List, ast.Tuple)):
-            return [self.value(item, names) for item in node.elts]
-        if isinstance(node, ast.ListComp):
-            return self.comprehension(node, names)
-        if isinstance(node, ast.Call):
-            return self.call(node, names)
-        raise self.fail("is refused")
-
-    def operation(self, node: ast.BinOp, names: dict) -> int | float:
-        left = self.number(self.value(node.left, names))
-        right = self.number(self.value(node.right, names))
-        try:
-            return self.number(OPERATORS[type(node.op)](left, right))
-        except ZeroDivisionError:
-            raise self.fail("divides by zero") from None
-
-    def call(self, node: ast.Call, names: dict) -> object:
-        known = isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS
-        if not known or node.keywords or not 1 <= len(node.args) <= 3:
-            raise self.fail("calls something else")
-        numbers = [self.number(self.value(item, names)) for item in node.args]
-        try:
-            made = FUNCTIONS[node.func.id](*numbers)
-        except (TypeError, ValueError):
-            raise self.fail("calls a function with arguments it does not take") from None
-        if isinstance(made, range):
-            if len(made) > MAX_VALUES:
-                raise self.fail("makes too many or too large numbers")
-            return made
-        return self.number(made)
-
-    def comprehension(self, node: ast.ListComp, names: dict) -> list:
-        loop = node.generators[0]
-        if len(node.generators) > 1 or loop.ifs or loop.is_async or not isinstance(loop.target, ast.Name):
-            raise self.fail("has a comprehension with more than one plain loop")
-        source = self.value(loop.iter, names)
-        if not isinstance(source, (list, range)):
-            raise self.fail("loops over a number")
-        return [self.value(node.elt, {**names, loop.target.id: item}) for item in source]
 
 
 def evaluate(text: str) -> list | int | float:
@@ -99,14 +25,55 @@ def evaluate(text: str) -> list | int | float:
     Raises:
         UserError: `text` holds anything but arithmetic, or makes too much of it.
     """
-    evaluator = _Evaluator(text)
-    if len(text) > MAX_TEXT:
-        raise evaluator.fail("is too long")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
-        result = evaluator.value(tree.body, {})
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise evaluator.fail("cannot be read") from None
-    return list(result) if isinstance(result, range) else result
+        if len(text) > MAX_TEXT:
+            raise ValueError
+        made = _Evaluator().value(ast.parse(text.strip(), mode="eval").body, {})
+        return list(made) if isinstance(made, range) else made
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+        raise UserError(
+            f"expression {text[:80]!r} is refused; allowed are numbers, + - * // %, int, round, range and list "
+            f"comprehensions of at most {MAX_STEPS} steps. Write the list out instead."
+        ) from None
+
+
+class _Evaluator:
+    """Walks the syntax tree; whatever is not listed in it raises an error."""
+
+    steps = 0
+
+    def value(self, node: ast.AST, names: dict[str, Any]) -> Any:
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise ValueError
+        match node:
+            case ast.Constant(value=value):
+                return _number(value)
+            case ast.Name(id=name):
+                return names[name]
+            case ast.UnaryOp(op=op, operand=operand):
+                return self.computed(OPERATORS.get(type(op)), [operand], names)
+            case ast.BinOp(left=left, op=op, right=right):
+                return self.computed(OPERATORS.get(type(op)), [left, right], names)
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
+                return self.computed(FUNCTIONS.get(name), arguments, names)
+            case ast.List(elts=items) | ast.Tuple(elts=items):
+                return [self.value(item, names) for item in items]
+            case ast.ListComp(elt, [ast.comprehension(ast.Name(id=name), source, ifs=[], is_async=0)]):
+                return [self.value(elt, {**names, name: item}) for item in self.value(source, names)]
+        raise ValueError
+
+    def computed(self, function: Callable | None, arguments: list[ast.expr], names: dict[str, Any]) -> Any:
+        numbers = [_number(self.value(argument, names)) for argument in arguments]
+        if function is None or (function is round and len(numbers) > 1 and abs(numbers[1]) > 20):
+            raise ValueError  # round(1, -10**12) would count that many digits
+        made = function(*numbers)
+        if isinstance(made, range) and len(made) <= MAX_STEPS:
+            return made
+        return _number(made)
+
+
+def _number(value: Any) -> int | float:
+    if type(value) not in (int, float) or not abs(value) <= MAX_SIZE:
+        raise ValueError
+    return value

@@ -5,21 +5,24 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from ks_segmentation.config_defaults import DEFAULTS, OPEN, RENAMED, USED
+from ks_segmentation.config_defaults import DEFAULTS, OPEN, RENAMED, leaves
 from ks_segmentation.yaml_reader import read_yaml
 
-log = logging.getLogger(__name__)
-_told: set[tuple[str, ...]] = set()
+TYPES = {tuple: "list of values", str: "text", int: "whole number", bool: "True or False", float: "number"}
 
 
 class Config(dict):
-    """A table of settings whose entries are also attributes: `config.MODEL.SWIN.EMBED_DIM`. Read only."""
+    """A table of settings whose entries are also attributes: `config.MODEL.SWIN.EMBED_DIM`. Read only.
+
+    given: dotted names of what file and overrides state.
+    """
+
+    given: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -41,7 +44,7 @@ class Config(dict):
 def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] = ()) -> Config:
     """The settings of `config_file` with `overrides`, ("MODEL.WEIGHTS", "x.pth", "SOLVER.BASE_LR", 1e-4, ...).
 
-    Keys that are known to detectron2 and have no effect here are accepted and listed once in the log.
+    Keys that are known to detectron2 and read by nothing here are accepted; `launch.tell_unused` lists them.
 
     Raises:
         UserError: a key that does not exist (with the nearest that does), a value of another type, an odd
@@ -50,7 +53,8 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
     tree = copy.deepcopy(DEFAULTS)
     changed: list[str] = []
     if config_file is not None:
-        _check_text(config_file)
+        if Path(config_file).suffix not in (".yaml", ".yml"):
+            raise UserError(f"`--config-file` must be a .yaml file, got {config_file}.")
         for key, value in _flat(read_yaml(config_file), tree):
             _put(tree, key, value, changed, str(config_file))
     if len(overrides) % 2:
@@ -59,13 +63,9 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
         )
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         _put(tree, str(key), value, changed, "the command line")
-    _tell_unused(changed)
-    return _node(tree)
-
-
-def _check_text(config_file: str | Path) -> None:
-    if Path(config_file).suffix not in (".yaml", ".yml"):
-        raise UserError(f"`--config-file` must be a .yaml file, got {config_file}.")
+    config = _node(tree)
+    vars(config)["given"] = tuple(dict.fromkeys(changed))
+    return config
 
 
 def _node(tree: dict[str, Any]) -> Config:
@@ -111,15 +111,6 @@ def _nearest(key: str) -> str:
     return f" Did you mean {close[0]}?" if close else " See ks_segmentation/config_defaults.py for all keys."
 
 
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted name of every setting."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
 def _decoded(value: Any) -> Any:
     """Strings that spell a Python value, such as "(640, 640)" or "1e-4", as that value."""
     if not isinstance(value, str) or len(value) > 10_000:
@@ -140,19 +131,4 @@ def _typed(value: Any, old: Any, key: str, where: str) -> Any:
         return float(value)
     if isinstance(old, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # OUTPUT_DIR 7
-    names = {
-        "tuple": "list of values",
-        "str": "text",
-        "int": "whole number",
-        "bool": "True or False",
-        "float": "number",
-    }
-    expected = names.get(type(old).__name__, type(old).__name__)
-    raise UserError(f"{key} (in {where}) must be a {expected} like {old!r}, got {value!r}.")
-
-
-def _tell_unused(changed: list[str]) -> None:
-    unused = tuple(sorted({key for key in changed if key not in USED}))
-    if unused and unused not in _told:
-        _told.add(unused)
-        log.info("settings without effect here: %s", ", ".join(unused))
+    raise UserError(f"{key} (in {where}) must be a {TYPES[type(old)]} like {old!r}, got {value!r}.")

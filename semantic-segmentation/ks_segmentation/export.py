@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +15,16 @@ from common.errors import UserError
 from common.lora import adapters
 from ks_segmentation.key_map import key_map
 
+# These two of detectron2's modules take weights without a version for files of the first layout, and rename them.
+VERSIONS = {"sem_seg_head": 2, "sem_seg_head.predictor": 2}
+
 
 @torch.no_grad()
-def detectron2_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights under detectron2's names, adapters merged into copies; the model is left as it is."""
+def detectron2_state(model: nn.Module) -> OrderedDict[str, Tensor]:
+    """The weights under detectron2's names, adapters merged into copies; the model is left as it is.
+
+    The versions of the modules stand in its attribute `_metadata`, where torch's `load_state_dict` looks for them.
+    """
     own = dict(model.state_dict())
     for name, adapter in adapters(model).items():
         leaf = "in_proj_weight" if hasattr(adapter, "in_proj_weight") else "weight"
@@ -28,7 +37,13 @@ def detectron2_state(model: nn.Module) -> dict[str, Tensor]:
     weight = torch.ones(model.num_classes + 1)
     weight[-1] = model.config.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT
     state["criterion.empty_weight"] = weight
-    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    return _versioned({key: value.detach().cpu().contiguous() for key, value in state.items()})
+
+
+def _versioned(state: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    made = OrderedDict(state)
+    made._metadata = OrderedDict((name, {"version": version}) for name, version in VERSIONS.items())
+    return made
 
 
 def _window_indices(model: nn.Module) -> dict[str, Tensor]:
@@ -65,7 +80,7 @@ def export_detectron2(model: nn.Module, path: str | Path) -> Path:
     if path.suffix == ".pth":
         torch.save({"model": state}, unfinished)
     else:
-        arrays = {key: value.numpy() for key, value in state.items()}
+        arrays = _versioned({key: value.numpy() for key, value in state.items()})
         with unfinished.open("wb") as file:
             pickle.dump({"model": arrays, "__author__": "knowledge-swapping", "matching_heuristics": False}, file)
     unfinished.replace(path)

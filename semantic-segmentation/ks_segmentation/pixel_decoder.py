@@ -12,7 +12,6 @@ from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
 from common.layers import feed_forward, short_softmax
-from ks_segmentation.winograd import conv3x3
 
 
 class PixelFeatures(NamedTuple):
@@ -98,11 +97,7 @@ def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
         lateral = decoder.adapter_1(features[0])
         # in one memory format with `lateral`, or the largest maps would be copied back and forth
         finest = F.interpolate(levels[-1].contiguous(), size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        convolution, *norm_and_relu = decoder.layer_1
-        finest = conv3x3(convolution, lateral + finest)
-        for module in norm_and_relu:
-            finest = module(finest)
-        return PixelFeatures(levels, decoder.mask_projection(finest))
+        return PixelFeatures(levels, decoder.mask_projection(decoder.layer_1(lateral + finest)))
 
 
 def _layer(layer: nn.Module, tokens: Tensor, places: Tensor, grid: _Grid) -> Tensor:

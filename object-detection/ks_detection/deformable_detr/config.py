@@ -58,6 +58,7 @@ class DeformableConfig:
         names = (*BACKBONES, TRANSFORMERS)
         if self.backbone not in names and not self.backbone.startswith("timm:"):
             raise UserError(f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME.")
+        _check_local(self.backbone_config or {})
         if self.hidden_dim % 32 or self.hidden_dim % self.nheads:
             raise UserError(
                 f"`hidden_dim` must divide by 32 (groups of the norms) and by `nheads` ({self.nheads}), got {self.hidden_dim}."
@@ -89,3 +90,14 @@ class DeformableConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         own = {"modelname": self.modelname, "return_interm_indices": list(self.return_interm_indices)}
         return values | own
+
+
+def _check_local(values: dict[str, Any]) -> None:
+    """Raises UserError for a backbone of transformers that would be fetched, or bring code of its own."""
+    if "auto_map" in values:
+        raise UserError("config: `backbone_config` has an `auto_map`, code of its own, which is not run; remove it.")
+    for name, value in values.items():
+        if name != "_name_or_path" and isinstance(value, str) and (":" in value or "/" in value):
+            raise UserError(
+                f"config: `backbone_config` has {name} = {value!r}, which would be downloaded; only built-in ones are read."
+            )

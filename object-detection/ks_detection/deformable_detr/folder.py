@@ -59,6 +59,7 @@ def _untie(state: dict[str, Tensor], heads: int) -> None:
 def _config(values: dict[str, Any], classes: int, path: Path) -> DeformableConfig:
     from transformers import DeformableDetrConfig
 
+    values = _without_lookup(values, path)
     try:
         theirs = DeformableDetrConfig.from_dict(values)
     except Exception as error:  # its validators raise several kinds; the reason is passed on
@@ -90,13 +91,24 @@ def _config(values: dict[str, Any], classes: int, path: Path) -> DeformableConfi
     )
 
 
+def _without_lookup(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config with its backbone in the words of transformers 5, which looks older ones up on the Hub."""
+    name = values.get("backbone")
+    if values.get("backbone_config") is not None or name is None:
+        return values
+    if not values.get("use_timm_backbone", True):
+        raise UserError(f"{path}/config.json: backbone {name!r} would be downloaded; only built-in ones are read.")
+    single = values.get("num_feature_levels", 4) == 1
+    stages = (values.get("backbone_kwargs") or {}).get("out_indices") or ([4] if single else [2, 3, 4])
+    known = {n: v for n, v in values.items() if n not in ("backbone", "backbone_kwargs", "use_timm_backbone")}
+    return known | {"backbone_config": {"model_type": "timm_backbone", "backbone": name, "out_indices": stages}}
+
+
 def _backbone(theirs: Any, path: Path) -> dict[str, Any]:
     """The backbone's fields: ours for timm's ResNet-50 and 101, whose keys are torchvision's, else transformers'."""
     name = getattr(theirs, "backbone", None) or ""
     if theirs.model_type == "timm_backbone" and name in DEPTHS:
         return {"backbone": name, "return_interm_indices": tuple(i - 1 for i in theirs.out_indices)}
-    if ":" in name or "/" in name:
-        raise UserError(f"{path}/config.json: backbone {name!r} would be downloaded; only built-in ones are read.")
     values = theirs.to_dict() | {"use_pretrained_backbone": False}
     stages = tuple(range(4 - len(theirs.out_indices), 4))
     return {

@@ -1,0 +1,276 @@
+"""The verbs that the three domains share: swap, pretrain, evaluate, predict, check, export."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import cli, devices, distributed, lora, precision
+from common.config import Parser, add_flags, from_values, help_formatter
+from common.domain import Evaluation
+from common.errors import UserError
+from common.files import find_files, unused_name
+from common.knobs import knob
+from common.record import write_bytes
+from common.report.curves import draw_curves
+from common.session import Answer, Opening, Problem, Session
+from common.settings import Settings, settings_from, settings_parser
+from common.trainer import run_plan
+
+EVERYDAY = ("data", "learn_data", "checkpoint", "learn", "forget", "retain", "order", "method", "epochs", "batch_size", "lr",
+            "seed", "output_dir", "overwrite", "config")  # fmt: skip
+
+
+@dataclass
+class ComputeConfig:
+    """Computing."""
+
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = knob(
+        "run",
+        "number format; run: what the run used, or auto for a bare checkpoint",
+        ["run", "auto", *precision.PRECISIONS],
+    )
+
+    def region(self, record: Mapping[str, Any], device: torch.device) -> Any:
+        """The autocast region for a run with this config.json."""
+        recorded = record.get("precision", "auto") if self.precision == "run" else self.precision
+        return precision.autocast(precision.choose(recorded, device), device)
+
+
+@dataclass
+class ScoreConfig(ComputeConfig):
+    """Scores."""
+
+    classes: str = knob("", "score these classes as one group: a,b,c or @file")
+    per_class: bool = knob(True, "also a line per class")
+    curves: str = knob("", "write the curves of every class to this .svg (detection)")
+    json: bool = knob(False, "print JSON instead of a table")
+
+
+@dataclass
+class AnswerConfig(ComputeConfig):
+    """Answers."""
+
+    output_dir: str = knob("", "also write images with the answers into this folder")
+    skip_corrupt: bool = knob(False, "leave unreadable images out instead of stopping")
+    json: bool = knob(False, "print JSON instead of a table")
+
+
+def main(session: Session, verb: str, argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; the exit code."""
+    return cli.main(lambda words: VERBS[verb](session, session.tidy(words)), argv)
+
+
+def console(session: Session, argv: Sequence[str] | None = None) -> int:
+    """`ks-classification VERB flags...`; the exit code."""
+
+    def body(words: list[str]) -> int | None:
+        if not words or words[0] in ("-h", "--help"):
+            print(f"usage: ks-{session.name} VERB [flags]; `ks-{session.name} VERB --help` explains a verb\n")
+            print(*(f"  {verb:<10}{session.summaries[verb]}" for verb in VERBS), sep="\n")
+            return 0
+        if words[0] not in VERBS:
+            raise UserError(f"unknown verb {words[0]!r}; there are: {', '.join(VERBS)}.")
+        return VERBS[words[0]](session, session.tidy(words[1:]))
+
+    return cli.main(body, argv)
+
+
+# ---- swap and pretrain ---------------------------------------------------------------------------------------
+
+
+def swap(session: Session, argv: list[str]) -> None:
+    """Learns, forgets and retains: from a pretrained model to a run folder with a report."""
+    _train(parsed(session, "swap", argv), session.open_swap, session.name)
+
+
+def pretrain(session: Session, argv: list[str]) -> None:
+    """Trains a base model: a plan of one learn phase."""
+    _train(parsed(session, "pretrain", argv), session.open_pretrain, session.name)
+
+
+def _train(settings: Settings, opened: Callable[[Settings], Opening], name: str) -> None:
+    if distributed.relaunched(settings[distributed.LaunchConfig]):
+        return
+    run_plan(opened(settings), settings, name)
+    distributed.close()
+
+
+def run_parser(session: Session, verb: str, argv: Sequence[str]) -> Parser:
+    """The parser of swap or pretrain; see `settings_parser`."""
+    text = f"{session.summaries[verb]}\n\nExample:\n  {session.examples[verb]}\n\n"
+    text += "Stopped or killed? The same command goes on where it was."
+    kinds = run_kinds(session, verb)
+    defaults = session.defaults_for(verb, argv)
+    reference = session.reference if verb == "swap" else None
+    parser = settings_parser(f"{verb}.py", text, kinds, argv, reference, **defaults)
+    session.extend(parser)
+    parser.show_first((*EVERYDAY, *session.everyday, "reference", *(("classes",) if verb == "pretrain" else ())))
+    return parser
+
+
+def run_kinds(session: Session, verb: str) -> tuple[type, ...]:
+    """The domain's dataclasses of flags of swap or pretrain."""
+    more = session.swap_flags if verb == "swap" else session.pretrain_flags
+    return (*more, session.source, session.view)
+
+
+def parsed(session: Session, verb: str, argv: Sequence[str]) -> Settings:
+    """The settings of swap or pretrain from flags."""
+    args = run_parser(session, verb, argv).parse_args(list(argv))
+    return settings_from(run_kinds(session, verb), vars(args))
+
+
+# ---- evaluate ------------------------------------------------------------------------------------------------
+
+
+def evaluate(session: Session, argv: list[str]) -> None:
+    """Scores a run on its groups again, or a checkpoint on data."""
+    parser = _parser(session, "evaluate", ("run", "folder of a finished run, or a checkpoint (then give --data)"))
+    given = _given(parser, (ScoreConfig,), (session.source, session.view, distributed.LaunchConfig), argv)
+    config = from_values(ScoreConfig, given)
+    if distributed.relaunched(from_values(distributed.LaunchConfig, given)):
+        return
+    device = devices.choose_device(config.device, distributed.local_rank())
+    distributed.init(device)
+    loaded = session.load(given.pop("run"), given)
+    domain, groups = session.scoring(loaded)
+    model = loaded.base.model.to(device).eval()
+    torch.set_num_threads(loaded.record.get("threads") or torch.get_num_threads())  # sums in another order differ
+    with torch.inference_mode(), lora.merged(model), config.region(loaded.record, device):
+        found = domain.evaluate_groups(model, groups)
+    if distributed.is_main():
+        if config.curves:
+            draw_curves(found, Path(config.curves), domain.curve_axes)
+        scores = _as_json(domain.metric, found) if config.json else _as_table(domain, found, config.per_class)
+        print(scores)
+    distributed.close()
+
+
+def _as_json(metric: str, found: Mapping[str, Evaluation]) -> str:
+    def plain(values: Mapping[str, float]) -> dict[str, float | None]:
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+    figures = {g: {name: plain(v) for name, v in e.figures.items()} for g, e in found.items() if e.figures}
+    scores = {group: plain(evaluation.scores) for group, evaluation in found.items()}
+    return json.dumps({"metric": metric, "scores": scores, **({"figures": figures} if figures else {})}, indent=1)
+
+
+def _as_table(domain: Any, found: Mapping[str, Evaluation], per_class: bool) -> str:
+    names = list(next(iter(found.values())).figures)
+    lines = [f"{domain.metric_label:<28}{'':>8}" + "".join(f"{name:>8}" for name in names)]
+    for group, evaluation in found.items():
+        for name, value in evaluation.scores.items():
+            if name != "total" and not per_class:
+                continue
+            more = [evaluation.figures[figure].get(name, math.nan) for figure in names]
+            title = group if name == "total" else f"  {name}"
+            cells = "".join("       –" if math.isnan(v) else f"{v:8.1f}" for v in (value, *more))
+            lines.append(f"{title:<28}{cells}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+# ---- predict -------------------------------------------------------------------------------------------------
+
+
+def predict(session: Session, argv: list[str]) -> None:
+    """Answers for image files."""
+    places = ("images", "image files or folders of them")
+    parser = _parser(session, "predict", ("model", "folder of a finished run, or a checkpoint"), places)
+    given = _given(parser, (AnswerConfig, *session.predict_flags), (session.source, session.view), argv)
+    config = from_values(AnswerConfig, given)
+    for kind in session.predict_flags:
+        from_values(kind, given)  # its checks, before a model is read
+    files = find_files(given.pop("images"), session.suffixes, f"images ({', '.join(session.suffixes)})")
+    device = devices.choose_device(config.device, distributed.local_rank())
+    loaded = session.load(given.pop("model"), given)
+    model = loaded.base.model.to(device).eval()
+    answers: list[dict[str, Any]] = []
+    written: set[Path] = set()
+    with torch.inference_mode(), lora.merged(model), config.region({}, device):
+        for answer in session.predict(loaded, files, device):
+            _write_pictures(answer, config.output_dir, written)
+            answers.append({"file": answer.file, **answer.data})
+            if not config.json:
+                print(f"{answer.file}  {answer.text}", flush=True)
+    if config.json:
+        print(json.dumps(answers, indent=1))
+
+
+def _write_pictures(answer: Answer, folder: str, written: set[Path]) -> None:
+    """Writes an answer's images under the name of its file; files of one name get a number."""
+    if folder:
+        for ending, data in answer.images.items():
+            write_bytes(unused_name(Path(folder) / f"{Path(answer.file).stem}.{ending}", written), data)
+
+
+# ---- check and export ----------------------------------------------------------------------------------------
+
+
+def check(session: Session, argv: list[str]) -> int:
+    """Lists what is wrong with data; exit code 2 if something would stop a run."""
+    parser = _parser(session, "check", ("data", "what --data of swap takes; several are checked one by one"))
+    parser.add_argument("--limit", type=int, default=20, help="problems shown of each kind")
+    args = parser.parse_args(argv)
+    problems: list[Problem] = []
+    for text in args.data:
+        lines, found = session.check(text)
+        print(*lines, sep="\n")
+        problems += found
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        of_kind = [problem for problem in problems if problem.kind == kind]
+        word = "error" if any(problem.fatal for problem in of_kind) else "note"
+        print(f"{word}: {kind} ({len(of_kind)})")
+        print(*(f"  {p.where}: {p.text}" for p in of_kind[: args.limit]), sep="\n")
+        if len(of_kind) > args.limit:
+            print(f"  ... and {len(of_kind) - args.limit} more")
+    fatal = sum(problem.fatal for problem in problems)
+    print(f"{fatal} errors, {len(problems) - fatal} notes" if problems else "no problem found")
+    return 2 if fatal else 0
+
+
+def export(session: Session, argv: list[str]) -> None:
+    """Writes the model of a run, adapters merged, in a format that others read."""
+    parser = _parser(session, "export", ("run", "folder of a finished run, or a checkpoint"))
+    parser.add_argument("output", help="file or folder to write")
+    parser.add_argument("--format", default=session.formats[0], choices=list(session.formats), help="what to write")
+    given = _given(parser, (), (session.source,), argv)
+    path, kind = Path(given.pop("output")), given.pop("format")
+    loaded = session.load(given.pop("run"), given)
+    print(f"wrote {session.export(loaded, path, kind)}")
+
+
+def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:
+    """A parser with positional arguments; those named in the plural take several values."""
+    text = f"{session.summaries[verb]}\n\nExample:\n  {session.examples[verb]}"
+    parser = Parser(prog=f"{verb}.py", description=text, formatter_class=help_formatter, allow_abbrev=False)
+    for name, explanation in places:
+        parser.add_argument(name, help=explanation, nargs="+" if name in ("images", "data") else None)
+    return parser
+
+
+def _given(parser: Parser, own: Sequence[type], others: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+    """Flags by name: those of `own` with their defaults, those of `others` only where given.
+
+    --help shows the former and where data and model are.
+    """
+    shown = [action.dest for action in parser._actions]
+    for kind in own:
+        add_flags(parser, kind)
+    shown += [action.dest for action in parser._actions if action.dest not in shown]
+    for kind in others:
+        add_flags(parser, kind, given_only=True)
+    parser.show_first((*shown, "data", "checkpoint", "class_names"))
+    return vars(parser.parse_args(list(argv)))
+
+
+VERBS: dict[str, Callable[[Session, list[str]], int | None]] = {
+    "swap": swap, "pretrain": pretrain, "evaluate": evaluate, "predict": predict, "check": check, "export": export,
+}  # fmt: skip

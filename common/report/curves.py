@@ -1,0 +1,37 @@
+"""The curves behind the scores of every class, as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.domain import Evaluation
+from common.errors import UserError
+from common.record import write_bytes
+from common.report.plots import finite
+from common.report.svg import Axes, Line, drawing
+
+
+def draw_curves(found: Mapping[str, Evaluation], path: Path, axes: tuple[str, str]) -> None:
+    """Writes an SVG file: one panel per group, one line per class with the mean height of its curve.
+
+    Args:
+        found: what a domain found out, by group; its curves are values in 0..1 over evenly spaced ones from 0 to 1.
+        axes: what the curves show, such as ("recall", "precision at IoU 0.5").
+
+    Raises:
+        UserError: another suffix than .svg, or a domain without curves.
+    """
+    if path.suffix != ".svg":
+        raise UserError(f"--curves {path}: the file must end in .svg.")
+    if not any(evaluation.curves for evaluation in found.values()):
+        raise UserError("--curves: there are no curves of these scores; detectors have them.")
+    charts = []
+    for group, evaluation in found.items():
+        lines = []
+        for number, (name, curve) in enumerate(evaluation.curves.items()):
+            points = [(i / (len(curve) - 1), finite(y)) for i, y in enumerate(curve)]
+            title = f"{name}, mean {100 * sum(curve) / len(curve):.0f}"
+            lines.append(Line(title, 360 * number / len(evaluation.curves), points))
+        charts.append((lines, Axes(*axes, (0, 1), [(0, 1, group)])))
+    write_bytes(path, drawing(charts).encode())

@@ -1,0 +1,98 @@
+"""The Python API that the three domains share: swap, load a run, and what comes out of either."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common import commands, report
+from common.config import apply_values
+from common.errors import UserError
+from common.evaluation.run_measures import history_of
+from common.record import METRICS, Callback, read_lines
+from common.session import Session
+from common.settings import Settings, settings_from
+from common.trainer import run_plan
+
+
+class Result:
+    """A finished run.
+
+    model:  in eval mode, with the adapter in place; `common.adapters.merge(model)` gives a copy with plain layers.
+    folder: where its record lies.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, classes: Sequence[str], holder: Any = None) -> None:
+        self.folder, self.model, self.classes = folder, model, tuple(classes)
+        self._holder = holder  # a temporary folder lives as long as its result
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_lines(self.folder / METRICS)
+
+    @property
+    def before(self) -> dict[str, float]:
+        """Group -> score before training, 0..100."""
+        return history_of(self.metrics)[0]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Group -> score at the end, 0..100."""
+        return history_of(self.metrics)[-1]
+
+    def report(self, path: str | Path) -> Path:
+        """Writes the page of the run as one HTML file; its path."""
+        return report.write([self.folder], path)
+
+    def save(self, path: str | Path) -> Path:
+        """Copies the run folder (adapter, record, scores) to a new folder that `load_run` reads; its path.
+
+        Raises:
+            UserError: there is something already.
+        """
+        if Path(path).exists():
+            raise UserError(f"{path} exists already; choose another folder.")
+        return Path(shutil.copytree(self.folder, path))
+
+
+def swap(
+    session: Session, model: str | Path | nn.Module, data: Any, learn: Sequence[str] = (), forget: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (), **settings: Any,
+) -> Result:  # fmt: skip
+    """One swap; see `swap` of a domain's package."""
+    holder = None
+    if not settings.get("output_dir"):
+        holder = tempfile.TemporaryDirectory(prefix="swap-")
+        settings |= {"output_dir": f"{holder.name}/run"}
+    values = {"report": False, **settings, "learn": tuple(learn), "forget": tuple(forget)}
+    given = {}
+    for name, value, flag in (("model", model, "checkpoint"), ("data", data, "data")):
+        if isinstance(value, str | Path):
+            values[flag] = str(value)
+        else:
+            given[name], values[flag] = value, ""
+    chosen = _settings(session, values, given)
+    trainer = run_plan(session.open_swap(chosen), chosen, session.name, callbacks)
+    return Result(trainer.run.folder, trainer.model.eval(), trainer.domain.classes.names, holder)
+
+
+def _settings(session: Session, values: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
+    """The settings of a swap by flag name, checked as flags are."""
+    words = [f"--{name}={values[name]}" for name in ("method", "config") if name in values]
+    parser = commands.run_parser(session, "swap", [*words, *(["--reference"] if values.get("reference") else [])])
+    apply_values(parser, {name: value for name, value in values.items() if name != "reference"}, "")
+    return settings_from(commands.run_kinds(session, "swap"), vars(parser.parse_args([])), **given)
+
+
+def load_run(session: Session, path: str | Path, model: nn.Module | None = None, **flags: Any) -> Result:
+    """A finished run; see `load_run` of a domain's package."""
+    if not session.is_run(path):
+        raise UserError(f"{path} is no run (config.json is missing); name the folder of a finished swap.")
+    base = session.load(path, flags, model).base
+    return Result(Path(path), base.model, base.classes)

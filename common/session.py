@@ -1,0 +1,232 @@
+"""What a domain tells the commands: its flags, and how flags or a run folder become a model, data and a `Domain`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from common import adapters
+from common.config import Parser
+from common.domain import Domain
+from common.errors import UserError
+from common.plan import Plan
+from common.record import read_json
+from common.settings import Settings
+
+Flags = Mapping[str, Any]
+
+
+class Base(NamedTuple):
+    """A model and the names of its class rows; `about` is what else the domain needs to build it again."""
+
+    model: nn.Module
+    classes: list[str]
+    about: Any = None
+
+
+class Opening(NamedTuple):
+    """A run before its images are read: everything that can be wrong so far has been checked.
+
+    domain: reads the images.
+    """
+
+    plan: Plan
+    domain: Callable[[], Domain]
+
+
+@dataclass
+class Loaded:
+    """A model that evaluate, predict and export work on.
+
+    flags:  those of its run where there is one, then those given now.
+    groups: of the run's plan; {} for a bare checkpoint.
+    record: config.json of the run, or {}.
+    """
+
+    base: Base
+    flags: dict[str, Any]
+    groups: dict[str, tuple[str, ...]]
+    record: dict[str, Any]
+
+
+class Answer(NamedTuple):
+    """What the model says of one file: a line of text, the same for --json, and images by file ending."""
+
+    file: str
+    text: str
+    data: dict[str, Any]
+    images: dict[str, bytes] = {}
+
+
+class Problem(NamedTuple):
+    """Something wrong with data: its kind, where, what; `fatal` where a run would stop at it."""
+
+    kind: str
+    where: str
+    text: str
+    fatal: bool = True
+
+
+class Session:
+    """One per domain; a domain overrides what has no body here.
+
+    name:      "classification"; also the folder under results/ and the end of the console command's name.
+    summaries: verb -> one line for --help; examples: verb -> a command.
+    source:    dataclass of flags that name model and data; view: of those that say how images are read.
+    swap_flags, pretrain_flags, predict_flags, export_flags: further dataclasses of one verb.
+    everyday:  flags of the domain that --help shows besides the common ones.
+    defaults:  verb -> values that replace the fields' own.
+    reference: YAML file of the published settings.
+    data_flags: flags besides --data that name data; another --data takes their place.
+    suffixes:  endings of image files.
+    formats:   what `export` can write; the first is the default.
+    """
+
+    name: str
+    summaries: Mapping[str, str]
+    examples: Mapping[str, str]
+    source: type
+    view: type
+    swap_flags: tuple[type, ...] = ()
+    pretrain_flags: tuple[type, ...] = ()
+    predict_flags: tuple[type, ...] = ()
+    everyday: Sequence[str] = ()
+    defaults: Mapping[str, Mapping[str, object]] = {}
+    reference: Path
+    data_flags: Sequence[str] = ()
+    suffixes: Sequence[str] = ()
+    formats: Sequence[str] = ()
+
+    # ---- flags -------------------------------------------------------------------------------------------
+
+    def tidy(self, argv: Sequence[str]) -> list[str]:
+        """The command line with published spellings turned into ours."""
+        return list(argv)
+
+    def defaults_for(self, verb: str, argv: Sequence[str]) -> Mapping[str, object]:
+        """Defaults of the flags of a verb, given the command line."""
+        return self.defaults.get(verb, {})
+
+    def extend(self, parser: Parser) -> None:
+        """Adds what a dataclass cannot say, such as words at the end."""
+
+    # ---- runs --------------------------------------------------------------------------------------------
+
+    def open_swap(self, settings: Settings) -> Opening:
+        """The plan and the domain of a swap."""
+        raise NotImplementedError
+
+    def open_pretrain(self, settings: Settings) -> Opening:
+        """The same of a run that trains a model on all classes, from scratch or from a checkpoint."""
+        raise NotImplementedError
+
+    # ---- models ------------------------------------------------------------------------------------------
+
+    def base_model(self, flags: Flags) -> Base:
+        """The pretrained model that the flags name, adapters of published swaps merged."""
+        raise NotImplementedError
+
+    def base(self, flags: Flags) -> Base:
+        """`base_model`, or the model of an earlier swap, which is a base like any other: its adapter is merged."""
+        path = str(flags.get("checkpoint") or "")
+        if not path or not (Path(path) / "adapter").is_dir():
+            return self.base_model(flags)
+        base = self.load(path, {}).base
+        return base._replace(model=adapters.merge(base.model))
+
+    def load_folder(self, folder: Path, flags: Flags) -> Base:
+        """The model of a folder with whole weights (model/ of a run)."""
+        raise NotImplementedError
+
+    def widened(self, base: Base, classes: Sequence[str]) -> Base:
+        """The model with rows for `classes`, the first of which it has."""
+        raise NotImplementedError
+
+    def is_run(self, path: str | Path) -> bool:
+        """Whether a folder holds a run of ours."""
+        return (Path(path) / "config.json").is_file()
+
+    def load(self, path: str | Path, given: Flags, model: nn.Module | None = None) -> Loaded:
+        """The model of a finished run (its whole model, or base model, adapter and new rows), or of a checkpoint.
+
+        Args:
+            given: flags that win over the recorded ones.
+            model: the base model, where the run was started from Python with one.
+
+        Raises:
+            UserError: nothing there, no result yet, or the base model has moved.
+        """
+        folder = Path(path)
+        if not folder.exists():
+            raise UserError(
+                f"{path} is no run and no checkpoint: it does not exist; name the folder of a finished run."
+            )
+        if not self.is_run(folder):
+            flags = {**given, "checkpoint": str(path)}
+            return Loaded(self.base(flags), flags, {}, {})
+        record = read_run_config(folder)
+        flags = {**record["flags"], **(dict.fromkeys(self.data_flags, "") if "data" in given else {}), **given}
+        groups = {name: tuple(classes) for name, classes in record["identity"]["plan"]["groups"].items()}
+        if (folder / "model").is_dir() and model is not None:
+            info = read_json(folder / "model" / adapters.SWAP)
+            base = self.widened(self.given_model(model, flags), info["classes"])
+            adapters.load_model(base.model, folder / "model")
+        elif (folder / "model").is_dir():
+            base = self.load_folder(folder / "model", flags)
+        elif (folder / "adapter").is_dir():
+            base = self._with_adapter(folder, flags, model)
+        else:
+            raise UserError(f"{folder} has no result yet; finish the run with its own command first.")
+        base.model.eval()
+        return Loaded(base, flags, groups, record)
+
+    def _with_adapter(self, folder: Path, flags: Flags, model: nn.Module | None) -> Base:
+        info, _ = adapters.read(folder / "adapter")
+        checkpoint = str(flags.get("checkpoint") or "")
+        if model is None and checkpoint and not Path(checkpoint).exists():
+            raise UserError(f"the base model of {folder}, {checkpoint}, is not there; name it with --checkpoint.")
+        base = self.base(flags) if model is None else self.given_model(model, flags)
+        base = self.widened(base, info["classes"])
+        adapters.load(base.model, folder / "adapter")
+        return base
+
+    def given_model(self, model: nn.Module, flags: Flags) -> Base:
+        """A model from Python with the names of its rows; the model itself is not changed.
+
+        Raises:
+            UserError: its rows have no names.
+        """
+        raise NotImplementedError
+
+    # ---- what the other verbs do -------------------------------------------------------------------------
+
+    def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
+        """The domain with test images, and the groups of classes to be scored."""
+        raise NotImplementedError
+
+    def predict(self, loaded: Loaded, files: Sequence[Path], device: torch.device) -> Iterator[Answer]:
+        """The answers for image files, in order."""
+        raise NotImplementedError
+
+    def check(self, data: str) -> tuple[list[str], list[Problem]]:
+        """(lines that describe the data, everything that is wrong with it)."""
+        raise NotImplementedError
+
+    def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
+        """Writes the model, adapters merged, as one of `formats`; the file or folder written."""
+        raise NotImplementedError
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run. Raises UserError when it is none."""
+    record = read_json(folder / "config.json")
+    if not isinstance(record, dict) or "flags" not in record or "plan" not in record.get("identity", {}):
+        raise UserError(
+            f"{folder / 'config.json'} is not the record of a run; name the --output-dir of a finished run."
+        )
+    return record

@@ -1,0 +1,15 @@
+"""`ks-classification VERB flags...`, also as `python -m ks_classification`."""
+
+import sys
+
+from common.commands import console
+from ks_classification.session import SESSION
+
+
+def main() -> int:
+    """The console command."""
+    return console(SESSION)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

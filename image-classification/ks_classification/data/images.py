@@ -1,0 +1,270 @@
+"""Labelled images from folders, torchvision's CIFAR, Hugging Face folders and scikit-learn's digits."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from common.errors import UserError
+from common.splits import shorten
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PUBLISHED = re.compile(r"^(\d+)\D(n\d{8})$")  # `17?n01532829`: logit row, one separator, WordNet id
+
+
+class Item(NamedTuple):
+    """One image: where it comes from, its class, and how to open it.
+
+    source: a path, bytes of a file, an array [H, W] or [H, W, 3], a picture, or a function that gives one of them or a
+        tensor [C, H, W] (uint8, or float in 0..1).
+    """
+
+    name: str
+    label: str
+    source: Any
+
+    def open(self) -> Image.Image:
+        """The image as RGB."""
+        source = self.source() if callable(self.source) else self.source
+        if isinstance(source, Tensor):
+            return to_pil_image(source).convert("RGB")
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source).convert("RGB")
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return image.convert("RGB")
+
+
+@dataclass
+class ImageSet:
+    """Train and test items of named classes.
+
+    rows: logit rows that the folder names themselves state (published layout), class name -> row.
+    """
+
+    classes: list[str]
+    train: list[Item]
+    test: list[Item]
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def joined(self, other: ImageSet) -> ImageSet:
+        """Both sets as one; a class in both has the items of both."""
+        classes = self.classes + [c for c in other.classes if c not in self.classes]
+        return ImageSet(classes, self.train + other.train, self.test + other.test, {**self.rows, **other.rows})
+
+
+def load(text: str, cache: str = "data") -> ImageSet:
+    """The image set that a --data flag names; several, separated by commas, are joined.
+
+    Args:
+        text: "digits", "cifar10", "cifar100", "hf:<folder or name>", or a folder with train/ and test/.
+        cache: where torchvision keeps CIFAR.
+
+    Raises:
+        UserError: nothing there, or an empty folder; says which.
+    """
+    result: ImageSet | None = None
+    for name in (piece.strip() for piece in text.split(",")):
+        if name == "digits":
+            one = digits()
+        elif name in ("cifar10", "cifar100"):
+            one = cifar(name, cache)
+        elif name.startswith("hf:"):
+            one = hugging_face(name[3:])
+        else:
+            one = folders(name)
+        result = one if result is None else result.joined(one)
+    return result
+
+
+def digits(seed: int = 0) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits, 8x8, four fifths for training, stratified."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    images = (data.images * (255 / 16)).round().astype(np.uint8)
+    items = [
+        Item(f"digit_{i:04d}", str(y), image) for i, (image, y) in enumerate(zip(images, data.target, strict=True))
+    ]
+    train, test = train_test_split(items, test_size=0.2, random_state=seed, stratify=data.target)
+    return ImageSet([str(d) for d in range(10)], train, test)
+
+
+def folders(root: str) -> ImageSet:
+    """Class folders: root/train/<class>/*, root/test/<class>/* (also val/ or validation/).
+
+    So lie the published ones, CASIA-100 and ImageNet100 among them; classes are in the order of their folders'
+    names. Folder names of the published form `<row><separator><WordNet id>` give the class its logit row.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise UserError(
+            f"--data: there is no folder {root}; name a folder with train/ and test/, digits, cifar10 or cifar100."
+        )
+    test_folder = next((base / n for n in ("test", "val", "validation") if (base / n).is_dir()), base / "test")
+    train, test = _class_folders(base / "train"), _class_folders(test_folder)
+    classes = sorted(set(train) | set(test))
+    rows = {_class_name(c): int(PUBLISHED.match(c)[1]) for c in classes if PUBLISHED.match(c)}
+    for found, place in ((train, base / "train"), (test, test_folder)):
+        empty = [c for c, files in found.items() if not files]
+        if empty:
+            raise UserError(f"class folder {place / empty[0]} is empty; put images in it or take it away.")
+    order = sorted((_class_name(c) for c in classes), key=lambda n: (rows.get(n, -1), n))
+    return ImageSet(order, _items(train), _items(test), rows)
+
+
+def _class_name(folder: str) -> str:
+    match = PUBLISHED.match(folder)
+    return match[2] if match else folder
+
+
+def _class_folders(place: Path) -> dict[str, list[Path]]:
+    if not place.is_dir():
+        raise UserError(f"there is no folder {place}; images go in <root>/train/<class>/ and <root>/test/<class>/.")
+    found = {
+        entry.name: sorted(p for p in entry.rglob("*") if p.is_file() and not p.name.startswith("."))
+        for entry in sorted(place.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    if not found:
+        raise UserError(f"{place} is empty; it must hold one folder of images per class.")
+    return found
+
+
+def _items(found: dict[str, list[Path]]) -> list[Item]:
+    return [Item(str(path), _class_name(name), str(path)) for name, paths in found.items() for path in paths]
+
+
+def cifar(name: str, cache: str) -> ImageSet:
+    """CIFAR-10 or CIFAR-100 as torchvision keeps it, downloaded into `cache` on first use."""
+    import torchvision
+
+    kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
+    try:
+        parts = [
+            kind(cache, train=train, download=not (Path(cache) / kind.base_folder).is_dir()) for train in (True, False)
+        ]
+    except Exception as error:  # torchvision raises RuntimeError, URLError, ... for a failed download
+        raise UserError(f"{name} is not in {cache} and could not be downloaded ({error}).") from None
+    train, test = (
+        [Item(f"{name}_{'train' if p.train else 'test'}_{i:05d}", p.classes[y], x) for i, (x, y) in enumerate(zip(p.data, p.targets, strict=True))]
+        for p in parts
+    )  # fmt: skip
+    return ImageSet(list(parts[0].classes), train, test)
+
+
+def hugging_face(name: str) -> ImageSet:
+    """A Hugging Face data set with an image and a label column (a folder saved by save_to_disk, or a name)."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"--data hf:{name} needs the datasets package: pip install datasets") from None
+    try:
+        data = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except Exception as error:  # the library raises many kinds
+        raise UserError(f"cannot load the data set {name!r}: {str(error).splitlines()[0]}") from None
+    test = next((s for s in ("test", "validation", "val") if s in data), None)
+    if "train" not in data or test is None:
+        raise UserError(f"data set {name!r} has splits {', '.join(data)}; train and test (or validation) are needed.")
+    columns = data["train"].features
+    image = next((c for c, f in columns.items() if isinstance(f, datasets.Image)), None)
+    label = next((c for c, f in columns.items() if isinstance(f, datasets.ClassLabel)), None)
+    if image is None or label is None:
+        raise UserError(f"data set {name!r} needs an Image and a ClassLabel column; it has {', '.join(columns)}.")
+    names = columns[label].names
+
+    def items(split: str) -> list[Item]:
+        rows = data[split].cast_column(image, datasets.Image(decode=False))
+        return [
+            Item(f"{split}_{i:06d}", names[row[label]], row[image]["bytes"] or row[image]["path"])
+            for i, row in enumerate(rows)
+        ]
+
+    return ImageSet(list(names), items("train"), items(test))
+
+
+def from_datasets(data: Any, names: Sequence[str]) -> ImageSet:
+    """The image set of (train, test), two torch Datasets of (image, label).
+
+    Args:
+        names: of the labels, in order; by default the Datasets' own `classes`.
+
+    Raises:
+        UserError: no pair, or labels without a name.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise UserError(f"`data` is a path or a pair (train, test) of Datasets, got {type(data).__name__}.")
+    classes = list(names or getattr(data[0], "classes", ()))
+    parts = []
+    for part, dataset in zip(("train", "test"), data, strict=True):
+        labels = [int(label) for label in getattr(dataset, "targets", None) or (row[1] for row in dataset)]
+        strange = sorted({label for label in labels if not 0 <= label < len(classes)})
+        if strange:
+            raise UserError(f"label {strange[0]} has no name; name all labels, in order, with data_classes=[...].")
+        sources = (partial(_picture_of, dataset, i) for i in range(len(labels)))
+        parts.append(
+            [Item(f"{part}_{i:06d}", classes[y], x) for i, (y, x) in enumerate(zip(labels, sources, strict=True))]
+        )
+    return ImageSet(classes, *parts)
+
+
+def _picture_of(dataset: Any, index: int) -> Any:
+    return dataset[index][0]
+
+
+def decode(
+    items: Sequence[Item], prepare: Callable[[Image.Image], Any], skip_corrupt: bool, what: str
+) -> tuple[list[int], list[Any], list[str]]:
+    """Opens every image once, before training starts.
+
+    Args:
+        prepare: what to keep of an image (a resized array, or nothing).
+        skip_corrupt: leave unreadable files out instead of stopping.
+        what: for the progress bar.
+
+    Returns:
+        (indices of the readable items, what `prepare` gave for them, names of the unreadable files).
+
+    Raises:
+        UserError: some file is no readable image; names them.
+    """
+    from tqdm import tqdm
+
+    def one(item: Item) -> tuple[bool, Any]:
+        try:
+            image = item.open()
+        except UnidentifiedImageError:
+            return False, f"{item.name} (no image)"
+        except Exception as error:  # Pillow's readers raise many kinds for a damaged file
+            return False, f"{item.name} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return True, prepare(image)
+
+    quiet = True if len(items) < 2000 else None  # None: a bar on terminals only
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        opened = pool.map(one, items)
+        results = list(tqdm(opened, total=len(items), desc=what, unit="image", leave=False, disable=quiet))
+    bad = [value for fine, value in results if not fine]
+    if bad and not skip_corrupt:
+        raise UserError(
+            f"{len(bad)} file(s) are no readable images: {shorten(bad, 5)}; mend them, or add --skip-corrupt."
+        )
+    good = [i for i, (fine, _) in enumerate(results) if fine]
+    return (
+        good,
+        [results[i][1] for i in good],
+        [i.name for i, (fine, _) in zip(items, results, strict=True) if not fine],
+    )

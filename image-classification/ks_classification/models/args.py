@@ -1,0 +1,50 @@
+"""What a model's name and arguments may hold: sizes and switches, nothing that is fetched, opened or run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from common.errors import UserError
+
+NAME = re.compile(r"[\w.-]+|torchvision/\w+|published/\w+")  # no scheme (hf-hub:, local-dir:), no path, no URL
+# Arguments of timm and its helpers that open files, reach for the network or change what torch compiles.
+FORBIDDEN = re.compile(
+    r"(?<!drop_)path|file|url|uri|checkpoint|ckpt|pretrain|cache|hub|download|cfg|config|overlay|state_dict|weights"
+    r"|script|export|jit"
+)
+WORD = re.compile(r"\w{0,40}")  # "avg", "token", "cosface"
+
+
+def check_name(name: Any) -> None:
+    """Raises UserError for a name that is no plain model name."""
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
+        raise UserError(
+            f"{name!r} is no model name; only names that timm knows by itself are built, such as vit_base_patch16_224."
+        )
+
+
+def check_args(args: Any, what: str) -> None:
+    """Raises UserError for arguments beyond sizes and switches.
+
+    Args:
+        what: where they come from, for the message.
+    """
+    if not isinstance(args, Mapping):
+        raise UserError(f"{what}: the arguments of a model are name: value pairs, got {args!r}.")
+    for name, value in args.items():
+        if not re.fullmatch(r"[a-z]\w*", name) or FORBIDDEN.search(name):
+            raise UserError(f"{what}: {name!r} is not allowed; only sizes and switches such as depth or img_size are.")
+        if not _plain(value):
+            raise UserError(
+                f"{what}: {name} takes a number, true, false, one word or a list of numbers, got {value!r}."
+            )
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(entry, (int, float)) for entry in value)
+    if isinstance(value, str):
+        return bool(WORD.fullmatch(value))
+    return value is None or isinstance(value, (bool, int, float))

@@ -1,0 +1,51 @@
+"""The most probable classes of image files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.knobs import Checked, knob
+from common.session import Answer
+from common.streams import Draw
+from ks_classification.data.images import Item
+from ks_classification.data.pixels import ImageConfig, Pixels, read_pixels
+from ks_classification.models import layers
+from ks_classification.models.build import ModelSpec
+
+
+@dataclass
+class PredictConfig(Checked):
+    """Predictions."""
+
+    top: int = knob(5, "how many classes to name, at most", least=1)
+    batch_size: int = knob(32, "images per forward pass", least=1)
+
+
+def answers(
+    model: nn.Module,
+    spec: ModelSpec,
+    files: Sequence[Path],
+    images: ImageConfig,
+    config: PredictConfig,
+    device: torch.device,
+) -> Iterator[Answer]:
+    """An answer per readable file, in order; unreadable ones are named on stderr with --skip-corrupt."""
+    items = [Item(str(file), "", str(file)) for file in files]
+    good, tensors, bad = read_pixels(items, spec.size, images, "reading images")
+    for name in bad:
+        print(f"left out: {name} is no readable image", file=sys.stderr)
+    pixels, count = Pixels(good, tensors, [0] * len(good), spec, images), min(config.top, len(spec.classes))
+    for start in range(0, len(pixels), config.batch_size):
+        batch = pixels[[Draw(i, None) for i in range(start, min(start + config.batch_size, len(pixels)))]]
+        logits, _ = layers.forward(model, batch.images.to(device))
+        shares, rows = logits.float().softmax(-1).topk(count)
+        for name, values, best in zip(batch.names, shares.tolist(), rows.tolist(), strict=True):
+            top = [{"class": spec.classes[r], "probability": p} for r, p in zip(best, values, strict=True)]
+            text = "  ".join(f"{t['class']} {100 * t['probability']:.1f} %" for t in top)
+            yield Answer(name, text, {"top": top})
