@@ -15,6 +15,12 @@ from msda import build_once, case
 
 
 @pytest.fixture
+def built():
+    """The library in its own folder; named before `elsewhere`, or it would be built and loaded there a first time."""
+    build_once()
+
+
+@pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """No library found yet, and an empty folder to build in."""
     monkeypatch.setattr(loader, "folders", lambda: [tmp_path])
@@ -41,8 +47,7 @@ def test_insisting_on_the_kernel_says_how_to_build_it(elsewhere):
 
 
 @pytest.mark.parametrize("entry", ["torch", "machine", "sources"])
-def test_a_stale_library_is_not_loaded(elsewhere, entry):
-    build_once()
+def test_a_stale_library_is_not_loaded(built, elsewhere, entry):
     for file in (loader.PACKAGE / "lib").glob("cpu.*"):
         shutil.copy(file, elsewhere)
     if not (elsewhere / "cpu.so").exists():
