@@ -131,6 +131,14 @@ class Session:
         """The pretrained model that the flags name, adapters of published swaps merged."""
         raise NotImplementedError
 
+    def base(self, flags: Flags) -> Base:
+        """`base_model`, or the model of an earlier swap, which is a base like any other: its adapter is merged."""
+        path = str(flags.get("checkpoint") or "")
+        if not path or not (Path(path) / "adapter").is_dir():
+            return self.base_model(flags)
+        base = self.load(path, {}).base
+        return base._replace(model=adapters.merge(base.model))
+
     def load_folder(self, folder: Path, flags: Flags) -> Base:
         """The model of a folder with whole weights (model/ of a run)."""
         raise NotImplementedError
@@ -160,7 +168,7 @@ class Session:
             )
         if not self.is_run(folder):
             flags = {**given, "checkpoint": str(path)}
-            return Loaded(self.base_model(flags), flags, {}, {})
+            return Loaded(self.base(flags), flags, {}, {})
         record = read_run_config(folder)
         flags = {**record["flags"], **(dict.fromkeys(self.data_flags, "") if "data" in given else {}), **given}
         groups = {name: tuple(classes) for name, classes in record["identity"]["plan"]["groups"].items()}
@@ -182,7 +190,7 @@ class Session:
         checkpoint = str(flags.get("checkpoint") or "")
         if model is None and checkpoint and not Path(checkpoint).exists():
             raise UserError(f"the base model of {folder}, {checkpoint}, is not there; name it with --checkpoint.")
-        base = self.base_model(flags) if model is None else self.given_model(model, flags)
+        base = self.base(flags) if model is None else self.given_model(model, flags)
         base = self.widened(base, info["classes"])
         adapters.load(base.model, folder / "adapter")
         return base
