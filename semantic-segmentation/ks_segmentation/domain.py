@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from common import distributed
 from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.splits import shorten
-from common.streams import Draw, Stream
+from common.streams import Draw, Stream, load_batches
 from ks_segmentation.augment import scoring_view, train_view
 from ks_segmentation.criterion import UNKNOWN, Criterion, SegmentationLoss
 from ks_segmentation.forgetting import miss_loss
@@ -177,18 +178,10 @@ class SegmentationDomain(Domain):
         indices = self._indices(classes, train)
         if stream is None:
             return self._in_order(indices[distributed.rank() :: distributed.world()], classes, train)
-        batches = ([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
-        if self.config.workers == 0:
-            return (self._collate([self._train_scene(d, classes) for d in batch]) for batch in batches)
-        return self._in_workers(batches, classes)
+        return load_batches(stream, indices, partial(self._train_batch, classes=tuple(classes)), self.config.workers)
 
-    def _in_workers(self, batches: Iterator[list[Draw]], classes: Sequence[str]) -> Iterable[Scenes]:
-        from torch.utils.data import DataLoader
-
-        return DataLoader(
-            _Drawn(self, classes), batch_sampler=_Endless(batches), num_workers=self.config.workers,
-            collate_fn=self._collate,
-        )  # fmt: skip
+    def _train_batch(self, draws: list[Draw], classes: Sequence[str]) -> Scenes:
+        return self._collate([self._train_scene(draw, classes) for draw in draws])
 
     def _train_scene(self, draw: Draw, classes: Sequence[str]) -> tuple[Tensor, Tensor, str]:
         known = self.train_items[draw.index]
@@ -299,23 +292,3 @@ class SegmentationDomain(Domain):
             "augment": self.config.augment,
             "pictures": {"train": len(self.train_items), "test": len(self.test_items)},
         }  # fmt: skip
-
-
-class _Drawn:
-    """The training pictures as a torch data set whose keys are draws."""
-
-    def __init__(self, domain: SegmentationDomain, classes: Sequence[str]) -> None:
-        self.domain, self.classes = domain, tuple(classes)
-
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, str]:
-        return self.domain._train_scene(draw, self.classes)
-
-
-class _Endless:
-    """A batch sampler that hands out batches drawn elsewhere."""
-
-    def __init__(self, batches: Iterator[list[Draw]]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return self.batches
