@@ -87,7 +87,7 @@ def test_pixels_of_other_groups_follow_the_stated_rule(others, expected):
 def test_drop_leaves_out_pictures_with_other_groups():
     d = domain(others="drop")
     assert d.size(("b", "c", "d"), train=True) == 4 and d.size(("b", "c", "d"), train=False) == 4
-    with pytest.raises(UserError, match="no picture is left"):
+    with pytest.raises(UserError, match="no image is left"):
         d.size(("a",), train=True)
 
 
