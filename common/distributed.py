@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,11 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     return nn.parallel.DistributedDataParallel(
         module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=unused
     )
+
+
+def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients of a wrapped module stay on their rank, for accumulating them."""
+    return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def mean(value: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,9 +57,10 @@ class Observer:
         if end and distributed.is_main():
             self.run.save_details(phase, found, self.domain.curve_axes)
         if distributed.is_main():
-            scores = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
+            told = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
+            when = "before" if phase == 0 else f"phase {phase} {action}, epoch {epoch}"
             print(
-                f"  {'before' if phase == 0 else f'phase {phase} {action}, epoch {epoch}'}: {self.domain.metric}  {scores}",
+                f"  {when}: {self.domain.metric}  {told}",
                 flush=True,
             )
 
@@ -103,7 +103,7 @@ class Observer:
             "plan": self.plan.record(),
         }
         if lora.adapters(self.model):
-            adapters.save(self.model, self.run.path("adapter"), rows.rows, info)
+            adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info)
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
 
@@ -119,11 +119,8 @@ class Observer:
 
 def factors(model: nn.Module) -> Factors:
     """(A, scale B) of every adapter, detached."""
-    return {
-        n: tuple(f.detach().clone() for f in (a, layer.scale * b))
-        for n, layer in lora.adapters(model).items()
-        for a, b in [layer.factors()]
-    }
+    found = {name: (layer.scale, *layer.factors()) for name, layer in lora.adapters(model).items()}
+    return {name: (a.detach().clone(), (scale * b).detach().clone()) for name, (scale, a, b) in found.items()}
 
 
 def _moved(before: Factors, after: Factors) -> dict[str, float]:
@@ -135,12 +132,3 @@ def _moved(before: Factors, after: Factors) -> dict[str, float]:
         square = ((b.T @ b) * (a @ a.T)).sum().item()
         squares[block_of(name)] = squares.get(block_of(name), 0.0) + square
     return {name: max(0.0, square) ** 0.5 for name, square in squares.items()}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak where one is used, else the largest resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not there on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -159,7 +159,7 @@ class Run:
             for path in folder.glob(f".*{PART}"):
                 path.unlink(missing_ok=True)
 
-    def append(self, name: str, records: list[Mapping[str, Any]]) -> None:
+    def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds records to a JSON-lines file in one write and tells the other loggers."""
         path, text = self.path(name), "".join(json.dumps(record, default=float) + "\n" for record in records)
         before = path.stat().st_size if path.exists() else 0

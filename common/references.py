@@ -90,7 +90,7 @@ def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: 
     theirs = embeddings(carried_out(plans["retrain"], "reference-retrain"))
     distance = {g: distribution_distance(own[g], theirs[g], kind) for g in plan.groups}
     before = history_of(carried_out(plans["original"], "reference-original").metrics)[-1]
-    result = {
+    result: dict[str, Any] = {
         "kind": kind,
         "distance": {**distance, "unlearned": _mean(distance, forgotten), "remaining": _mean(distance, remaining)},
         "gap": {
