@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
 from common.files import find_files, unused_name
+from common.knobs import knob
 from common.record import write_bytes
 from common.report.curves import draw_curves
-from common.session import Answer, Problem, Session
+from common.session import Answer, Opening, Problem, Session
 from common.settings import Settings, settings_from, settings_parser
 from common.trainer import run_plan
 
@@ -30,13 +31,11 @@ EVERYDAY = ("data", "learn_data", "checkpoint", "learn", "forget", "retain", "or
 class ComputeConfig:
     """Computing."""
 
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
-    precision: str = field(
-        default="run",
-        metadata={
-            "help": "number format; run: what the run used, or auto for a bare checkpoint",
-            "choices": ["run", "auto", *precision.PRECISIONS],
-        },
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = knob(
+        "run",
+        "number format; run: what the run used, or auto for a bare checkpoint",
+        ["run", "auto", *precision.PRECISIONS],
     )
 
     def region(self, record: Mapping[str, Any], device: torch.device) -> Any:
@@ -49,19 +48,19 @@ class ComputeConfig:
 class ScoreConfig(ComputeConfig):
     """Scores."""
 
-    classes: str = field(default="", metadata={"help": "score these classes as one group: a,b,c or @file"})
-    per_class: bool = field(default=True, metadata={"help": "also a line per class"})
-    curves: str = field(default="", metadata={"help": "write the curves of every class to this .svg (detection)"})
-    json: bool = field(default=False, metadata={"help": "print JSON instead of a table"})
+    classes: str = knob("", "score these classes as one group: a,b,c or @file")
+    per_class: bool = knob(True, "also a line per class")
+    curves: str = knob("", "write the curves of every class to this .svg (detection)")
+    json: bool = knob(False, "print JSON instead of a table")
 
 
 @dataclass
 class AnswerConfig(ComputeConfig):
     """Answers."""
 
-    output_dir: str = field(default="", metadata={"help": "also write images with the answers into this folder"})
-    skip_corrupt: bool = field(default=False, metadata={"help": "leave unreadable images out instead of stopping"})
-    json: bool = field(default=False, metadata={"help": "print JSON instead of a table"})
+    output_dir: str = knob("", "also write images with the answers into this folder")
+    skip_corrupt: bool = knob(False, "leave unreadable images out instead of stopping")
+    json: bool = knob(False, "print JSON instead of a table")
 
 
 def main(session: Session, verb: str, argv: Sequence[str] | None = None) -> int:
@@ -97,7 +96,7 @@ def pretrain(session: Session, argv: list[str]) -> None:
     _train(parsed(session, "pretrain", argv), session.open_pretrain, session.name)
 
 
-def _train(settings: Settings, opened: Callable, name: str) -> None:
+def _train(settings: Settings, opened: Callable[[Settings], Opening], name: str) -> None:
     if distributed.relaunched(settings[distributed.LaunchConfig]):
         return
     run_plan(opened(settings), settings, name)
@@ -253,8 +252,7 @@ def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:
     text = f"{session.summaries[verb]}\n\nExample:\n  {session.examples[verb]}"
     parser = Parser(prog=f"{verb}.py", description=text, formatter_class=help_formatter, allow_abbrev=False)
     for name, explanation in places:
-        several = name in ("images", "data")
-        parser.add_argument(name, help=explanation, **({"nargs": "+"} if several else {}))
+        parser.add_argument(name, help=explanation, nargs="+" if name in ("images", "data") else None)
     return parser
 
 

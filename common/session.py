@@ -83,6 +83,7 @@ class Session:
     defaults:  verb -> values that replace the fields' own.
     reference: YAML file of the published settings.
     data_flags: flags besides --data that name data; another --data takes their place.
+    base_flags: flags that also reach a base model which is an earlier swap.
     suffixes:  endings of image files.
     formats:   what `export` can write; the first is the default.
     """
@@ -99,6 +100,7 @@ class Session:
     defaults: Mapping[str, Mapping[str, object]] = {}
     reference: Path
     data_flags: Sequence[str] = ()
+    base_flags: Sequence[str] = ()
     suffixes: Sequence[str] = ()
     formats: Sequence[str] = ()
 
@@ -130,6 +132,14 @@ class Session:
     def base_model(self, flags: Flags) -> Base:
         """The pretrained model that the flags name, adapters of published swaps merged."""
         raise NotImplementedError
+
+    def base(self, flags: Flags) -> Base:
+        """`base_model`, or the model of an earlier swap, which is a base like any other: its adapter is merged."""
+        path = str(flags.get("checkpoint") or "")
+        if not path or not (Path(path) / "adapter").is_dir():
+            return self.base_model(flags)
+        base = self.load(path, {name: flags[name] for name in self.base_flags if name in flags}).base
+        return base._replace(model=adapters.merge(base.model))
 
     def load_folder(self, folder: Path, flags: Flags) -> Base:
         """The model of a folder with whole weights (model/ of a run)."""
@@ -168,7 +178,7 @@ class Session:
             )
         if not self.is_run(folder):
             flags = {**given, "checkpoint": str(path)}
-            return Loaded(self.base_model(flags), flags, {}, {})
+            return Loaded(self.base(flags), flags, {}, {})
         record = read_run_config(folder)
         flags = self.joined(record["flags"], given)
         groups = {name: tuple(classes) for name, classes in record["identity"]["plan"]["groups"].items()}
@@ -190,7 +200,7 @@ class Session:
         path = self.base_path(flags) if model is None else ""
         if path and not Path(path).expanduser().exists():
             raise UserError(f"the base model of {folder}, {path}, is not there; name it with --checkpoint.")
-        base = self.base_model(flags) if model is None else self.given_model(model, flags)
+        base = self.base(flags) if model is None else self.given_model(model, flags)
         base = self.widened(base, info["classes"])
         adapters.load(base.model, folder / "adapter")
         return base

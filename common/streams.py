@@ -7,10 +7,12 @@ doubled batch (rank r takes the r-th part of every global batch).
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -22,10 +24,6 @@ def derive(seed: int, *words: object) -> int:
 
 def seed_all(seed: int) -> None:
     """Seeds torch, and Python's and numpy's own generators for methods and domains that use them."""
-    import random
-
-    import numpy as np
-
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

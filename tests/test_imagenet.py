@@ -5,9 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from colours import save_folders, spec
-from ks_classification import chance, data, imagenet, models
-from ks_classification.data import ImageSet
-from ks_classification.session import SESSION, SourceConfig, base_model, name_rows
+from ks_classification import chance
+from ks_classification.data import imagenet
+from ks_classification.data import images as data
+from ks_classification.data.images import ImageSet
+from ks_classification.models import build
+from ks_classification.session import SESSION
+from ks_classification.source import SourceConfig, base_model, name_rows
 from vit_files import one_line, tiny_timm
 
 from common import commands
@@ -34,7 +38,7 @@ def place(tmp_path_factory):
     model += ["--model-args", "embed_dim=32,depth=2,num_heads=2", "--classes", ",".join(KNOWN)]
     steps = ["--epochs", "8", "--batch-size", "8", "--lr", "3e-3", "--output-dir", str(root / "base")]
     assert commands.main(SESSION, "pretrain", ["--data", colours, *model, *HERE, *steps]) == 0
-    state = models.load_folder(root / "base" / "model")[0].state_dict()
+    state = build.load_folder(root / "base" / "model")[0].state_dict()
     torch.save(state, root / "four.pth")
     weight, bias = torch.zeros(1000, 32), torch.full((1000,), -100.0)
     rows = list(ROWS.values())

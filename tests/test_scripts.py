@@ -204,7 +204,7 @@ FLAGS = [
 
 @pytest.mark.parametrize("more, word", FLAGS, ids=[" ".join(f) for f, _ in FLAGS])
 def test_bad_flags_are_refused_before_an_image_is_read(place, tmp_path, capsys, monkeypatch, more, word):
-    from ks_classification import pixels
+    from ks_classification.data import pixels
 
     monkeypatch.setattr(pixels, "decode", None)
     assert_refused(capsys, "swap", swap_flags(place, "--output-dir", str(tmp_path / "out"), *more), word)
@@ -212,7 +212,7 @@ def test_bad_flags_are_refused_before_an_image_is_read(place, tmp_path, capsys, 
 
 
 def test_a_folder_of_another_plan_is_refused_before_an_image_is_read(place, capsys, monkeypatch):
-    from ks_classification import pixels
+    from ks_classification.data import pixels
 
     before = {p: p.read_bytes() for p in (place / "run").rglob("*") if p.is_file()}
     monkeypatch.setattr(pixels, "decode", None)
@@ -402,7 +402,7 @@ def test_an_unknown_block_lists_the_known_ones():
 
 def test_a_published_block_runs_on_faces(place, tmp_path, capsys, monkeypatch):
     """run_forget on a small Face Transformer file and a plan that four classes allow."""
-    from ks_classification.face import FaceTransformer
+    from ks_classification.models.face import FaceTransformer
 
     torch.save(
         FaceTransformer(4, depth=1, width=64, num_heads=1, hidden=32, image_size=16).state_dict(), tmp_path / "face.pth"
