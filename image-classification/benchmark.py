@@ -22,6 +22,7 @@ from ks_classification.models.build import spec_of
 from torch import nn
 
 from common import cli, precision, timing
+from common.methods._base import Position
 from common.plan import make_plan
 from common.record import Run
 from common.settings import settings_from
@@ -58,7 +59,7 @@ def our_step(args: argparse.Namespace) -> timing.Step:
     pair = tuple(next(iter(domain.loader(c, train=True, stream=stream))) for c in (phase.target, phase.keep))
 
     def step(watch: timing.Stopwatch) -> None:
-        trainer._step(phase, 0, 10, 10, itertools.repeat(pair), 1e-3)
+        trainer._step(Position(phase, 0, 10, 10), itertools.repeat(pair), 1e-3)
         watch.lap("step")
 
     return step

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common import distributed, splits
 from common.domain import ClassTable, Domain, GalleryItem, Prediction
 from common.errors import UserError
-from common.streams import Draw, Stream
+from common.streams import Draw, Stream, load_batches
 from ks_classification.data import selection, stem_cache
 from ks_classification.data.images import ImageSet, Item
 from ks_classification.data.pixels import ImageConfig, Images, Pixels, read_pixels
@@ -150,7 +150,7 @@ class ClassificationDomain(Domain):
         if stream is None:
             share, count = indices[distributed.rank() :: distributed.world()], self.config.eval_batch
             return (pixels[[Draw(k, None) for k in share[i : i + count]]] for i in range(0, len(share), count))
-        return pixels.batches([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
+        return load_batches(stream, indices, pixels.__getitem__, self.config.workers)
 
     # ---- forward and scores ------------------------------------------------------------------------------
 

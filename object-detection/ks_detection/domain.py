@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
-from common.streams import Draw, Stream
+from common.streams import Draw, Stream, load_batches
 from ks_detection import gallery, transforms
 from ks_detection.boxes import xyxy_to_cxcywh
 from ks_detection.checkpoints.extend import class_heads, extend_classes
@@ -217,19 +218,7 @@ class DetectionDomain(Domain):
             size = self.config.eval_batch
             chunks = [[Draw(i, None) for i in share[k : k + size]] for k in range(0, len(share), size)]
             return (self._batch(chunk, wanted, train) for chunk in chunks)
-        batches = ([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
-        if self.config.workers == 0:
-            return (self._batch(batch, wanted, train) for batch in batches)
-        return self._in_workers(batches, wanted)
-
-    def _in_workers(self, batches: Iterator[list[Draw]], wanted: frozenset[str]) -> Iterable[Scenes]:
-        from torch.utils.data import DataLoader
-
-        from ks_detection.workers import Drawn
-
-        return DataLoader(
-            Drawn(self, wanted), batch_sampler=batches, num_workers=self.config.workers, collate_fn=collate
-        )
+        return load_batches(stream, indices, partial(self._batch, wanted=wanted, train=True), self.config.workers)
 
     def _picture(self, index: int, train: bool) -> Picture:
         return self.pictures["train" if train else "test"][index]

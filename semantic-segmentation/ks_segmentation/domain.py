@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Predictio
 from common.errors import UserError
 from common.knobs import Checked, knob
 from common.splits import shorten
-from common.streams import Draw, Stream
+from common.streams import Draw, Stream, load_batches
 from ks_segmentation.architecture import build_mask2former
 from ks_segmentation.augment import scoring_view, train_view
 from ks_segmentation.criterion import UNKNOWN, Criterion, SegmentationLoss
@@ -180,18 +181,10 @@ class SegmentationDomain(Domain):
         indices = self._indices(classes, train)
         if stream is None:
             return self._in_order(indices[distributed.rank() :: distributed.world()], classes, train)
-        batches = ([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
-        if self.config.workers == 0:
-            return (self._collate([self._train_scene(d, classes) for d in batch]) for batch in batches)
-        return self._in_workers(batches, classes)
+        return load_batches(stream, indices, partial(self._train_batch, classes=tuple(classes)), self.config.workers)
 
-    def _in_workers(self, batches: Iterator[list[Draw]], classes: Sequence[str]) -> Iterable[Scenes]:
-        from torch.utils.data import DataLoader
-
-        return DataLoader(
-            _Drawn(self, classes), batch_sampler=_Endless(batches), num_workers=self.config.workers,
-            collate_fn=self._collate,
-        )  # fmt: skip
+    def _train_batch(self, draws: list[Draw], classes: Sequence[str]) -> Scenes:
+        return self._collate([self._train_scene(draw, classes) for draw in draws])
 
     def _tensors(self, known: Known, classes: Sequence[str], other: int) -> tuple[Tensor, Tensor]:
         """Image [3, H, W] uint8 and labels [H, W]."""
@@ -309,23 +302,3 @@ class SegmentationDomain(Domain):
             "augment": self.config.augment,
             "images": {"train": len(self.train_items), "test": len(self.test_items)},
         }  # fmt: skip
-
-
-class _Drawn:
-    """The training images as a torch data set whose keys are draws."""
-
-    def __init__(self, domain: SegmentationDomain, classes: Sequence[str]) -> None:
-        self.domain, self.classes = domain, tuple(classes)
-
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, str]:
-        return self.domain._train_scene(draw, self.classes)
-
-
-class _Endless:
-    """A batch sampler that hands out batches drawn elsewhere."""
-
-    def __init__(self, batches: Iterator[list[Draw]]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return self.batches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,17 +95,6 @@ class Pixels:
         """uint8 [B, 3, S, S] -> what the model reads."""
         return (images.float() - self.mean) / self.std
 
-    def batches(self, draws: Iterator[list[Draw]]) -> Iterable[Images]:
-        """A batch for every list of draws, made by `config.workers` processes; their number changes no batch."""
-        if self.config.workers == 0:
-            return (self[batch] for batch in draws)
-        from torch.utils.data import DataLoader
-
-        own = torch.Generator()  # else the loader would draw a seed from torch's generator
-        return DataLoader(
-            self, batch_size=None, sampler=_Sampler(draws), num_workers=self.config.workers, generator=own
-        )
-
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are not forks: arrays by value, since each tensor would need a file handle; maps by name."""
         state = {**self.__dict__, "pixels": [p.numpy() for p in self.pixels]}
@@ -115,16 +104,6 @@ class Pixels:
         self.__dict__.update(state)
         self.pixels = [torch.from_numpy(p) for p in state["pixels"]]
         self.stem = None if state["stem"] is None else np.load(state["stem"], mmap_mode="r")
-
-
-class _Sampler:
-    """Lists of draws as the keys of a data set."""
-
-    def __init__(self, draws: Iterator[list[Draw]]) -> None:
-        self.draws = draws
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return self.draws
 
 
 def read_pixels(
