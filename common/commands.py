@@ -54,6 +54,10 @@ class ScoreConfig(ComputeConfig):
     curves: str = field(default="", metadata={"help": "write the curves of every class to this .svg (detection)"})
     json: bool = field(default=False, metadata={"help": "print JSON instead of a table"})
 
+    def __post_init__(self) -> None:
+        if self.curves and not self.curves.endswith(".svg"):
+            raise UserError(f"`--curves {self.curves}`: the file must end in .svg.")
+
 
 @dataclass
 class AnswerConfig(ComputeConfig):

@@ -20,7 +20,7 @@ from common.report import details
 from common.report.__main__ import body
 from common.report.page import render
 from common.report.runs import find_runs, forgetting, read_run, summary
-from common.report.svg import ticks
+from common.report.svg import Axes, Line, drawing, ticks
 from common.report.table import markdown, mean_std, seed_sets, tables
 from common.report.verdict import verdicts
 
@@ -206,6 +206,19 @@ def test_runs_of_different_metrics_have_tables_of_their_own(tmp_path):
     make_run(tmp_path / "b", label="AP")
     assert [t.metric_label for t in tables(find_runs([tmp_path]))] == ["top-1 accuracy (%)", "AP"]
     assert "Compared by AP" in page_of(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_drawing_is_one_file_whose_curves_lie_where_the_numbers_are():
+    rising, falling = Line("up & <down>", 0, [(0, 0), (1, 1)]), Line("b", 120, [(0, 1), (0.5, None), (1, 0)])
+    axes = Axes("x", "y", (0, 1), [(0, 1, "group")], width=400)
+    root = ElementTree.fromstring(drawing([([rising, falling], axes), ([falling], axes)]))
+    svg = "{http://www.w3.org/2000/svg}"
+    paths = [p for p in root.iter(f"{svg}path") if p.get("class") == "line"]
+    assert root.get("width") == "800" and paths[0].get("style") == "stroke:#ae2929"
+    (x0, y0), (x1, y1) = (map(float, point.split()) for point in re.findall(r"[ML]([\d. ]+)", paths[0].get("d")))
+    assert x0 < x1 and y0 > y1  # pixels count downwards
+    assert paths[1].get("d") == f"M{x0} {y1}M{x1} {y0}" == paths[2].get("d")
+    assert [g[0].text for g in root.iter(f"{svg}g") if g.get("class") == "name"] == ["up & <down>", "b", "b"]
 
 
 @pytest.mark.parametrize("plan", [FLTF, CONTINUAL], ids=lambda p: p.name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +12,10 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float | None]
 LETTER = 7.0  # width of an average character of 13 px text
+FILE_STYLE = (
+    "svg{background:#fff}text{font:13px sans-serif}.tick,.label{fill:#5d666f}.band0{fill:#f1f3f4}.band1{fill:none}"
+    ".grid{stroke:#dfe2e5}.axis{stroke:#5d666f;fill:none}.line{fill:none;stroke-width:2}"
+)
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,42 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def chart(lines: Sequence[Line], axes: Axes) -> Markup:
     """An <svg> of the curves, scaled to the width it is given; no id, no namespace, no address in it."""
+    label = axes.title or f"{axes.y} over {axes.x}"
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        axes.width, axes.height, label, _drawn(lines, axes)
+    )
+
+
+def drawing(charts: Sequence[tuple[Sequence[Line], Axes]]) -> str:
+    """The text of an SVG file: charts side by side, and below each the names of its lines."""
+    body, left, height = "", 0, 0
+    for lines, axes in charts:
+        body += f'<g transform="translate({left})">{_drawn(lines, axes)}'
+        for y, line in enumerate(lines, 1):
+            name = _text(50, axes.height + 16 * y, line.name, "start", "")
+            body += f'<g class="name" style="--h:{line.hue:.0f}">{name}</g>'
+        body += "</g>"
+        left, height = left + axes.width, max(height, axes.height + 16 * (len(lines) + 1))
+    body = re.sub(r'class="(line|dot|name)" style="--h:(\d+)"', _fixed_colour, body)
+    size = f'width="{left}" height="{height}" viewBox="0 0 {left} {height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{FILE_STYLE}</style>{body}</svg>\n'
+
+
+def _fixed_colour(found: re.Match[str]) -> str:
+    """The colour of a light page, written out: few viewers of files know CSS variables."""
+    rgb = colorsys.hls_to_rgb(int(found[2]) / 360, 0.42, 0.62)
+    colour = "#" + "".join(f"{round(255 * value):02x}" for value in rgb)
+    return f'class="{found[1]}" style="{"stroke" if found[1] == "line" else "fill"}:{colour}"'
+
+
+def _drawn(lines: Sequence[Line], axes: Axes) -> Markup:
     points = [(x, y) for line in lines for x, y in line.points if y is not None]
     xs = [x for x, _ in points] + [edge for start, end, _ in axes.bands for edge in (start, end)] or [0.0, 1.0]
     if axes.labels:
         xs = [-0.4, len(axes.labels) - 0.6]
     frame = _Frame(axes, (min(xs), max(xs)), _y_range([y for _, y in points], axes.y_range))
     body = [*_bands(frame), *_grid(frame), *(part for line in lines for part in _curve(frame, line))]
-    label = axes.title or f"{axes.y} over {axes.x}"
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        axes.width, axes.height, label, Markup("").join(body)
-    )
+    return Markup("").join(body)
 
 
 class _Frame:
