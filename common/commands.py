@@ -199,7 +199,7 @@ def predict(session: Session, argv: list[str]) -> None:
     model = loaded.base.model.to(device).eval()
     answers: list[dict[str, Any]] = []
     written: set[Path] = set()
-    with torch.inference_mode(), lora.merged(model), config.region({}, device):
+    with torch.inference_mode(), lora.merged(model), config.region(loaded.record, device):
         for answer in session.predict(loaded, files, device):
             _write_pictures(answer, config.output_dir, written)
             answers.append({"file": answer.file, **answer.data})

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.errors import UserError
-from common.plan import Plan, PlanConfig
+from common.plan import Plan
 from common.plan_builders import build
+from common.plan_file import PlanConfig
 
 
 @dataclass

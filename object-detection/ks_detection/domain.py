@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,23 +18,24 @@ from common.errors import UserError
 from common.streams import Draw, Stream
 from ks_detection import gallery, transforms
 from ks_detection.boxes import xyxy_to_cxcywh
-from ks_detection.checkpoints.extend import class_heads, extend_classes
+from ks_detection.checkpoints.export import export_official
 from ks_detection.data.folders import with_classes
 from ks_detection.data.records import DetectionSet, Picture
+from ks_detection.detector import extend_classes, ffn_linears
 from ks_detection.detectors import build_detector, criterion_for
-from ks_detection.dino.model import ffn_linears
 from ks_detection.dino.padding import pad_images
 from ks_detection.dino.postprocess import post_process
 from ks_detection.features import FeatureCache, pad_maps
 from ks_detection.forgetting import miss_loss
 from ks_detection.scores import Found, Scores, Truth, coco_scores
 
+MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights
 RULES = ("ignore", "remove", "exclude")
 ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o_proj")  # linears inside attention
 
 
 @dataclass
-class PictureConfig:
+class ImageConfig:
     """Pictures: which objects count, sizes and augmentation."""
 
     mixed: str = field(
@@ -107,8 +109,10 @@ class DetectionDomain(Domain):
         base: the base model, a detector with `class_table`; its rows come before those of new classes.
         data: training and test pictures of all classes of the plan.
         groups: {"learn", "forget", "retain", ...} -> class names, which decide the share of pictures used.
-        config: see `PictureConfig`.
+        config: see `ImageConfig`.
         seed: decides which training pictures a share holds.
+        training: whether training pictures are needed at all.
+        half: whether `save_folder` stores floats in float16.
     """
 
     name = "detection"
@@ -121,14 +125,16 @@ class DetectionDomain(Domain):
         base: nn.Module,
         data: DetectionSet,
         groups: dict[str, Sequence[str]],
-        config: PictureConfig,
+        config: ImageConfig,
         seed: int = 0,
+        training: bool = True,
+        half: bool = False,
     ) -> None:
-        self.base, self.config, self.seed, self.groups = base, config, seed, groups
+        self.base, self.config, self.seed, self.groups, self.half = base, config, seed, groups, half
         self.recipe = config.recipe()
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = base.class_table.extended(wanted)
-        self.pictures = {"train": data.train, "test": data.test}
+        self.pictures = {"train": data.train, "test": data.test} if training else {"test": data.test}
         self.criterion = criterion_for(base.config)
         self.cache = FeatureCache(config, base) if config.cache_features else None
         self._transforms = {
@@ -138,7 +144,7 @@ class DetectionDomain(Domain):
         self._decoded: dict[tuple[bool, int], Tensor] = {}
         self._room = config.keep_decoded * 2**20
         self._check_classes(wanted, data)
-        self._used = self._choose()
+        self._used = self._choose() if training else {}
 
     def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:
         for part, pictures in self.pictures.items():
@@ -201,11 +207,7 @@ class DetectionDomain(Domain):
         return found
 
     def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
-        rows = self.classes.rows(classes)
-        idle = model.idle_heads() if hasattr(model, "idle_heads") else ()
-        heads = [head for head in class_heads(model) if head not in idle]
-        found = {f"{head}.{part}": rows for head in heads for part in ("weight", "bias")}
-        return found | ({"label_enc.weight": rows} if hasattr(model, "label_enc") else {})
+        return dict.fromkeys(model.class_parameters(), self.classes.rows(classes))
 
     # ---- batches -----------------------------------------------------------------------------------------
 
@@ -350,6 +352,9 @@ class DetectionDomain(Domain):
             )[0]
             items.append(gallery.item(picture, found, self.classes.names, wanted))
         return items
+
+    def save_folder(self, model: nn.Module, folder: Path) -> None:
+        export_official(model, folder / MODEL_FILE, self.classes, half=self.half)
 
     def describe(self) -> dict[str, Any]:
         keep = ("mixed", "forget_part", "augment", "flip", "sizes", "longest", "before_crop", "crop", "test_size", "learn_fraction",
