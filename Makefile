@@ -4,14 +4,15 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 DONE   := $(VENV)/.installed
+TOOLS  := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup op demo demo-detection demo-segmentation test lint format clean
+.PHONY: help setup op demo demo-detection demo-segmentation test test-fast lint format clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(DONE) op  ## make .venv, install everything, build the compiled op
+setup: $(DONE) op  ## make .venv, install what running needs, build the compiled op
 
 $(DONE): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' || \
@@ -22,6 +23,10 @@ $(DONE): requirements.txt pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(PY) -c 'import torch, torchvision; print("torch", torch.__version__, "with torchvision", torchvision.__version__)' || \
 	  { echo "error: torch and torchvision do not fit each other; remove $(VENV) and run make setup again" >&2; exit 2; }
+	@touch $@
+
+$(TOOLS): $(DONE)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
 	@touch $@
 
 op: $(DONE)  ## build the compiled op (a failure leaves the plain-PyTorch path in use)
@@ -36,14 +41,18 @@ demo-detection: setup  ## the same for a DINO detector on digit scenes
 demo-segmentation: setup  ## the same for Mask2Former on digit scenes
 	$(PY) semantic-segmentation/demo.py
 
-test: setup  ## all tests
+test: setup $(TOOLS)  ## all tests
 	$(PY) -m pytest
 
-lint: $(DONE)  ## style checks
+test-fast: setup $(TOOLS)  ## tests that take less than ten seconds each
+	$(PY) -m pytest -m "not slow"
+
+lint: $(TOOLS)  ## style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
-format: $(DONE)  ## rewrite to house style
+format: $(TOOLS)  ## rewrite to house style
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -29,18 +32,13 @@ def save(model: nn.Module, folder: str | Path, rows: Mapping[str, list[int]], in
         (fused parts as a block diagonal, stacked adapters joined), and the head parameters that hold trained rows.
     adapter_config.json: PEFT's LoraConfig. swap.json: trained rows, class names, what the adapter belongs to.
     """
-    from safetensors.torch import save as to_bytes
-
     folder = Path(folder)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for name, layer in adapters(model).items():
         a, b = (factor.detach().float().cpu() for factor in layer.factors())
-        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = (
-            a.contiguous(),
-            b.contiguous(),
-        )
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": a.contiguous(), f"{PREFIX}{name}.lora_B.weight": b.contiguous()}
         ranks[name], alphas[name] = a.shape[0], layer.scale * a.shape[0]
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in rows:
@@ -137,26 +135,27 @@ def load(model: nn.Module, folder: str | Path) -> Loaded:
 
 def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(swap.json, tensors) of an adapter folder. Raises UserError when there is none or it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
-
     folder = Path(folder)
     if not (folder / SWAP).exists():
         raise UserError(f"{folder} holds no adapter ({SWAP} is missing); name the adapter/ folder of a finished run.")
     info = read_json(folder / SWAP)
-    try:
-        data = (folder / WEIGHTS).read_bytes()
-        tensors = from_bytes(data)
-    except OSError as error:
-        raise UserError(f"cannot read {folder / WEIGHTS}: {error.strerror}.") from None
-    except SafetensorError as error:
-        raise UserError(f"{folder / WEIGHTS} is damaged: {error}") from None
+    data, tensors = _read_tensors(folder / WEIGHTS)
     if info["weights"] != _digest(data):
         raise UserError(
             f"{folder / WEIGHTS} and {SWAP} do not belong together: the run was stopped while it wrote them; "
             "start it again with the same command."
         )
     return info, tensors
+
+
+def _read_tensors(path: Path) -> tuple[bytes, dict[str, Tensor]]:
+    try:
+        data = path.read_bytes()
+        return data, from_bytes(data)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def _check_rows(model: nn.Module, rows: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> None:
@@ -206,8 +205,6 @@ def merge(model: nn.Module) -> nn.Module:
 
 def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any]) -> None:
     """Writes a whole model: model.safetensors and swap.json, for methods that train every parameter."""
-    from safetensors.torch import save as to_bytes
-
     folder = Path(folder)
     tensors: dict[str, Tensor] = {}
     seen: dict[Any, str] = {}
@@ -229,18 +226,12 @@ def load_model(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no model there, damaged, or of another architecture.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
-
     path = Path(folder) / "model.safetensors"
     info = read_json(Path(folder) / SWAP)
+    _, tensors = _read_tensors(path)
     try:
-        tensors = from_bytes(path.read_bytes())
-        tensors |= {name: tensors[first] for name, first in info["tied"].items()}
-        model.load_state_dict(tensors)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except (SafetensorError, KeyError) as error:
+        model.load_state_dict(tensors | {name: tensors[first] for name, first in info["tied"].items()})
+    except KeyError as error:
         raise UserError(f"{path} is damaged: {error}") from None
     except RuntimeError as error:  # torch lists every key that differs
         lines = [line.strip() for line in str(error).splitlines()]

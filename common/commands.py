@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common import cli, distributed, lora, precision
+from common import cli, devices, distributed, lora, precision
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
 from common.files import find_files, unused_name
+from common.knobs import knob
 from common.record import write_bytes
 from common.report.curves import draw_curves
-from common.session import Answer, Problem, Session
+from common.session import Answer, Opening, Problem, Session
 from common.settings import Settings, settings_from, settings_parser
 from common.trainer import run_plan
 
@@ -30,13 +31,11 @@ EVERYDAY = ("data", "learn_data", "checkpoint", "learn", "forget", "retain", "or
 class ComputeConfig:
     """Computing."""
 
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda or cuda:N"})
-    precision: str = field(
-        default="run",
-        metadata={
-            "help": "number format; run: what the run used, or auto for a bare checkpoint",
-            "choices": ["run", "auto", *precision.PRECISIONS],
-        },
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = knob(
+        "run",
+        "number format; run: what the run used, or auto for a bare checkpoint",
+        ["run", "auto", *precision.PRECISIONS],
     )
 
     def region(self, record: Mapping[str, Any], device: torch.device) -> Any:
@@ -49,10 +48,10 @@ class ComputeConfig:
 class ScoreConfig(ComputeConfig):
     """Scores."""
 
-    classes: str = field(default="", metadata={"help": "score these classes as one group: a,b,c or @file"})
-    per_class: bool = field(default=True, metadata={"help": "also a line per class"})
-    curves: str = field(default="", metadata={"help": "write the curves of every class to this .svg (detection)"})
-    json: bool = field(default=False, metadata={"help": "print JSON instead of a table"})
+    classes: str = knob("", "score these classes as one group: a,b,c or @file")
+    per_class: bool = knob(True, "also a line per class")
+    curves: str = knob("", "write the curves of every class to this .svg (detection)")
+    json: bool = knob(False, "print JSON instead of a table")
 
     def __post_init__(self) -> None:
         if self.curves and not self.curves.endswith(".svg"):
@@ -63,9 +62,9 @@ class ScoreConfig(ComputeConfig):
 class AnswerConfig(ComputeConfig):
     """Answers."""
 
-    output_dir: str = field(default="", metadata={"help": "also write images with the answers into this folder"})
-    skip_corrupt: bool = field(default=False, metadata={"help": "leave unreadable images out instead of stopping"})
-    json: bool = field(default=False, metadata={"help": "print JSON instead of a table"})
+    output_dir: str = knob("", "also write images with the answers into this folder")
+    skip_corrupt: bool = knob(False, "leave unreadable images out instead of stopping")
+    json: bool = knob(False, "print JSON instead of a table")
 
 
 def main(session: Session, verb: str, argv: Sequence[str] | None = None) -> int:
@@ -101,7 +100,7 @@ def pretrain(session: Session, argv: list[str]) -> None:
     _train(parsed(session, "pretrain", argv), session.open_pretrain, session.name)
 
 
-def _train(settings: Settings, opened: Callable, name: str) -> None:
+def _train(settings: Settings, opened: Callable[[Settings], Opening], name: str) -> None:
     if distributed.relaunched(settings[distributed.LaunchConfig]):
         return
     run_plan(opened(settings), settings, name)
@@ -116,7 +115,7 @@ def run_parser(session: Session, verb: str, argv: Sequence[str]) -> Parser:
     defaults = session.defaults_for(verb, argv)
     reference = session.reference if verb == "swap" else None
     parser = settings_parser(f"{verb}.py", text, kinds, argv, reference, **defaults)
-    session.extend(parser)
+    session.extend(parser, argv)
     parser.show_first((*EVERYDAY, *session.everyday, "reference", *(("classes",) if verb == "pretrain" else ())))
     return parser
 
@@ -139,11 +138,11 @@ def parsed(session: Session, verb: str, argv: Sequence[str]) -> Settings:
 def evaluate(session: Session, argv: list[str]) -> None:
     """Scores a run on its groups again, or a checkpoint on data."""
     parser = _parser(session, "evaluate", ("run", "folder of a finished run, or a checkpoint (then give --data)"))
-    given = _given(parser, (ScoreConfig,), (session.source, session.view, distributed.LaunchConfig), argv)
+    given = _given(session, parser, (ScoreConfig,), (session.source, session.view, distributed.LaunchConfig), argv)
     config = from_values(ScoreConfig, given)
     if distributed.relaunched(from_values(distributed.LaunchConfig, given)):
         return
-    device = precision.choose_device(config.device, distributed.local_rank())
+    device = devices.choose_device(config.device, distributed.local_rank())
     distributed.init(device)
     loaded = session.load(given.pop("run"), given)
     domain, groups = session.scoring(loaded)
@@ -189,12 +188,12 @@ def predict(session: Session, argv: list[str]) -> None:
     """Answers for image files."""
     places = ("images", "image files or folders of them")
     parser = _parser(session, "predict", ("model", "folder of a finished run, or a checkpoint"), places)
-    given = _given(parser, (AnswerConfig, *session.predict_flags), (session.source, session.view), argv)
+    given = _given(session, parser, (AnswerConfig, *session.predict_flags), (session.source, session.view), argv)
     config = from_values(AnswerConfig, given)
     for kind in session.predict_flags:
         from_values(kind, given)  # its checks, before a model is read
     files = find_files(given.pop("images"), session.suffixes, f"images ({', '.join(session.suffixes)})")
-    device = precision.choose_device(config.device, distributed.local_rank())
+    device = devices.choose_device(config.device, distributed.local_rank())
     loaded = session.load(given.pop("model"), given)
     model = loaded.base.model.to(device).eval()
     answers: list[dict[str, Any]] = []
@@ -246,7 +245,7 @@ def export(session: Session, argv: list[str]) -> None:
     parser = _parser(session, "export", ("run", "folder of a finished run, or a checkpoint"))
     parser.add_argument("output", help="file or folder to write")
     parser.add_argument("--format", default=session.formats[0], choices=list(session.formats), help="what to write")
-    given = _given(parser, (), (session.source,), argv)
+    given = _given(session, parser, (), (session.source,), argv)
     path, kind = Path(given.pop("output")), given.pop("format")
     loaded = session.load(given.pop("run"), given)
     print(f"wrote {session.export(loaded, path, kind)}")
@@ -257,23 +256,25 @@ def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:
     text = f"{session.summaries[verb]}\n\nExample:\n  {session.examples[verb]}"
     parser = Parser(prog=f"{verb}.py", description=text, formatter_class=help_formatter, allow_abbrev=False)
     for name, explanation in places:
-        several = name in ("images", "data")
-        parser.add_argument(name, help=explanation, **({"nargs": "+"} if several else {}))
+        parser.add_argument(name, help=explanation, nargs="+" if name in ("images", "data") else None)
     return parser
 
 
-def _given(parser: Parser, own: Sequence[type], others: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+def _given(
+    session: Session, parser: Parser, own: Sequence[type], others: Sequence[type], argv: Sequence[str]
+) -> dict[str, Any]:
     """Flags by name: those of `own` with their defaults, those of `others` only where given.
 
     --help shows the former and where data and model are.
     """
+    session.extend(parser, argv)
     shown = [action.dest for action in parser._actions]
     for kind in own:
         add_flags(parser, kind)
     shown += [action.dest for action in parser._actions if action.dest not in shown]
     for kind in others:
         add_flags(parser, kind, given_only=True)
-    parser.show_first((*shown, "data", "checkpoint", "class_names"))
+    parser.show_first((*shown, "data", "checkpoint", *session.everyday))
     return vars(parser.parse_args(list(argv)))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,19 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.knobs import Checked, knob
 
 
 @dataclass
-class LaunchConfig:
+class LaunchConfig(Checked):
     """Processes."""
 
-    num_gpus: int = field(
-        default=1, metadata={"help": "processes to start with torch's launcher, one per GPU (or use torchrun yourself)"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.num_gpus < 1:
-            raise UserError(f"`--num-gpus` must be at least 1, got {self.num_gpus}.")
+    num_gpus: int = knob(1, "processes to start with torch's launcher, one per GPU (or use torchrun yourself)", least=1)
 
 
 def relaunched(config: LaunchConfig) -> bool:
@@ -94,6 +90,11 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     return nn.parallel.DistributedDataParallel(
         module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=unused
     )
+
+
+def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients of a wrapped module stay on their rank, for accumulating them."""
+    return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def mean(value: Tensor) -> Tensor:

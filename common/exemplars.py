@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.knobs import knob
 from common.streams import derive
 
 STRATEGIES = ("herding", "random", "equal_random", "reservoir")
@@ -22,13 +23,9 @@ Embed = Callable[[list[Any]], Tensor]
 class ExemplarConfig:
     """How much is remembered and how it is chosen."""
 
-    exemplars: int = field(default=20, metadata={"help": "examples kept per class, or in all"})
-    exemplars_per: str = field(
-        default="class", metadata={"help": "what `--exemplars` counts", "choices": ["class", "total"]}
-    )
-    exemplar_strategy: str = field(
-        default="herding", metadata={"help": "how examples are chosen", "choices": list(STRATEGIES)}
-    )
+    exemplars: int = knob(20, "examples kept per class, or in all")
+    exemplars_per: str = knob("class", "what `--exemplars` counts", ["class", "total"])
+    exemplar_strategy: str = knob("herding", "how examples are chosen", STRATEGIES)
 
     def __post_init__(self) -> None:
         if self.exemplars < 1:

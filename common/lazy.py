@@ -1,4 +1,4 @@
-"""Public names of a package, imported on first use, so that importing the package costs nothing."""
+"""Public names of a package, imported on first use, so that importing the package itself costs nothing."""
 
 from __future__ import annotations
 

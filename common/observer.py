@@ -1,4 +1,4 @@
-"""What is seen of a run: scores, the adapters' profile, test pictures, the exported result."""
+"""What a run records: scores, the adapters' profile, test pictures, the exported result."""
 
 from __future__ import annotations
 
@@ -47,18 +47,20 @@ class Observer:
         """Scores every group of the plan and records a line each; `end` marks the scores a phase ends with."""
         with self.answering():
             found = self.domain.evaluate_groups(self.model, self.plan.groups)
+        moment = {"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end}
         lines = []
         for group, evaluation in found.items():
             scores = dict(evaluation.scores)
-            lines.append({"phase": phase, "action": action, "epoch": epoch, "step": step, "end": end, "group": group,
-                          "metric": self.domain.metric, "score": scores.pop("total"), "per_class": scores})  # fmt: skip
+            line = moment | {"group": group, "metric": self.domain.metric, "score": scores.pop("total")}
+            lines.append(line | {"per_class": scores})
         self.write(lines)
         if end and distributed.is_main():
             self.run.save_details(phase, found, self.domain.curve_axes)
         if distributed.is_main():
-            scores = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
+            told = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
+            when = "before" if phase == 0 else f"phase {phase} {action}, epoch {epoch}"
             print(
-                f"  {'before' if phase == 0 else f'phase {phase} {action}, epoch {epoch}'}: {self.domain.metric}  {scores}",
+                f"  {when}: {self.domain.metric}  {told}",
                 flush=True,
             )
 
@@ -68,9 +70,9 @@ class Observer:
         if not members:
             return
         norms = dict(zip(members, group_norms(members).tolist(), strict=True))
-        moved = _moved(before, factors(self.model))
-        self.write([{"phase": phase.index, "action": phase.action, "adapter_norm": norms, "adapter_moved": moved,
-                      "zero_groups": zero_group_ratio(members)}])  # fmt: skip
+        profile = {"adapter_norm": norms, "adapter_moved": _moved(before, factors(self.model))}
+        profile["zero_groups"] = zero_group_ratio(members)
+        self.write([{"phase": phase.index, "action": phase.action, **profile}])
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         self.metrics += lines
@@ -101,7 +103,7 @@ class Observer:
             "plan": self.plan.record(),
         }
         if lora.adapters(self.model):
-            adapters.save(self.model, self.run.path("adapter"), rows.rows, info)
+            adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info)
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
 
@@ -117,11 +119,8 @@ class Observer:
 
 def factors(model: nn.Module) -> Factors:
     """(A, scale B) of every adapter, detached."""
-    return {
-        n: tuple(f.detach().clone() for f in (a, layer.scale * b))
-        for n, layer in lora.adapters(model).items()
-        for a, b in [layer.factors()]
-    }
+    found = {name: (layer.scale, *layer.factors()) for name, layer in lora.adapters(model).items()}
+    return {name: (a.detach().clone(), (scale * b).detach().clone()) for name, (scale, a, b) in found.items()}
 
 
 def _moved(before: Factors, after: Factors) -> dict[str, float]:
@@ -133,13 +132,3 @@ def _moved(before: Factors, after: Factors) -> dict[str, float]:
         square = ((b.T @ b) * (a @ a.T)).sum().item()
         squares[block_of(name)] = squares.get(block_of(name), 0.0) + square
     return {name: max(0.0, square) ** 0.5 for name, square in squares.items()}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the GPU's peak where one is used, else the largest resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

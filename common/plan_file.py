@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import cli, plan_builders
 from common.config import read_yaml
 from common.errors import UserError
+from common.knobs import knob
 from common.plan import ACTIONS, Plan, check_order, make_plan
 from common.splits import groups_from_flags, read_list, resolve
 
@@ -22,20 +23,17 @@ from common.splits import groups_from_flags, read_list, resolve
 class PlanConfig:
     """The plan: what is learned, forgotten and retained, and in which order."""
 
-    order: str = field(
-        default="",
-        metadata={
-            "help": "fltf (learn, then forget), fftl, lfl, flf, learn, forget; default: forget where only --forget "
-            "is given, learn where only --learn is, else fltf"
-        },
+    order: str = knob(
+        "",
+        "fltf (learn, then forget), fftl, lfl, flf, learn, forget; default: forget where only --forget "
+        "is given, learn where only --learn is, else fltf",
     )
-    plan: str = field(default="", metadata={"help": "YAML file with groups and phases, instead of an order"})
-    learn: str = field(default="", metadata={"help": "classes to learn: names or indices, comma separated, or @file"})
-    forget: str = field(default="", metadata={"help": "classes to forget, likewise"})
-    retain: str = field(default="", metadata={"help": "classes to retain; default all others that the model knows"})
-    with_references: bool = field(
-        default=False,
-        metadata={"help": "also run the plan without what is unlearned, and without unlearning, and compare (--plan)"},
+    plan: str = knob("", "YAML file with groups and phases, instead of an order")
+    learn: str = knob("", "classes to learn: names or indices, comma separated, or @file")
+    forget: str = knob("", "classes to forget, likewise")
+    retain: str = knob("", "classes to retain; default all others that the model knows")
+    with_references: bool = knob(
+        False, "also run the plan without what is unlearned, and without unlearning, and compare (--plan)"
     )
 
     def chosen_order(self) -> str:

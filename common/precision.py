@@ -1,8 +1,7 @@
-"""Which number format a forward pass uses, and the learning rate of a step."""
+"""Which number format a forward pass uses."""
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -39,41 +38,3 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The autocast region of a chosen precision (see `choose`)."""
     dtype = PRECISIONS[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
-def choose_device(name: str, local_rank: int) -> torch.device:
-    """ "auto" -> this rank's GPU or the CPU. Raises UserError for a device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UserError("`--device cuda` was asked for, but torch sees no GPU; use --device cpu.")
-        number = str(local_rank) if name == "cuda" else name.partition(":")[2]
-        if not number.isdecimal() or int(number) >= torch.cuda.device_count():
-            raise UserError(f"`--device {name}`: there is no GPU {number}; torch sees {torch.cuda.device_count()}.")
-        device = torch.device("cuda", int(number))
-        torch.cuda.set_device(device)
-        return device
-    if name != "cpu":
-        raise UserError(f"`--device` must be auto, cpu, cuda or cuda:N, got {name}.")
-    return torch.device(name)
-
-
-def learning_rate(
-    step: int, total: int, peak: float, low: float, schedule: str, warmup: int = 0, per_epoch: int = 0
-) -> float:
-    """The learning rate of a 0-based step.
-
-    Args:
-        total: steps of the phase; the cosine ends there at `low`.
-        schedule: "cosine" or "constant".
-        warmup: steps of linear warm-up from peak / warmup.
-        per_epoch: steps per epoch when the cosine moves once per epoch (as published), 0 to move every step.
-    """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if schedule == "constant":
-        return peak
-    if per_epoch:
-        step = step // per_epoch * per_epoch
-    return low + 0.5 * (peak - low) * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))

@@ -6,7 +6,7 @@ import sys
 
 
 class Progress:
-    """A tqdm bar on a terminal; about ten plain lines per phase in a log file."""
+    """A tqdm bar on a terminal, about ten plain lines per phase elsewhere."""
 
     def __init__(self, title: str, total: int, start: int = 0, show: bool = True) -> None:
         self.title, self.total, self.count = title, total, start

@@ -42,11 +42,9 @@ def reference_plans(plan: Plan) -> dict[str, Plan]:
     without = tuple((action, names) for action, names in kept if names)
     learning = tuple((action, names) for action, names in plan.steps if action == "learn")
     return {
-        "retrain": replace(
-            plan, name=f"{plan.name}-retrain", steps=without, missing=(*plan.missing, *forgotten)
-        ),
+        "retrain": replace(plan, name=f"{plan.name}-retrain", steps=without, missing=(*plan.missing, *forgotten)),
         "original": replace(plan, name=f"{plan.name}-original", steps=learning),
-    }  # fmt: skip
+    }
 
 
 def unlearns_nothing(settings: Settings) -> Settings:
@@ -92,7 +90,7 @@ def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: 
     theirs = embeddings(carried_out(plans["retrain"], "reference-retrain"))
     distance = {g: distribution_distance(own[g], theirs[g], kind) for g in plan.groups}
     before = history_of(carried_out(plans["original"], "reference-original").metrics)[-1]
-    result = {
+    result: dict[str, Any] = {
         "kind": kind,
         "distance": {**distance, "unlearned": _mean(distance, forgotten), "remaining": _mean(distance, remaining)},
         "gap": {

@@ -40,7 +40,8 @@ class Settings:
     data: Any = None
 
     def __getitem__(self, kind: type[T]) -> T:
-        return self.configs[kind]
+        found: T = self.configs[kind]
+        return found
 
     @property
     def train(self) -> TrainConfig:
@@ -88,7 +89,7 @@ def settings_parser(
     kinds: Sequence[type],
     argv: Sequence[str],
     reference: Path | None = None,
-    **defaults: object,
+    **defaults: Any,
 ) -> Parser:
     """The parser of swap and pretrain: the domain's own flags, those of every swap, and those of the chosen method.
 

@@ -1,4 +1,4 @@
-"""Group sparsity over adapters: which blocks does a phase really need?"""
+"""Group sparsity over adapters."""
 
 from __future__ import annotations
 

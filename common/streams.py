@@ -7,11 +7,14 @@ doubled batch (rank r takes the r-th part of every global batch).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 
 def derive(seed: int, *words: object) -> int:
@@ -22,10 +25,6 @@ def derive(seed: int, *words: object) -> int:
 
 def seed_all(seed: int) -> None:
     """Seeds torch, and Python's and numpy's own generators for methods and domains that use them."""
-    import random
-
-    import numpy as np
-
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -101,3 +100,47 @@ class Chosen(Stream):
     def batches(self, size: int) -> Iterator[list[Draw]]:
         for batch in super().batches(len(self.items)):
             yield [Draw(self.items[d.index], d.seed) for d in batch]
+
+
+def load_batches(
+    stream: Stream, indices: Sequence[int], make: Callable[[list[Draw]], Any], workers: int
+) -> Iterable[Any]:
+    """`make(draws)` for every batch that `stream` draws from these items.
+
+    The number of workers changes no batch, and no random number is drawn in this process.
+
+    Args:
+        make: can be pickled when there are workers.
+        workers: processes that make batches; 0 makes them in this one.
+    """
+    draws = ([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
+    if workers == 0:
+        return map(make, draws)
+    own = torch.Generator()  # else the loader would draw a seed from torch's generator
+    return DataLoader(
+        _Made(make), batch_size=None, sampler=_Given(draws), collate_fn=_as_it_is, num_workers=workers, generator=own
+    )
+
+
+class _Made:
+    """Batches as a data set whose keys are lists of draws."""
+
+    def __init__(self, make: Callable[[list[Draw]], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, batch: list[Draw]) -> Any:
+        return self.make(batch)
+
+
+class _Given:
+    """A sampler that hands out what was drawn elsewhere."""
+
+    def __init__(self, draws: Iterator[list[Draw]]) -> None:
+        self.draws = draws
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return self.draws
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import adapters, distributed, layers, lora, precision, references, report
+from common import adapters, devices, distributed, layers, lora, precision, references, report, schedule, trainable
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
 from common.methods._base import Method, Position, Step
-from common.observer import Factors, Observer, factors, peak_memory
+from common.observer import Factors, Observer, factors
 from common.plan import Phase, Plan
 from common.plan_file import PlanConfig
 from common.progress import Progress
 from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks, save_tensors, write_json
-from common.rows import TrainedRows
 from common.session import Opening
 from common.settings import Settings
 from common.splits import shorten
 from common.state import Interrupted, Stop, changing, on_device, read_state
 from common.streams import Stream, derive, seed_all
 from common.teacher import fill
+from common.timing import peak_memory
 
 
 def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -68,6 +68,9 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
     return trainer
 
 
+Batches = Iterator[tuple[Batch, Batch | None]]  # target and keep
+
+
 class Objective(nn.Module):
     """model + method as one module whose forward is the loss: what DDP wraps, so that a method may run the
     model as often as it likes before the one backward."""
@@ -88,9 +91,9 @@ class Trainer:
 
     def __init__(self, domain: Domain, plan: Plan, settings: Settings, run: Run) -> None:
         self.domain, self.plan, self.settings, self.run = domain, plan, settings, run
-        self.config, self.lora_config = settings.train, settings.lora
-        config = self.config
-        self.device = precision.choose_device(config.device, distributed.local_rank())
+        config, self.lora_config = settings.train, settings.lora
+        self.config = config
+        self.device = devices.choose_device(config.device, distributed.local_rank())
         distributed.init(self.device)
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -98,14 +101,9 @@ class Trainer:
         seed_all(config.seed)
         self.model = domain.build_model().to(self.device)
         self.base = adapters.checksum(self.model)
-        self.rows: TrainedRows | None = None
-        scope = settings.method.scope(settings.method_config)
-        if scope == "adapter":
-            self._adapt()
-        elif scope == "backbone":
-            self._freeze_head()
+        self.rows = trainable.prepare(self.model, domain, plan, settings)
         self.method = settings.method(settings.method_config, domain, self.model)
-        self.method.rows, self.method.run = self.rows, config
+        self.method.rows, self.method.train_config = self.rows, config
         if self.method.own is not None:
             self.method.own.to(self.device)
         self.objective = Objective(self.model, self.method, self.format, self.device)
@@ -119,43 +117,22 @@ class Trainer:
             )
         decay = config.average_decay
         self.average = MovingAverage(self.parameters if decay else [], decay, warm=True)
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer = self._fresh_optimizer()
         self.resumed: dict[str, Any] | None = None  # the optimizer's state of a run that goes on
         self.factors: Factors = {}  # the adapters at the start of the phase
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
         self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config.gallery)
-        self.done = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
+        self.done: dict[str, Any] = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
         self.pending: list[dict[str, Any]] = []
         self.stop = Stop()
 
-    # ---- set-up ------------------------------------------------------------------------------------------
-
-    def _adapt(self) -> None:
-        self.model.requires_grad_(False)
-        targets = lora.select(self.domain.lora_targets(self.model), self.lora_config, self.model)
-        lora.inject(self.model, targets, self.lora_config.lora_rank, self.lora_config.alpha)
-        lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora"))
-        rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
-        self.rows = TrainedRows(self.model, rows)
-
-    def _freeze_head(self) -> None:
-        """All but the head trains, and the rows of classes to be learned."""
-        head = self.domain.head_rows(self.model, self.domain.classes.names)
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        for name in head:
-            parameters[name].requires_grad_(False)
-        rows = self.domain.head_rows(self.model, self.plan.new_classes) if self.config.train_head_rows else {}
-        self.rows = TrainedRows(self.model, rows)
+    # ---- the record ---------------------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
         known = {"domain": self.domain.name, **self.settings.identity(self.plan)}
         return {**known, "data": self.domain.describe(), "base": self.base, "world": distributed.world()}
 
     def _description(self) -> dict[str, Any]:
-        trainable = sum(p.numel() for p in self.parameters)
-        if self.rows is not None:
-            frozen = {id(p): p.numel() for p in self.rows.parameters.values()}
-            trainable += self.rows.count() - sum(frozen.values())
         return {
             **environment(),
             "metric": self.domain.metric,
@@ -165,7 +142,7 @@ class Trainer:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "parameters": {
-                "trainable": trainable,
+                "trainable": trainable.count(self.parameters, self.rows),
                 "total": sum(p.numel() for p in adapters.base_parameters(self.model)),
             },
         }
@@ -238,7 +215,7 @@ class Trainer:
         every, after = self.config.eval_every, at.number + 1
         return bool(every) and after % at.per_epoch == 0 and (at.epoch + 1) % every == 0 and after < at.total
 
-    def _step(self, at: Position, batches: Iterator, lr: float) -> dict[str, float]:
+    def _step(self, at: Position, batches: Batches, lr: float) -> dict[str, float]:
         """Forward and backward on `accumulate` pairs of batches, one optimizer step; the loss and its terms."""
         seed_all(derive(self.config.seed, "dropout", at.phase.index, at.number, distributed.rank()))
         self._train_mode()
@@ -249,7 +226,7 @@ class Trainer:
             step = Step(at, *next(batches))
             steps.append(step)
             last = part == self.config.accumulate - 1
-            with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
+            with nullcontext() if last else distributed.unsynchronised(self.wrapped):
                 loss = self.wrapped(step)
                 self.scaler.scale(loss / self.config.accumulate).backward()
             for name, value in {"loss": loss.detach(), **step.terms}.items():
@@ -314,8 +291,8 @@ class Trainer:
             seed_all(derive(self.config.seed, "begin", phase.index))
             with precision.autocast(self.format, self.device):
                 self.method.begin_phase(phase)
-        if self.optimizer is None or (fresh and not self.config.carry_optimizer):
-            self.optimizer = torch.optim.AdamW(self._optimizer_groups(), lr=self.config.lr)
+        if fresh and not self.config.carry_optimizer:
+            self.optimizer = self._fresh_optimizer()
         if self.resumed is not None and (not fresh or self.config.carry_optimizer):
             self.optimizer.load_state_dict(self.resumed)
         self.resumed = None  # else it belongs to the phase before
@@ -323,27 +300,26 @@ class Trainer:
         if fresh or not self.factors:
             self.factors = factors(self.model)
 
-    def _optimizer_groups(self) -> list[dict[str, Any]]:
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; vectors and head rows have no decay."""
         rows = {id(p) for p in self.rows.parameters.values()} if self.rows is not None else set()
         decay = [p for p in self.parameters if p.dim() > 1 and id(p) not in rows]
         plain = [p for p in self.parameters if p.dim() <= 1 or id(p) in rows]
-        return [
-            {"params": decay, "weight_decay": self.config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
+        groups = [{"params": decay, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.config.lr)
 
     def _set_lr(self, at: Position) -> float:
         c = self.config
         peak = (c.forget_lr if at.phase.action == "forget" else 0) or c.lr
         per_epoch = at.per_epoch if c.schedule_per_epoch else 0
-        lr = precision.learning_rate(
+        lr = schedule.learning_rate(
             at.number, at.total, peak, min(c.min_lr, peak), c.schedule, round(c.warmup * at.total), per_epoch
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
-    def _batches(self, phase: Phase, start: int) -> Iterator[tuple[Batch, Batch | None]]:
+    def _batches(self, phase: Phase, start: int) -> Batches:
         """Pairs of target and keep batches, from step `start` on."""
 
         def stream(role: str) -> Stream:

@@ -6,12 +6,13 @@ import argparse
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -102,9 +103,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 
 def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path)
+    return safetensors.torch.load_file(path)
 
 
 def _read_npz(path: Path) -> Any:
@@ -159,6 +158,4 @@ def _read_arrays(path: Path) -> Any:
         return _ArraysOnly(file, encoding="latin1").load()  # the strings of Python 2
 
 
-READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": _read_safetensors, ".npz": _read_npz, ".pkl": _read_arrays,
-}  # fmt: skip
+READERS = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pkl": _read_arrays}

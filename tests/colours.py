@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from ks_classification.data import ImageSet, Item
+from ks_classification.data.images import ImageSet, Item
 from ks_classification.domain import ClassificationDomain, ImageConfig
-from ks_classification.models import ModelSpec
+from ks_classification.models.build import ModelSpec
 from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "image-classification"

@@ -7,9 +7,9 @@ import test_segmentation_domain
 import tiny_swap
 import torch
 from colours import COLOURS, domain, image_set, save_folders, spec
-from ks_classification import models
 from ks_classification.domain import ClassificationDomain, ImageConfig
-from ks_classification.models import ModelSpec
+from ks_classification.models import build
+from ks_classification.models.build import ModelSpec
 from ks_classification.session import SESSION
 from toy import make_trainer
 
@@ -25,7 +25,7 @@ BF16 = ["--precision", "bf16", "--device", "cpu", "--threads", "1", "--gallery",
 def classification() -> tuple[Domain, dict]:
     groups = {"learn": ["white"], "forget": ["red"], "retain": ["green", "blue"]}
     known = [*groups["forget"], *groups["retain"]]
-    return domain(groups, base=models.build(spec(known)), names=known), groups
+    return domain(groups, base=build.build(spec(known)), names=known), groups
 
 
 def detection() -> tuple[Domain, dict]:
@@ -63,7 +63,19 @@ def test_a_cached_stem_serves_batches_under_autocast(tmp_path):
     model = ["--model", "hybrid_mobilenetv2", "--img-size", "32", "--model-args", "embed_dim=48,depth=1"]
     made = [*model, *common, "--steps", "2", "--classes", ",".join(known), "--output-dir", str(base)]
     assert commands.main(SESSION, "pretrain", made) == 0
-    flags = ["--checkpoint", str(base), "--learn", "white", "--forget", "red", "--lora-rank", "2", "--steps", "1"]
+    flags = [
+        "--checkpoint",
+        str(base),
+        "--learn",
+        "white",
+        "--forget",
+        "red",
+        "--lora-rank",
+        "2",
+        "--steps",
+        "1",
+        "--allow-chance",
+    ]
     assert commands.main(SESSION, "swap", [*flags, *common, "--output-dir", str(out)]) == 0
     for folder in (base, out):
         recorded(folder)
@@ -75,7 +87,7 @@ def test_a_batch_of_stem_outputs_is_the_same_in_an_autocast_region(dtype, tmp_pa
     names = ["red", "blue"]
     hybrid = ModelSpec("hybrid_mobilenetv2", {"img_size": 32, "embed_dim": 48, "depth": 1}, names, size=32)
     config = ImageConfig(cache_stem=str(tmp_path))
-    own = ClassificationDomain(hybrid, image_set(names), {"retain": names}, config, base=models.build(hybrid))
+    own = ClassificationDomain(hybrid, image_set(names), {"retain": names}, config, base=build.build(hybrid))
     (plain,) = own.loader(names, train=False)
     with torch.autocast("cpu", dtype):
         (inside,) = own.loader(names, train=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ks_classification import export_published, load_checkpoint
-from ks_classification.face import FaceTransformer
+from ks_classification.models.face import FaceTransformer
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from colours import COLOURS, domain, image_set, picture, spec
-from ks_classification import models, stem_cache
-from ks_classification.data import ImageSet, Item
+from ks_classification.data import stem_cache
+from ks_classification.data.images import ImageSet, Item
 from ks_classification.domain import ClassificationDomain, ImageConfig
-from ks_classification.models import ModelSpec
+from ks_classification.models import build, layers
+from ks_classification.models.build import ModelSpec
 from toy import make_trainer
 from vit_files import one_line, same
 
@@ -45,7 +46,7 @@ def same_batches(a, b):
 
 def test_new_classes_get_rows_behind_the_old_ones(plain):
     assert plain.classes.names == (*BASE, "white")
-    assert models.classifier(plain.build_model()).weight.shape[0] == 6
+    assert layers.classifier(plain.build_model()).weight.shape[0] == 6
 
 
 def test_only_the_rows_of_learned_classes_move(plain):
@@ -69,12 +70,12 @@ def test_only_the_rows_of_learned_classes_move(plain):
 
 def test_adapters_go_on_both_ffn_layers(plain):
     model = plain.build_model()
-    assert lora.select(plain.lora_targets(model), lora.LoraConfig(), model) == models.ffn_names(model)
+    assert lora.select(plain.lora_targets(model), lora.LoraConfig(), model) == layers.ffn_names(model)
 
 
 def test_a_random_start_keeps_a_frozen_stem():
     s = ModelSpec("hybrid_mobilenetv2", {"img_size": 32, "embed_dim": 48, "depth": 1}, ["red", "blue"], size=32)
-    base = models.build(s)
+    base = build.build(s)
     with torch.no_grad():
         for p in base.patch_embed.backbone.parameters():
             p.add_(1)
@@ -177,7 +178,7 @@ def test_one_joint_forward_equals_two(plain):
 
 def test_scores_are_a_direct_count(plain):
     torch.manual_seed(3)
-    model = models.widen(models.build(spec(BASE)), 6)
+    model = layers.widen(build.build(spec(BASE)), 6)
     with torch.inference_mode():
         scores = plain.evaluate(model, ["red", "blue", "white"])
         right = {}
@@ -298,8 +299,8 @@ FACE = {"depth": 1, "width": 64, "num_heads": 1, "hidden": 32, "dropout": 0.0, "
 
 def faces(head, **config):
     names = ["red", "green", "blue"]
-    s = models.spec_of("face_p8s8", {**FACE, "head": head}, names)
-    return ClassificationDomain(s, image_set(names), {"retain": names}, ImageConfig(**config), base=models.build(s))
+    s = build.spec_of("face_p8s8", {**FACE, "head": head}, names)
+    return ClassificationDomain(s, image_set(names), {"retain": names}, ImageConfig(**config), base=build.build(s))
 
 
 @pytest.mark.parametrize("head", ["softmax", "cosface", "arcface", "sface"])
@@ -342,7 +343,7 @@ def test_face_adapters_and_new_rows_fit():
 def test_settings_for_other_heads_are_errors():
     with pytest.raises(UserError, match="--label-smoothing"):
         faces("cosface", label_smoothing=0.1)
-    for make in (lambda: faces("softmax", eval_margin=True), lambda: domain(GROUPS, ImageConfig(eval_margin=True), base=models.build(spec(BASE)), names=BASE)):  # fmt: skip
+    for make in (lambda: faces("softmax", eval_margin=True), lambda: domain(GROUPS, ImageConfig(eval_margin=True), base=build.build(spec(BASE)), names=BASE)):  # fmt: skip
         with pytest.raises(UserError, match="--eval-margin"):
             make()
 
@@ -355,7 +356,7 @@ def cached(tmp_path_factory):
     torch.manual_seed(0)
     names = ["red", "blue"]
     s = ModelSpec("hybrid_mobilenetv2", {"img_size": 32, "embed_dim": 48, "depth": 1}, names, size=32)
-    base, images = models.build(s), image_set(names, train=3, test=2)
+    base, images = build.build(s), image_set(names, train=3, test=2)
     folder = tmp_path_factory.mktemp("stem")
 
     def make(**config):
@@ -374,7 +375,7 @@ def test_cached_stem_outputs_equal_the_stem_to_their_precision(cached):
             exact = stem(raw.images)
             error = (exact - features.images).abs().max() / exact.abs().max()
             assert error < 0.05, "float16, or bfloat16 where the processor has it"
-            same(models.forward(base, features.images)[1], models.forward(base, raw.images)[1], 0.1)
+            same(layers.forward(base, features.images)[1], layers.forward(base, raw.images)[1], 0.1)
 
 
 def test_the_cache_is_made_once(cached, monkeypatch):
@@ -407,7 +408,7 @@ def test_a_cache_that_finds_no_room_leaves_nothing_behind(cached, tmp_path, monk
 
 def test_a_cache_needs_a_frozen_stem():
     with pytest.raises(UserError, match="--cache-stem needs"):
-        domain(GROUPS, ImageConfig(cache_stem="unused"), base=models.build(spec(BASE)), names=BASE)
+        domain(GROUPS, ImageConfig(cache_stem="unused"), base=build.build(spec(BASE)), names=BASE)
 
 
 def test_the_loop_takes_the_domain_as_it_is(tmp_path):

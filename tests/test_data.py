@@ -4,7 +4,7 @@ import types
 import numpy as np
 import pytest
 from colours import image_set, picture, save_folders
-from ks_classification import data
+from ks_classification.data import images as data
 from PIL import Image
 from vit_files import one_line
 

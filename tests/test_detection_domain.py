@@ -70,6 +70,16 @@ def test_batches_are_a_function_of_the_stream_alone():
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+def test_worker_processes_change_no_batch():
+    view = {"augment": True, "sizes": "56-72:8", "before_crop": "64,72", "crop": "48,64"}
+    here, there = (
+        next(iter(domain(workers=workers, **view).loader(("a", "c"), train=True, stream=Stream(4, 3))))
+        for workers in (0, 2)
+    )
+    assert names_and_labels(here) == names_and_labels(there) and here.sizes == there.sizes
+    assert all(map(torch.equal, here.images, there.images)) and here.indices == there.indices
+
+
 def test_ranks_share_the_pictures_of_a_global_batch():
     own = domain()
     whole = next(iter(own.loader(("a", "c"), train=True, stream=Stream(1, 4))))

@@ -140,7 +140,7 @@ def test_a_run_finds_objects_in_images(finished, known, capsys, tmp_path):
     assert started("predict", [str(finished), images, "--threshold", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("  nothing found") for line in lines] == [True] * 8
-    fails(capsys, "predict", [str(finished), images, "--threshold", "2"], "`--threshold` must be in 0..1")
+    fails(capsys, "predict", [str(finished), images, "--threshold", "2"], "`--threshold` is a share, 0 up to 1")
 
 
 def test_predict_names_or_skips_what_is_no_image(finished, known, capsys, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ks_classification import export_published, load_checkpoint
-from ks_classification.face import FaceTransformer
+from ks_classification.models.face import FaceTransformer
 
 from common.adapters import remove
 from common.errors import UserError

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from ks_classification.heads import HEADS, ArcFace, CosFace, SFace, Softmax, build_head
+from ks_classification.models.heads import HEADS, ArcFace, CosFace, SFace, Softmax, build_head
 
 from common.errors import UserError
 

@@ -130,7 +130,19 @@ def test_an_earlier_swap_is_a_base_like_any_other(place, tmp_path, capsys):
 
 def test_a_published_file_is_swapped_and_all_its_parameters_can_train(place, tmp_path, capsys):
     flags = ["--data", str(place / "data"), "--checkpoint", str(place / "bird.pth"), "--class-names", ",".join(KNOWN)]
-    flags += ["--learn", "white", "--forget", "red", "--method", "finetune", "--steps", "1", "--batch-size", "2"]
+    flags += [
+        "--allow-chance",
+        "--learn",
+        "white",
+        "--forget",
+        "red",
+        "--method",
+        "finetune",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+    ]
     assert started("swap", [*flags, *HERE, "--output-dir", str(tmp_path / "run")]) == 0
     assert started("evaluate", [str(tmp_path / "run"), "--json", "--device", "cpu"]) == 0
     assert record.read_json(tmp_path / "run" / "model" / "spec.json")["name"] == "published/timm"
@@ -151,7 +163,7 @@ def test_faces_are_pretrained_and_swapped(place, tmp_path, capsys):
         "--forget",
         "red",
     ]
-    flags += [*HERE, *steps, "--lora-rank", "2", "--lora-position", "all", "--eval-margin"]
+    flags += [*HERE, *steps, "--lora-rank", "2", "--lora-position", "all", "--eval-margin", "--allow-chance"]
     assert started("swap", [*flags, "--output-dir", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     assert started("evaluate", [str(tmp_path / "run"), "--json", "--device", "cpu"]) == 0
@@ -192,7 +204,7 @@ FLAGS = [
 
 @pytest.mark.parametrize("more, word", FLAGS, ids=[" ".join(f) for f, _ in FLAGS])
 def test_bad_flags_are_refused_before_an_image_is_read(place, tmp_path, capsys, monkeypatch, more, word):
-    from ks_classification import pixels
+    from ks_classification.data import pixels
 
     monkeypatch.setattr(pixels, "decode", None)
     assert_refused(capsys, "swap", swap_flags(place, "--output-dir", str(tmp_path / "out"), *more), word)
@@ -200,7 +212,7 @@ def test_bad_flags_are_refused_before_an_image_is_read(place, tmp_path, capsys, 
 
 
 def test_a_folder_of_another_plan_is_refused_before_an_image_is_read(place, capsys, monkeypatch):
-    from ks_classification import pixels
+    from ks_classification.data import pixels
 
     before = {p: p.read_bytes() for p in (place / "run").rglob("*") if p.is_file()}
     monkeypatch.setattr(pixels, "decode", None)
@@ -345,7 +357,7 @@ def test_a_published_script_runs_and_says_what_it_ignores(place, tmp_path):
         "-w",
         "cpu",
     ]
-    argv += ["-e", "1", "-b", "4", "--vit_depth", "12", "--outdir", str(tmp_path / "out")]
+    argv += ["-e", "1", "-b", "4", "--vit_depth", "12", "--allow-chance", "--outdir", str(tmp_path / "out")]
     program = [sys.executable, str(FOLDER / "train" / "exchange_fltf.py"), *argv]
     root = FOLDER.parent
     env = os.environ | {"PYTHONPATH": f"{root}:{FOLDER}", "OMP_NUM_THREADS": "1"}
@@ -390,7 +402,7 @@ def test_an_unknown_block_lists_the_known_ones():
 
 def test_a_published_block_runs_on_faces(place, tmp_path, capsys, monkeypatch):
     """run_forget on a small Face Transformer file and a plan that four classes allow."""
-    from ks_classification.face import FaceTransformer
+    from ks_classification.models.face import FaceTransformer
 
     torch.save(
         FaceTransformer(4, depth=1, width=64, num_heads=1, hidden=32, image_size=16).state_dict(), tmp_path / "face.pth"
@@ -401,7 +413,8 @@ def test_a_published_block_runs_on_faces(place, tmp_path, capsys, monkeypatch):
         "run_cl_forget", ["gs_lora_pp_fewshot", "--checkpoint", str(tmp_path / "face.pth"), "--data", data]
     )
     flags += ["--plan", str(tmp_path / "plan.yaml"), "--steps", "2", "--forget-weights", "0.3,0.4", "--device", "cpu"]
-    flags += ["--prototype-forget-weights", "0.1,0.1", "--no-report", "--output-dir", str(tmp_path / "run")]
+    flags += ["--prototype-forget-weights", "0.1,0.1", "--no-report", "--allow-chance"]
+    flags += ["--output-dir", str(tmp_path / "run")]
     assert started("swap", flags) == 0
     assert set(recorded(tmp_path / "run")) == {"retain", "forget1", "forget2"}
     assert len(record.read_json(tmp_path / "run" / "split.json")["train"]) == 4 * 4

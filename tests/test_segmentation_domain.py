@@ -18,6 +18,7 @@ from toy import make_trainer
 from common import adapters, lora
 from common.errors import UserError
 from common.plan import make_plan
+from common.streams import Stream
 
 SMALL = [
     "INPUT.CROP.SIZE",
@@ -86,16 +87,18 @@ def test_pixels_of_other_groups_follow_the_stated_rule(others, expected):
 def test_drop_leaves_out_pictures_with_other_groups():
     d = domain(others="drop")
     assert d.size(("b", "c", "d"), train=True) == 4 and d.size(("b", "c", "d"), train=False) == 4
-    with pytest.raises(UserError, match="no picture is left"):
+    with pytest.raises(UserError, match="no image is left"):
         d.size(("a",), train=True)
 
 
-def test_the_same_draw_gives_the_same_batch():
-    from common.streams import Stream
-
-    d = domain()
-    a, b = (next(iter(d.loader(("b", "c"), train=True, stream=Stream(3, 4)))) for _ in range(2))
-    assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.images.shape == (4, 3, 64, 64)
+def test_the_same_draw_gives_the_same_batch_in_this_process_or_another():
+    a, b = (next(iter(domain(workers=n).loader(("b", "c"), train=True, stream=Stream(3, 4)))) for n in (0, 2))
+    assert (
+        a.names == b.names
+        and torch.equal(a.images, b.images)
+        and torch.equal(a.labels, b.labels)
+        and a.images.shape == (4, 3, 64, 64)
+    )
 
 
 def test_prediction_rows_are_the_annotated_segments():

@@ -1,10 +1,13 @@
 import pytest
 import torch
 from colours import image_set, save_folders
-from ks_classification import data, load_checkpoint, models, session
-from ks_classification.data import ImageSet
-from ks_classification.face import FaceTransformer
-from ks_classification.session import SESSION, SourceConfig, base_model
+from ks_classification import load_checkpoint, source
+from ks_classification.data import images as data
+from ks_classification.data.images import ImageSet
+from ks_classification.models import build, layers
+from ks_classification.models.face import FaceTransformer
+from ks_classification.session import SESSION
+from ks_classification.source import SourceConfig, base_model
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 from vit_files import one_line, same, tiny_bird, tiny_timm
 
@@ -56,26 +59,26 @@ def test_a_published_file_brings_its_architecture_pixels_and_rows(files, tmp_pat
     assert not lora.adapters(model), "an adapter in the file is merged"
     images = torch.rand(2, 3, size, size)
     with torch.no_grad():
-        expected = models.forward(load_checkpoint(files[name]).eval(), images)[0]
-        same(models.forward(model, images)[0], expected)
-    like = models.build(spec)
+        expected = layers.forward(load_checkpoint(files[name]).eval(), images)[0]
+        same(layers.forward(model, images)[0], expected)
+    like = build.build(spec)
     assert {k: v.shape for k, v in like.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     adapters.save_model(model, tmp_path, {"classes": spec.classes})
-    models.save_folder(tmp_path, spec)
+    build.save_folder(tmp_path, spec)
     with torch.no_grad():
-        same(models.forward(models.load_folder(tmp_path)[0].eval(), images)[0], expected)
+        same(layers.forward(build.load_folder(tmp_path)[0].eval(), images)[0], expected)
 
 
 def test_a_model_like_a_published_one_starts_at_random(files):
     model, spec = opened(files, "timm")
-    fresh = models.build(spec)
+    fresh = build.build(spec)
     assert fresh.blocks[0].mlp.fc1.weight.std() < 0.1 and not torch.equal(fresh.pos_embed, model.pos_embed)
 
 
 def test_flags_overrule_what_the_file_suggests(files):
     assert opened(files, "bird", normalize="imagenet")[1].mean == [0.485, 0.456, 0.406]
     model, spec = opened(files, "bird", img_size=64)
-    assert spec.size == 64 and models.forward(model, torch.rand(1, 3, 64, 64))[0].shape == (1, 7)
+    assert spec.size == 64 and layers.forward(model, torch.rand(1, 3, 64, 64))[0].shape == (1, 7)
     assert type(opened(files, "face", face_head="arcface")[0].head).__name__ == "ArcFace"
 
 
@@ -91,7 +94,8 @@ def test_rows_are_named_by_file_flag_folder_or_number(files, tmp_path):
     assert opened(files, "named")[1].classes == ["cat", "dog"]
     assert opened(files, "named", class_names="a,b")[1].classes == ["a", "b"]
     assert opened(files, "bird", class_names="a,b")[1].classes == ["a", "b", *(f"row_{i}" for i in range(2, 7))]
-    assert opened(files, "bird", image_set(["red", "blue"]))[1].classes[:3] == ["red", "blue", "row_2"]
+    seven = ImageSet(list("gfedcba"), [], [])
+    assert opened(files, "bird", seven)[1].classes == seven.classes, "as many as there are rows, in their order"
     assert opened(files, "bird")[1].classes[6] == "row_6"
     (tmp_path / "names.txt").write_text("a\nb # a comment\n")
     assert opened(files, "bird", class_names=f"@{tmp_path / 'names.txt'}")[1].classes[:2] == ["a", "b"]
@@ -103,7 +107,7 @@ def test_published_folders_name_the_rows_that_they_state(files, tmp_path):
     names = opened(files, "bird", data.load(root))[1].classes
     assert names == ["row_0", "row_1", "n02110063", "row_3", "row_4", "n01532829", "row_6"]
     with pytest.raises(UserError, match="states logit row 5, but the checkpoint has 2"):
-        session.name_rows(2, SourceConfig(data=root), data.load(root))
+        source.name_rows(2, SourceConfig(data=root), data.load(root))
 
 
 def test_a_narrow_head_keeps_the_rows_of_the_data(files):
@@ -165,7 +169,7 @@ def test_sources_that_lack_something_are_one_line(flags, word):
 
 def test_a_data_set_with_more_classes_than_rows_needs_names(files):
     with pytest.raises(UserError, match="--class-names"):
-        session.name_rows(2, SourceConfig(data="colours"), image_set())
+        source.name_rows(2, SourceConfig(data="colours"), image_set())
 
 
 def test_a_swap_is_checked_before_its_images_are_read(files, tmp_path, monkeypatch):

@@ -3,8 +3,9 @@
 from itertools import islice
 
 import pytest
+import torch
 
-from common.streams import Chosen, Ordered, Stream, derive
+from common.streams import Chosen, Ordered, Stream, derive, load_batches
 
 SIZE = 10
 
@@ -66,3 +67,19 @@ def test_an_ordered_pass_covers_every_item_once_over_the_ranks():
 def test_a_memory_is_drawn_from_alone():
     draws = [d.index for batch in take(Chosen(0, 3, items=(2, 5, 7)), 4) for d in batch]
     assert set(draws) == {2, 5, 7} and sorted(draws[:3]) == [2, 5, 7]
+
+
+def named(draws):
+    """A batch as domains make them: a tuple of a tensor, numbers and names."""
+    return torch.tensor([d.index for d in draws]), tuple(d.seed for d in draws), [f"item {d.index}" for d in draws]
+
+
+@pytest.mark.parametrize("stream", [Stream(3, 4, start=2), Ordered(0, 4)], ids=["endless", "ordered"])
+def test_workers_change_no_batch_and_draw_no_random_number(stream):
+    indices = [7, 11, 13, 2, 5, 3]
+    before = torch.get_rng_state()
+    alone, together = (list(islice(load_batches(stream, indices, named, workers), 3)) for workers in (0, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(alone) == len(together) and set(alone[0][0].tolist()) <= set(indices)
+    for mine, other in zip(alone, together, strict=True):
+        assert torch.equal(mine[0], other[0]) and mine[1:] == other[1:]

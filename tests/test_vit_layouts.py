@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from ks_classification import load_checkpoint
-from ks_classification.vit_layouts import bird_to_timm, num_heads, resize_positions, timm_to_bird
+from ks_classification.checkpoints.layouts import bird_to_timm, num_heads, resize_positions, timm_to_bird
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 from vit_files import google_arrays, one_line, randomize, same, tiny_bird, tiny_timm
 

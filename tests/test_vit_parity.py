@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ks_classification import load_checkpoint
-from ks_classification.face import FaceTransformer
+from ks_classification.models.face import FaceTransformer
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,1 +1,1 @@
-"""Scores per group, attacks on forgetting, distance to a retrained model."""
+"""Drop and H-mean, measures over phases, distance to a retrained model."""

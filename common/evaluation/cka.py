@@ -1,4 +1,4 @@
-"""How alike are two models' representations of the same items?"""
+"""Similarity of two models' embeddings of the same items."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DISTANCES = ("linear_cka", "euclidean", "cosine", "manhattan")
 def linear_cka(x: Tensor, y: Tensor) -> float:
     """Linear centred kernel alignment of [N, D1] and [N, D2], rows of the same items: 0 unlike .. 1 alike.
 
-    It does not see rotations, shifts and a common scale. 0 when one of them is the same for all items.
+    Invariant to rotation, shift and scale. 0 when one of them is the same for all items.
 
     Source: Kornblith et al., ICML 2019, arXiv:1905.00414.
     """

@@ -82,9 +82,11 @@ def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]
     table.append([pooled(plan.groups, groups, history[index]) for _, groups in moments])
     sizes = [sum(len(plan.groups[g]) for g in groups) for _, groups in moments]
     return {
-        "last": continual.last_accuracy(table, sizes), "average": continual.average_accuracy(table, sizes),
-        "forgetting": continual.forgetting(table), "backward_transfer": continual.backward_transfer(table),
-    }  # fmt: skip
+        "last": continual.last_accuracy(table, sizes),
+        "average": continual.average_accuracy(table, sizes),
+        "forgetting": continual.forgetting(table),
+        "backward_transfer": continual.backward_transfer(table),
+    }
 
 
 def measures(plan: Plan, history: History, index: int) -> dict[str, float]:

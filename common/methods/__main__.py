@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import methods
+from common import cli, methods
 from common.errors import UserError
 from common.record import write_bytes
 
@@ -14,11 +14,12 @@ TEMPLATE = '''"""{title}: what it does, in one line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.methods._base import Method, Step
 
 
@@ -30,7 +31,7 @@ class {title}(Method):
 
     @dataclass
     class Config(Method.Config):
-        {name}_weight: float = field(default=0.1, metadata={{"help": "weight of the ascent on what is forgotten"}})
+        {name}_weight: float = knob(0.1, "weight of the ascent on what is forgotten")
 
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         step.log("target", target.loss)
@@ -69,11 +70,9 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or argv[0] != "new":
         raise UserError("usage: python -m common.methods [new NAME]")
     path = new(argv[1], Path(__file__).parent)
-    print(f"wrote {path}; `swap.py --method {argv[1]} --help` shows its flags, and\n"
-          f"  python -m pytest tests -k {argv[1]}\nruns it through every order and domain of the tests.")  # fmt: skip
+    print(f"wrote {path}; `swap.py --method {argv[1]} --help` shows its flags, and")
+    print(f"  python -m pytest tests -k {argv[1]}\nruns it through every order and domain of the tests.")
 
 
 if __name__ == "__main__":
-    from common.cli import main as guarded
-
-    sys.exit(guarded(main))
+    sys.exit(cli.main(main))

@@ -1,4 +1,4 @@
-"""What a method says. It returns a loss; the loop owns backward, clipping, precision, step, DDP and records."""
+"""The base class of methods. A method returns a loss; the loop owns backward, clipping, precision, step, DDP and records."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.plan import Phase
 from common.rows import TrainedRows
 from common.streams import Ordered, Stream
+from common.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ class Method:
 
     trains: what moves, unless the method's Config has a field of that name: "adapter" (adapters and new head
         rows on a frozen model), "backbone" (all but the head, and its new rows) or "all".
+    saved: attributes that a resumed run needs: tensors, numbers, nests of them, or objects with a `state_dict`.
     """
 
     trains = "adapter"
+    saved: tuple[str, ...] = ()
 
     @dataclass
     class Config:
@@ -73,7 +76,7 @@ class Method:
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         self.config, self.domain, self.model = config, domain, model
         self.rows: TrainedRows | None = None  # set by the loop when head rows train
-        self.run: Any = None  # set by the loop: its TrainConfig (seed, batch_size, epochs, ...)
+        self.train_config: TrainConfig  # set by the loop (seed, batch_size, epochs, ...)
         self.own: nn.Module | None = None  # parameters that the method adds and trains; saved and synchronised
 
     @classmethod
@@ -105,8 +108,8 @@ class Method:
 
         items: positions in the loader of these classes, to pass over some of them only.
         """
-        size = batch_size or self.run.batch_size
-        stream = Ordered(self.run.seed, size, 0, distributed.rank(), distributed.world(), items)
+        size = batch_size or self.train_config.batch_size
+        stream = Ordered(self.train_config.seed, size, 0, distributed.rank(), distributed.world(), items)
         return self.domain.loader(classes, train=True, stream=stream)
 
     def begin_phase(self, phase: Phase) -> None:
@@ -132,11 +135,19 @@ class Method:
         """After the last step of a phase, before scores are taken."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the model and the optimizer."""
-        return {}
+        """What a resumed run needs besides the model and the optimizer: all that `saved` names, here and in bases."""
+        names = [name for kind in type(self).__mro__ for name in vars(kind).get("saved", ())]
+        values = {name: getattr(self, name) for name in names}
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+        for name, value in state.items():
+            own = getattr(self, name)
+            if hasattr(own, "load_state_dict"):
+                own.load_state_dict(value)
+            elif value is not None:
+                setattr(self, name, value)
 
 
 def for_phase(values: str, default: float, phase: Phase, flag: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.domain import Domain, Prediction
 from common.errors import UserError
 from common.exemplars import STRATEGIES, ExemplarConfig
+from common.knobs import knob
 from common.methods._base import Method, Step
 from common.methods._memory import Memory
 from common.methods._relabel import cross_entropy, relabelled
@@ -28,39 +29,29 @@ class Continual(Method):
     """
 
     trains = "backbone"
+    saved = ("teacher", "memory", "chosen")
     teaches = False  # whether `self.teacher` is wanted
     memorises = False  # whether keep batches come from a memory even when `exemplars` is 0
 
     @dataclass
     class Config(Method.Config):
-        trains: str = field(
-            default="backbone",
-            metadata={"help": "what moves (published: all but the classifier)", "choices": ["adapter", "backbone", "all"]},
-        )  # fmt: skip
-        rehearse: bool = field(default=True, metadata={"help": "train on the keep set too (the * of the tables)"})
-        keep_weight: float = field(default=1.0, metadata={"help": "weight of the rehearsal loss"})
-        new_rows_only: bool = field(
-            default=False,
-            metadata={"help": "learn phases: softmax over the classes being learned only, so that new images do not push "
-                              "the old logits down (LibContinual and PyCIL, without old data)"},
-        )  # fmt: skip
-        exemplars: int = field(
-            default=0, metadata={"help": "remember only so many keep items per class; 0 draws from all of them"}
+        trains: str = knob("backbone", "what moves (published: all but the classifier)", ["adapter", "backbone", "all"])
+        rehearse: bool = knob(True, "train on the keep set too (the * of the tables)")
+        keep_weight: float = knob(1.0, "weight of the rehearsal loss")
+        new_rows_only: bool = knob(
+            False,
+            "learn phases: softmax over the classes being learned only, so that new images do not push "
+            "the old logits down (LibContinual and PyCIL, without old data)",
         )
-        exemplars_per: str = field(
-            default="class", metadata={"help": "what `--exemplars` counts", "choices": ["class", "total"]}
+        exemplars: int = knob(0, "remember only so many keep items per class; 0 draws from all of them")
+        exemplars_per: str = knob("class", "what `--exemplars` counts", ["class", "total"])
+        exemplar_strategy: str = knob("herding", "how they are chosen", STRATEGIES)
+        teacher: str = knob(
+            "phase",
+            "distil from the model before this phase, or (published) before the first one",
+            ["phase", "pretrained"],
         )
-        exemplar_strategy: str = field(
-            default="herding", metadata={"help": "how they are chosen", "choices": list(STRATEGIES)}
-        )
-        teacher: str = field(
-            default="phase",
-            metadata={"help": "distil from the model before this phase, or (published) before the first one",
-                      "choices": ["phase", "pretrained"]},
-        )  # fmt: skip
-        published_relabel: bool = field(
-            default=False, metadata={"help": "wrong labels modulo the number of forgotten classes, as published"}
-        )
+        published_relabel: bool = knob(False, "wrong labels modulo the number of forgotten classes, as published")
 
         def __post_init__(self) -> None:
             if self.exemplars < 0:
@@ -143,23 +134,14 @@ class Continual(Method):
         count = self.config.exemplars
         if self._memory is None and (count or self.memorises):
             sizes = ExemplarConfig(count or 20, self.config.exemplars_per, self.config.exemplar_strategy)
-            self._memory = Memory(sizes, self.domain, self.run.seed, self.run.batch_size)
+            self._memory = Memory(sizes, self.domain, self.train_config.seed, self.train_config.batch_size)
         return self._memory
 
     # ---- resume ------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "teacher": None if self.teacher is None else self.teacher.state_dict(),
-            "memory": None if self.memory is None else self.memory.state_dict(),
-            "chosen": list(self.chosen),
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.teacher = restored(self.model, state["teacher"])
-        self.chosen = tuple(state["chosen"])
-        if self.memory is not None:
-            self.memory.load_state_dict(state["memory"])
 
 
 def outside(scores: Tensor, rows: list[int]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Continual learning by importance: weights that mattered are held where they were."""
+"""Continual learning by importance: a quadratic penalty on the change of important weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.methods._penalty import Quadratic, check_not_stacked
@@ -29,18 +30,12 @@ class Importance(Continual):
 
     @dataclass
     class Config(Continual.Config):
-        penalty_weight: float = field(default=1.0, metadata={"help": "weight of the penalty; lambda in the paper"})
-        importance_from: str = field(
-            default="keep",
-            metadata={"help": "data that importances are measured on: what a phase keeps, or what it learned",
-                      "choices": ["keep", "target"]},
-        )  # fmt: skip
-        online: bool = field(
-            default=False, metadata={"help": "one anchor, the newest, for the importances of all phases"}
+        penalty_weight: float = knob(1.0, "weight of the penalty; lambda in the paper")
+        importance_from: str = knob(
+            "keep", "data that importances are measured on: what a phase keeps, or what it learned", ["keep", "target"]
         )
-        importance_items: int = field(
-            default=0, metadata={"help": "measure importances on so many of these items, drawn at random; 0 on all"}
-        )
+        online: bool = knob(False, "one anchor, the newest, for the importances of all phases")
+        importance_items: int = knob(0, "measure importances on so many of these items, drawn at random; 0 on all")
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -48,6 +43,7 @@ class Importance(Continual):
                 raise UserError(f"`--importance-items` must not be negative, got {self.importance_items}.")
 
     merge_terms = True
+    saved = ("penalty",)
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
@@ -62,7 +58,7 @@ class Importance(Continual):
         count, size = self.config.importance_items, self.domain.size(classes, train=True)
         if not 0 < count < size:
             return None
-        generator = torch.Generator().manual_seed(derive(self.run.seed, "importance", *classes))
+        generator = torch.Generator().manual_seed(derive(self.train_config.seed, "importance", *classes))
         return tuple(torch.randperm(size, generator=generator)[:count].sort().values.tolist())
 
     def begin_phase(self, phase: Phase) -> None:
@@ -87,10 +83,3 @@ class Importance(Continual):
         if not self.penalty.terms:
             return None
         return self.config.penalty_weight * step.log("penalty", self.penalty(self.model))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "penalty": self.penalty.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.penalty.load_state_dict(state["penalty"])

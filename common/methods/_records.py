@@ -37,7 +37,7 @@ class Records:
     """What each learn phase changed, by its groups; while a record stands, its phase can be unlearned.
 
     Args:
-        age: a phase can be unlearned while fewer than `age` learn phases have followed it; 0 for ever.
+        age: a phase can be unlearned while fewer than `age` learn phases have followed it; 0: always.
     """
 
     def __init__(self, age: int = 0) -> None:

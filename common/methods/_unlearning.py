@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Method, Step
 from common.plan import Phase
 from common.teacher import Teacher, restored
@@ -19,12 +20,13 @@ class Unlearning(Method):
     """
 
     trains = "all"
+    saved = ("teacher",)
     teaches = False  # whether forget phases want `self.teacher`, the model as it was before the phase
 
     @dataclass
     class Config(Method.Config):
-        trains: str = field(default="all", metadata={"help": "what moves", "choices": ["adapter", "backbone", "all"]})
-        keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep loss"})
+        trains: str = knob("all", "what moves", ["adapter", "backbone", "all"])
+        keep_weight: float = knob(1.0, "weight of the keep loss")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
@@ -47,8 +49,6 @@ class Unlearning(Method):
         """keep_weight L(keep), 0 where nothing is kept."""
         return 0.0 if keep is None else self.config.keep_weight * step.log("keep", keep.loss)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": None if self.teacher is None else self.teacher.state_dict()}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.teacher = restored(self.model, state["teacher"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from common.config import flag
 from common.domain import Domain
 from common.errors import UserError
 from common.exemplars import STRATEGIES
+from common.knobs import knob
 from common.methods._base import Method
 from common.methods._continual import Continual
 from common.methods._records import Records
@@ -51,48 +52,27 @@ class Amnesiac(Method):
     """
 
     merge_terms = False
+    saved = ("records",)
 
     @dataclass
     class Config(LwF.Config, EWC.Config, DER.Config):
-        learner: str = field(default="none", metadata={"help": "how phases are learned", "choices": list(LEARNERS)})
-        unlearnable_age: int = field(
-            default=0, metadata={"help": "a group can be unlearned until so many learn phases followed; 0 for ever"}
+        learner: str = knob("none", "how phases are learned", LEARNERS)
+        unlearnable_age: int = knob(0, "a group can be unlearned until so many learn phases followed; 0: always")
+        disable_unlearning: bool = knob(False, "record nothing and unlearn nothing: the reference run")
+        trains: str = knob("all", "what moves", ["adapter", "backbone", "all"])
+        rehearse: bool | None = knob(None, "train on the keep labels too (default: on for der_pp, else off)")
+        keep_weight: float | None = knob(None, "weight of the rehearsal loss (default: 0.5 for der_pp, else 1)")
+        exemplars: int | None = knob(
+            None, "size of the memory; 0 draws from all keep items (default: 200 for der and der_pp, else 0)"
         )
-        disable_unlearning: bool = field(
-            default=False, metadata={"help": "record nothing and unlearn nothing: the reference run"}
+        exemplars_per: str | None = knob(
+            None, "what `--exemplars` counts (default: total for der and der_pp, else class)", ["class", "total"]
         )
-        trains: str = field(default="all", metadata={"help": "what moves", "choices": ["adapter", "backbone", "all"]})
-        rehearse: bool | None = field(
-            default=None, metadata={"help": "train on the keep labels too (default: on for der_pp, else off)"}
+        exemplar_strategy: str | None = knob(
+            None, "how they are chosen (default: reservoir for der and der_pp, else herding)", STRATEGIES
         )
-        keep_weight: float | None = field(
-            default=None, metadata={"help": "weight of the rehearsal loss (default: 0.5 for der_pp, else 1)"}
-        )
-        exemplars: int | None = field(
-            default=None,
-            metadata={
-                "help": "size of the memory; 0 draws from all keep items (default: 200 for der and der_pp, else 0)"
-            },
-        )
-        exemplars_per: str | None = field(
-            default=None,
-            metadata={
-                "help": "what `--exemplars` counts (default: total for der and der_pp, else class)",
-                "choices": ["class", "total"],
-            },
-        )
-        exemplar_strategy: str | None = field(
-            default=None,
-            metadata={
-                "help": "how they are chosen (default: reservoir for der and der_pp, else herding)",
-                "choices": list(STRATEGIES),
-            },
-        )
-        distil_weight: float = field(default=0.1, metadata={"help": "lwf: weight of the distillation"})
-        importance_from: str = field(
-            default="target",
-            metadata={"help": "ewc: data that importances are measured on", "choices": ["keep", "target"]},
-        )
+        distil_weight: float = knob(0.1, "lwf: weight of the distillation")
+        importance_from: str = knob("target", "ewc: data that importances are measured on", ["keep", "target"])
 
         def __post_init__(self) -> None:
             if self.learner not in LEARNERS:
@@ -148,13 +128,6 @@ class Amnesiac(Method):
         super().end_phase(phase)
         if phase.action == "learn":
             self.records.end(self.model, phase)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "records": self.records.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.records.load_state_dict(state["records"])
 
 
 METHOD = Amnesiac

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._snapshots import Weights, copied, trained
 from common.methods._unlearning import Unlearning
@@ -29,12 +30,12 @@ class AmnesiacBatch(Unlearning):
     Source: Graves et al., AAAI 2021, arXiv:2010.10981, section 4.2.
     """
 
+    saved = ("sums",)
+
     @dataclass
     class Config(Unlearning.Config):
-        sensitive: str = field(
-            default="", metadata={"help": "classes whose batches are recorded: names, or @file; empty records all"}
-        )
-        repair: bool = field(default=True, metadata={"help": "train on the keep set after subtracting"})
+        sensitive: str = knob("", "classes whose batches are recorded: names, or @file; empty records all")
+        repair: bool = knob(True, "train on the keep set after subtracting")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
@@ -84,13 +85,6 @@ class AmnesiacBatch(Unlearning):
             for name, p in trained(self.model).items():
                 own[name] += p.double() - self.before[name].double()
         self.held, self.before = set(), {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "sums": self.sums}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.sums = state["sums"]
 
 
 METHOD = AmnesiacBatch

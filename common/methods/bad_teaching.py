@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.losses import soft_kl
 from common.methods._base import Step
 from common.methods._unlearning import Unlearning
@@ -30,10 +31,8 @@ class BadTeaching(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        incompetent: str = field(
-            default="random", metadata={"help": "who teaches the forget set", "choices": ["random", "uniform"]}
-        )
-        temperature: float = field(default=1.0, metadata={"help": "softens all distributions"})
+        incompetent: str = knob("random", "who teaches the forget set", ["random", "uniform"])
+        temperature: float = knob(1.0, "softens all distributions")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
@@ -54,7 +53,7 @@ class BadTeaching(Unlearning):
             return torch.zeros_like(target.scores)
         if self._incompetent is None:  # from the seed alone: all ranks and a resumed run build the same one
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive(self.run.seed, "incompetent"))
+                torch.manual_seed(derive(self.train_config.seed, "incompetent"))
                 fresh = self.domain.build_model(pretrained=False)
             self._incompetent = fresh.to(target.scores.device).eval().requires_grad_(False)
         return self.domain.predict(self._incompetent, step.target).scores

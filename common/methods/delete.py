@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.losses import soft_kl
 from common.methods._base import Step
 from common.methods._unlearning import Unlearning
@@ -16,7 +17,7 @@ from common.methods._unlearning import Unlearning
 class Delete(Unlearning):
     """forget: KL(softmax(o_before + mask) || softmax(o)) on target items, mask = -inf on forgotten logits.
 
-    Needs no kept data: what the old model would say if it did not know the class is what carries the rest.
+    Needs no kept data: the target is the old model's answer without the forgotten classes.
     `masked` "forgotten" hides every class being forgotten, so that none takes over another's items; "true"
     hides each item's own class only.
 
@@ -28,9 +29,7 @@ class Delete(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        masked: str = field(
-            default="forgotten", metadata={"help": "logits that the teacher loses", "choices": ["forgotten", "true"]}
-        )
+        masked: str = knob("forgotten", "logits that the teacher loses", ["forgotten", "true"])
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "forget":

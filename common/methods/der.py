@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.plan import Phase
@@ -28,11 +29,9 @@ class DER(Continual):
 
     @dataclass
     class Config(Continual.Config):
-        rehearse: bool = field(default=False, metadata={"help": "train on the keep labels too"})
-        logit_weight: float = field(default=0.5, metadata={"help": "weight of the squared error; alpha in the paper"})
-        published_embeddings: bool = field(
-            default=False, metadata={"help": "match embeddings, summed over the batch, as GS-LoRA's baseline does"}
-        )
+        rehearse: bool = knob(False, "train on the keep labels too")
+        logit_weight: float = knob(0.5, "weight of the squared error; alpha in the paper")
+        published_embeddings: bool = knob(False, "match embeddings, summed over the batch, as GS-LoRA's baseline does")
 
     def reads_keep(self, phase: Phase) -> bool:
         return True

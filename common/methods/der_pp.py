@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from common.knobs import knob
 from common.methods.der import DER
 
 
@@ -18,8 +19,8 @@ class DERpp(DER):
 
     @dataclass
     class Config(DER.Config):
-        rehearse: bool = field(default=True, metadata={"help": "train on the keep labels too"})
-        keep_weight: float = field(default=0.5, metadata={"help": "weight of the rehearsal loss; beta in the paper"})
+        rehearse: bool = knob(True, "train on the keep labels too")
+        keep_weight: float = knob(0.5, "weight of the rehearsal loss; beta in the paper")
 
 
 METHOD = DERpp

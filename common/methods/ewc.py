@@ -1,9 +1,10 @@
-"""EWC: weights are held in proportion to the Fisher information of old data."""
+"""EWC: a quadratic penalty on the change of weights, scaled by the Fisher information of old data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from common.knobs import knob
 from common.methods._importance import Importance
 from common.methods._penalty import mean_over_batches
 from common.methods._snapshots import Weights
@@ -21,11 +22,8 @@ class EWC(Importance):
 
     @dataclass
     class Config(Importance.Config):
-        penalty_weight: float = field(default=10.0, metadata={"help": "weight of the penalty; lambda in the paper"})
-        fisher_batch: int = field(
-            default=0,
-            metadata={"help": "items per gradient of the Fisher estimate; 0 takes the batch size, 1 is exact"},
-        )
+        penalty_weight: float = knob(10.0, "weight of the penalty; lambda in the paper")
+        fisher_batch: int = knob(0, "items per gradient of the Fisher estimate; 0 takes the batch size, 1 is exact")
 
     def importance(self, classes: tuple[str, ...]) -> Weights:
         batches = self.pass_over(classes, self.config.fisher_batch, self.sample(classes))

@@ -1,13 +1,14 @@
-"""FDR: the function is held where it was, as a distance between outputs on old data."""
+"""FDR: a penalty on the change of the outputs on old data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.plan import Phase
@@ -26,11 +27,9 @@ class FDR(Continual):
 
     @dataclass
     class Config(Continual.Config):
-        rehearse: bool = field(default=False, metadata={"help": "train on the keep labels too"})
-        output_weight: float = field(default=1.0, metadata={"help": "weight of the distance; lambda in the paper"})
-        outputs: str = field(
-            default="probabilities", metadata={"help": "what is compared", "choices": ["probabilities", "logits"]}
-        )
+        rehearse: bool = knob(False, "train on the keep labels too")
+        output_weight: float = knob(1.0, "weight of the distance; lambda in the paper")
+        outputs: str = knob("probabilities", "what is compared", ["probabilities", "logits"])
 
     def reads_keep(self, phase: Phase) -> bool:
         return True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from common.knobs import knob
 from common.losses import bounded_forgetting
 from common.methods._base import Step
 from common.methods._unlearning import Unlearning
@@ -23,7 +24,7 @@ class GradientAscent(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        ascent_bound: float = field(default=0.0, metadata={"help": "loss (nats) at which the ascent stops; 0 never"})
+        ascent_bound: float = knob(0.0, "loss (nats) at which the ascent stops; 0 never")
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "learn":

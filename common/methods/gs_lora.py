@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods.replay import Replay
 from common.sparsity import GROUPINGS, group_penalty, groups, proximal_step
@@ -27,18 +28,11 @@ class GSLoRA(Replay):
 
     @dataclass
     class Config(Replay.Config):
-        sparsity_weight: float = field(
-            default=0.005, metadata={"help": "weight of the group lasso; alpha in the paper"}
-        )
-        sparsity_from_epoch: int = field(
-            default=0, metadata={"help": "first epoch of a phase with the group lasso (warm-up)"}
-        )
-        grouping: str = field(default="block", metadata={"help": "what one group is", "choices": list(GROUPINGS)})
-        proximal: bool = field(
-            default=False,
-            metadata={
-                "help": "shrink groups after each step instead of adding a penalty, so that they become exactly zero"
-            },
+        sparsity_weight: float = knob(0.005, "weight of the group lasso; alpha in the paper")
+        sparsity_from_epoch: int = knob(0, "first epoch of a phase with the group lasso (warm-up)")
+        grouping: str = knob("block", "what one group is", GROUPINGS)
+        proximal: bool = knob(
+            False, "shrink groups after each step instead of adding a penalty, so that they become exactly zero"
         )
 
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:

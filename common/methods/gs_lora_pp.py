@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from common import distributed
 from common.averaging import MovingAverage
 from common.domain import Domain, Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.methods._base import Step, for_phase
 from common.methods._head import training_means
 from common.methods._snapshots import trained
@@ -35,19 +36,17 @@ class GSLoRApp(GSLoRA):
     18, K-shot 50; w_r 0; forget weights "0.2,0.25,0.25,0.2". Hinge on the batch mean there; per item here.
     """
 
+    saved = ("prototypes", "average")
+
     @dataclass
     class Config(GSLoRA.Config):
-        prototype_forget_weight: float = field(default=0.01, metadata={"help": "push from old prototypes; w_f"})
-        prototype_forget_weights: str = field(
-            default="", metadata={"help": "one per phase, comma separated, instead of that"}
-        )
-        prototype_keep_weight: float = field(default=0.0, metadata={"help": "pull to prototypes of kept classes; w_r"})
-        prototype_bound: float = field(default=18.0, metadata={"help": "divergence (nats) at which the push stops"})
-        ema_decay: float = field(default=0.0, metadata={"help": "running average of what trains; 0 is off (0.9)"})
-        ema_from_epoch: int = field(default=30, metadata={"help": "first epoch of a phase that is averaged"})
-        published_prototypes: bool = field(
-            default=False, metadata={"help": "take all prototypes anew from the present model, before each phase"}
-        )
+        prototype_forget_weight: float = knob(0.01, "push from old prototypes; w_f")
+        prototype_forget_weights: str = knob("", "one per phase, comma separated, instead of that")
+        prototype_keep_weight: float = knob(0.0, "pull to prototypes of kept classes; w_r")
+        prototype_bound: float = knob(18.0, "divergence (nats) at which the push stops")
+        ema_decay: float = knob(0.0, "running average of what trains; 0 is off (0.9)")
+        ema_from_epoch: int = knob(30, "first epoch of a phase that is averaged")
+        published_prototypes: bool = knob(False, "take all prototypes anew from the present model, before each phase")
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -104,13 +103,9 @@ class GSLoRApp(GSLoRA):
         super().end_phase(phase)
         self.average.settle()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "prototypes": self.prototypes, "average": self.average.state_dict()}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.prototypes = {row: mean.cpu() for row, mean in state["prototypes"].items()}
-        self.average.load_state_dict(state["average"])
+        self.prototypes = {row: mean.cpu() for row, mean in self.prototypes.items()}
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.methods._head import linear_head, training_means
@@ -37,14 +38,13 @@ class ICaRL(Continual):
 
     teaches = True
     memorises = True
+    saved = ("trained_head",)
 
     @dataclass
     class Config(Continual.Config):
-        trains: str = field(default="all", metadata={"help": "what moves", "choices": ["all"]})
-        exemplars: int = field(default=20, metadata={"help": "items remembered; 0 also means 20"})
-        classifier: str = field(
-            default="nearest_mean", metadata={"help": "who answers", "choices": ["nearest_mean", "head"]}
-        )
+        trains: str = knob("all", "what moves", ["all"])
+        exemplars: int = knob(20, "items remembered; 0 also means 20")
+        classifier: str = knob("nearest_mean", "who answers", ["nearest_mean", "head"])
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
@@ -100,13 +100,6 @@ class ICaRL(Continual):
             self.head.weight[row] = F.normalize(mean, dim=0).to(self.head.weight)
             if self.head.bias is not None:
                 self.head.bias[row] = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "head": self.trained_head}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.trained_head = state["head"]
 
 
 METHOD = ICaRL

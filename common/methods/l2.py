@@ -1,11 +1,12 @@
-"""L2: every weight is held where it was."""
+"""L2: a quadratic penalty on the change of every weight."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
+from common.knobs import knob
 from common.methods._importance import Importance
 from common.methods._snapshots import Weights, trained
 
@@ -19,7 +20,7 @@ class L2(Importance):
 
     @dataclass
     class Config(Importance.Config):
-        penalty_weight: float = field(default=0.05, metadata={"help": "weight of the penalty; lambda in the paper"})
+        penalty_weight: float = knob(0.05, "weight of the penalty; lambda in the paper")
 
     def importance(self, classes: tuple[str, ...]) -> Weights:
         return {name: torch.ones_like(p, dtype=torch.float32) for name, p in trained(self.model).items()}

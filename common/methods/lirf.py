@@ -1,11 +1,11 @@
-"""LIRF: the lower half of the network forgets, a copy of it keeps what was forgotten, the upper half stands still."""
+"""LIRF: the lower half of the network forgets, a copy of it keeps what was forgotten, the upper half is frozen."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.losses import soft_kl
 from common.methods._base import Step
 from common.methods._relabel import cross_entropy, relabelled
@@ -39,7 +40,7 @@ class LIRF(Unlearning):
     it trains, and the deposit, which is a second lower half and takes that much memory. It still
     knows what was forgotten.
 
-    Where the published baseline goes wrong, this does not: the kept and forgotten logits are those of the
+    Unlike in the published baseline, the kept and forgotten logits are those of the
     classes (there: the first P columns, whatever the order), the deposit is trained (there it is in no
     optimizer) and learns the true labels.
 
@@ -52,13 +53,13 @@ class LIRF(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        trains: str = field(default="backbone", metadata={"help": "what moves", "choices": ["backbone"]})
-        keep_weight: float = field(default=5.0, metadata={"help": "weight of the keep loss"})
-        alpha: float = field(default=0.1, metadata={"help": "share of distillation against labels"})
-        temperature: float = field(default=10.0, metadata={"help": "softens distributions; T_L"})
-        attention_weight: float = field(default=300.0, metadata={"help": "push of the middle features"})
-        distil_weight: float = field(default=10.0, metadata={"help": "weight of the distillation of kept logits"})
-        deposit_weight: float = field(default=0.05, metadata={"help": "weight of the deposit's loss"})
+        trains: str = knob("backbone", "what moves", ["backbone"])
+        keep_weight: float = knob(5.0, "weight of the keep loss")
+        alpha: float = knob(0.1, "share of distillation against labels")
+        temperature: float = knob(10.0, "softens distributions; T_L")
+        attention_weight: float = knob(300.0, "push of the middle features")
+        distil_weight: float = knob(10.0, "weight of the distillation of kept logits")
+        deposit_weight: float = knob(0.05, "weight of the deposit's loss")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)

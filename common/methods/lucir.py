@@ -1,9 +1,9 @@
-"""LUCIR: a cosine classifier whose features keep their direction and whose new classes keep their distance."""
+"""LUCIR: a cosine classifier with a penalty on turned features and a margin between old and new classes."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.methods._head import linear_head, training_means
@@ -27,7 +28,7 @@ class LUCIR(Continual):
     L_mr = mean over old items, K nearest new classes of max(0, margin - s_y + s_k)   (margin ranking, eq. 8).
 
     eta is one learned scale for all classes. New rows start imprinted: theta_c = mean |theta_old| times the
-    direction of the class's mean normalised embedding. Old rows stand still while there are any. Keep batches
+    direction of the class's mean normalised embedding. Old rows are frozen. Keep batches
     come from a herded memory. At the end of a phase all rows get one length and the biases become 0, so that
     the model's own linear layer answers what the cosine classifier says. First phase without old classes: CE.
     forget: the same with wrong labels for the target, without imprinting or ranking.
@@ -41,17 +42,18 @@ class LUCIR(Continual):
 
     teaches = True
     memorises = True
+    saved = ("frozen", "rows_before")
 
     @dataclass
     class Config(Continual.Config):
-        trains: str = field(default="all", metadata={"help": "what moves", "choices": ["all"]})
-        exemplars: int = field(default=20, metadata={"help": "items remembered per class; 0 also means 20"})
-        distil_weight: float = field(default=5.0, metadata={"help": "less-forget weight; lambda base in the paper"})
-        rank_weight: float = field(default=1.0, metadata={"help": "weight of the margin ranking"})
-        margin: float = field(default=0.5, metadata={"help": "margin of the ranking, in cosine; m in the paper"})
-        nearest: int = field(default=2, metadata={"help": "new classes that each old item is ranked against; K"})
-        imprint: bool = field(default=True, metadata={"help": "start new rows at their class means"})
-        scale: float = field(default=0.0, metadata={"help": "eta at the start; 0 measures |theta| |z| (published: 1)"})
+        trains: str = knob("all", "what moves", ["all"])
+        exemplars: int = knob(20, "items remembered per class; 0 also means 20")
+        distil_weight: float = knob(5.0, "less-forget weight; lambda base in the paper")
+        rank_weight: float = knob(1.0, "weight of the margin ranking")
+        margin: float = knob(0.5, "margin of the ranking, in cosine; m in the paper")
+        nearest: int = knob(2, "new classes that each old item is ranked against; K")
+        imprint: bool = knob(True, "start new rows at their class means")
+        scale: float = knob(0.0, "eta at the start; 0 measures |theta| |z| (published: 1)")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
@@ -152,13 +154,6 @@ class LUCIR(Continual):
         self.head.weight.copy_(length * F.normalize(self.head.weight, dim=1))
         if self.head.bias is not None:
             self.head.bias.zero_()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "frozen": self.frozen, "rows_before": self.rows_before}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.frozen, self.rows_before = state["frozen"], state["rows_before"]
 
 
 METHOD = LUCIR

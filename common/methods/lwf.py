@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.losses import soft_kl
 from common.methods._base import Step
 from common.methods._continual import Continual, old_rows
@@ -29,11 +30,10 @@ class LwF(Continual):
 
     @dataclass
     class Config(Continual.Config):
-        distil_weight: float = field(default=0.5, metadata={"help": "weight of the distillation; lambda_kd"})
-        temperature: float = field(default=2.0, metadata={"help": "softens both distributions"})
-        published_no_distillation: bool = field(
-            default=False,
-            metadata={"help": "leave the distillation term out, as the published baseline does in effect"},
+        distil_weight: float = knob(0.5, "weight of the distillation; lambda_kd")
+        temperature: float = knob(2.0, "softens both distributions")
+        published_no_distillation: bool = knob(
+            False, "leave the distillation term out, as the published baseline does in effect"
         )
 
     def reads_keep(self, phase: Phase) -> bool:

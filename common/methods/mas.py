@@ -1,9 +1,10 @@
-"""MAS: weights are held in proportion to how much they move the outputs."""
+"""MAS: a quadratic penalty on the change of weights, scaled by how much they move the outputs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from common.knobs import knob
 from common.methods._importance import Importance
 from common.methods._penalty import mean_over_batches
 from common.methods._snapshots import Weights
@@ -18,7 +19,7 @@ class MAS(Importance):
 
     @dataclass
     class Config(Importance.Config):
-        penalty_weight: float = field(default=5.0, metadata={"help": "weight of the penalty; lambda in the paper"})
+        penalty_weight: float = knob(5.0, "weight of the penalty; lambda in the paper")
 
     def importance(self, classes: tuple[str, ...]) -> Weights:
         batches = self.pass_over(classes, items=self.sample(classes))

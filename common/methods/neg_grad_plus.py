@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.domain import Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._unlearning import Unlearning
 
@@ -21,7 +22,7 @@ class NegGradPlus(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        keep_share: float = field(default=0.95, metadata={"help": "beta: share of the keep loss, 0..1"})
+        keep_share: float = knob(0.95, "beta: share of the keep loss, 0..1")
 
         def __post_init__(self) -> None:
             if not 0 <= self.keep_share <= 1:

@@ -1,4 +1,4 @@
-"""Rehearsal: train on what is kept and let the rest fade."""
+"""Rehearsal: training on the kept classes only."""
 
 from __future__ import annotations
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.domain import Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._relabel import cross_entropy, relabelled
 from common.methods._unlearning import Unlearning
@@ -23,9 +24,7 @@ class Relabel(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        published_relabel: bool = field(
-            default=False, metadata={"help": "wrong labels modulo the number of forgotten classes (GS-LoRA's code)"}
-        )
+        published_relabel: bool = knob(False, "wrong labels modulo the number of forgotten classes (GS-LoRA's code)")
 
     def forget_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         labels = relabelled(self.domain, step.phase, target.labels, self.config.published_relabel)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from common.domain import Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.losses import bounded_forgetting
 from common.methods._base import Method, Step, for_phase
 
@@ -22,20 +23,12 @@ class Replay(Method):
 
     @dataclass
     class Config(Method.Config):
-        learn_weight: float = field(default=1.0, metadata={"help": "weight of the target loss in a learn phase"})
-        keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep loss in a learn phase"})
-        forget_weight: float = field(default=0.2, metadata={"help": "weight of the bounded forget loss"})
-        forget_weights: str = field(
-            default="", metadata={"help": "one per phase, comma separated, instead of that (continual forgetting)"}
-        )
-        bound: float = field(
-            default=10.0,
-            metadata={"help": "loss (nats) at which an item counts as forgotten; BND in the paper"},
-        )
-        bound_per_item: bool = field(
-            default=True,
-            metadata={"help": "bound the loss of every item, not their mean (published: the mean)"},
-        )
+        learn_weight: float = knob(1.0, "weight of the target loss in a learn phase")
+        keep_weight: float = knob(1.0, "weight of the keep loss in a learn phase")
+        forget_weight: float = knob(0.2, "weight of the bounded forget loss")
+        forget_weights: str = knob("", "one per phase, comma separated, instead of that (continual forgetting)")
+        bound: float = knob(10.0, "loss (nats) at which an item counts as forgotten; BND in the paper")
+        bound_per_item: bool = knob(True, "bound the loss of every item, not their mean (published: the mean)")
 
         def __post_init__(self) -> None:
             if self.bound <= 0:

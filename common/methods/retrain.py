@@ -1,14 +1,15 @@
-"""Retrain: start again and train on what may be known. The yardstick for forgetting."""
+"""Retrain: a new start and training on the classes that are to be known; the reference for forgetting."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.domain import Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.methods._base import Method, Step
 from common.plan import Phase
 
@@ -26,10 +27,7 @@ class Retrain(Method):
 
     @dataclass
     class Config(Method.Config):
-        start: str = field(
-            default="random",
-            metadata={"help": "weights that each phase starts from", "choices": ["random", "pretrained"]},
-        )
+        start: str = knob("random", "weights that each phase starts from", ["random", "pretrained"])
 
     def __init__(self, config, domain, model) -> None:
         super().__init__(config, domain, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._penalty import mean_over_batches
 from common.methods._relabel import cross_entropy
@@ -29,12 +30,12 @@ class SalUn(Relabel):
     Source: Fan et al., ICLR 2024, arXiv:2310.12508, eq. 3-5. Published: the top half of all weights.
     """
 
+    saved = ("mask", "anchor")
+
     @dataclass
     class Config(Relabel.Config):
-        saliency: float = field(default=0.5, metadata={"help": "share of the weights that move, above 0, up to 1"})
-        published_any_label: bool = field(
-            default=False, metadata={"help": "a wrong label may be the true one, as published"}
-        )
+        saliency: float = knob(0.5, "share of the weights that move, above 0, up to 1")
+        published_any_label: bool = knob(False, "a wrong label may be the true one, as published")
 
         def __post_init__(self) -> None:
             if not 0 < self.saliency <= 1:
@@ -71,13 +72,6 @@ class SalUn(Relabel):
         for name, p in trained(self.model).items():
             if name in self.mask:
                 p.copy_(torch.where(self.mask[name], p, self.anchor[name]))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "mask": self.mask, "anchor": self.anchor}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.mask, self.anchor = state["mask"], state["anchor"]
 
 
 def largest(values: Weights, share: float) -> Weights:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from common.averaging import MovingAverage
 from common.domain import Domain
 from common.errors import UserError
+from common.knobs import knob
 from common.losses import soft_kl
 from common.methods._base import Step
 from common.methods._snapshots import trained
@@ -31,19 +33,20 @@ class SCRUB(Unlearning):
 
     Source: Kurmanji et al., NeurIPS 2023, arXiv:2302.09880, eq. 3 and algorithm 1. Constants as in GS-LoRA's
     baseline (arXiv:2501.09705): T = 2, gamma = 0.99, alpha = 0.001, 10 rounds of 10 epochs, max steps in the
-    first 5; published lr 1e-4, divided by 10 from round 8 on, for which the loop's cosine stands here.
+    first 5; published lr 1e-4, divided by 10 from round 8 on, replaced here by the loop's cosine.
     """
 
     teaches = True
+    saved = ("average",)
 
     @dataclass
     class Config(Unlearning.Config):
-        ce_weight: float = field(default=0.99, metadata={"help": "weight of the keep loss; gamma"})
-        distil_weight: float = field(default=0.001, metadata={"help": "weight of the distillation; alpha"})
-        temperature: float = field(default=2.0, metadata={"help": "softens both distributions"})
-        rounds: int = field(default=1, metadata={"help": "rounds per phase (published: 10, of 10 epochs each)"})
-        max_share: float = field(default=0.5, metadata={"help": "part of each round that has max steps, 0..1"})
-        smoothing: float = field(default=0.0, metadata={"help": "pull to the averaged weights; above 0 in SCRUB-S"})
+        ce_weight: float = knob(0.99, "weight of the keep loss; gamma")
+        distil_weight: float = knob(0.001, "weight of the distillation; alpha")
+        temperature: float = knob(2.0, "softens both distributions")
+        rounds: int = knob(1, "rounds per phase (published: 10, of 10 epochs each)")
+        max_share: float = knob(0.5, "part of each round that has max steps, 0..1")
+        smoothing: float = knob(0.0, "pull to the averaged weights; above 0 in SCRUB-S")
 
         def __post_init__(self) -> None:
             if self.rounds < 1 or not 0 <= self.max_share <= 1:
@@ -61,12 +64,11 @@ class SCRUB(Unlearning):
         """Whether this step drives the model away on the forget set."""
         if step.keep is None:
             return True
-        inside = step.at.number / step.at.total * self.config.rounds % 1
-        passes = -(-self.domain.size(step.phase.target, train=True) * step.at.per_epoch
-                   // max(1, self.epoch_items(step.phase)))  # fmt: skip
-        return inside < self.config.max_share and step.at.number % step.at.per_epoch < min(
-            passes, -(-step.at.per_epoch // 2)
-        )
+        at = step.at
+        inside = at.number / at.total * self.config.rounds % 1
+        items = self.domain.size(step.phase.target, train=True) * at.per_epoch
+        passes = math.ceil(min(items / max(1, self.epoch_items(step.phase)), at.per_epoch / 2))
+        return inside < self.config.max_share and at.number % at.per_epoch < passes
 
     def loss(self, step: Step) -> Tensor:
         if step.phase.action == "learn":
@@ -95,13 +97,6 @@ class SCRUB(Unlearning):
         length = step.at.total / self.config.rounds
         if int((step.at.number + 1) / length) > int(step.at.number / length):
             self.average.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "average": self.average.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.average.load_state_dict(state["average"])
 
 
 METHOD = SCRUB

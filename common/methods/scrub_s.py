@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from common.knobs import knob
 from common.methods.scrub import SCRUB
 
 
@@ -16,8 +17,8 @@ class SCRUBS(SCRUB):
 
     @dataclass
     class Config(SCRUB.Config):
-        smoothing: float = field(default=0.1, metadata={"help": "pull to the averaged weights"})
-        rounds: int = field(default=5, metadata={"help": "rounds per phase (published: 10, of 10 epochs each)"})
+        smoothing: float = knob(0.1, "pull to the averaged weights")
+        rounds: int = knob(5, "rounds per phase (published: 10, of 10 epochs each)")
 
 
 METHOD = SCRUBS

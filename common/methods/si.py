@@ -1,14 +1,15 @@
-"""SI: weights are held in proportion to how much of the loss they took away while learning."""
+"""SI: a quadratic penalty on the change of weights, scaled by how much they lowered the loss while learning."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.methods._penalty import Quadratic, check_not_stacked
@@ -28,10 +29,12 @@ class SI(Continual):
     0.001 for CIFAR, with c of 0.01 to 0.1 there; c = 0.1 and xi = 0.1 are the defaults here.
     """
 
+    saved = ("penalty", "start", "path")
+
     @dataclass
     class Config(Continual.Config):
-        penalty_weight: float = field(default=0.1, metadata={"help": "weight of the penalty; c in the paper"})
-        damping: float = field(default=0.1, metadata={"help": "keeps importances finite; xi in the paper"})
+        penalty_weight: float = knob(0.1, "weight of the penalty; c in the paper")
+        damping: float = knob(0.1, "keeps importances finite; xi in the paper")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
@@ -84,15 +87,6 @@ class SI(Continual):
             self.penalty.terms["all"]["anchor"] = {name: value.clone() for name, value in now.items()}
         self.penalty.add(phase.title, omega, now)
         self.start, self.path = {}, {}
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"penalty": self.penalty.state_dict(), "start": self.start, "path": self.path}
-        return {**super().state_dict(), **own}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.penalty.load_state_dict(state["penalty"])
-        self.start, self.path = state["start"], state["path"]
 
 
 METHOD = SI

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from common.domain import Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.methods._base import Step
 from common.methods._penalty import mean_over_batches
 from common.methods._snapshots import trained
@@ -30,14 +31,10 @@ class SSD(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        trains: str = field(
-            default="all", metadata={"help": "which weights may be shrunk", "choices": ["backbone", "all"]}
-        )
-        selection: float = field(default=10.0, metadata={"help": "how much more a weight must matter; alpha"})
-        dampening: float = field(default=1.0, metadata={"help": "how far it is left standing; lambda"})
-        fisher_batch: int = field(
-            default=0, metadata={"help": "items per gradient of the importances; 0 takes the batch size"}
-        )
+        trains: str = knob("all", "which weights may be shrunk", ["backbone", "all"])
+        selection: float = knob(10.0, "how much more a weight must matter; alpha")
+        dampening: float = knob(1.0, "how far it is left standing; lambda")
+        fisher_batch: int = knob(0, "items per gradient of the importances; 0 takes the batch size")
 
         def __post_init__(self) -> None:
             if self.selection <= 0 or self.dampening < 0:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.record import write_bytes
+from common.report.page import render
+from common.report.runs import read_run
+
 
 def write(folders: Sequence[str | Path], path: str | Path, title: str = "") -> Path:
     """Writes the page of these run folders, finished or not, and returns its path.
@@ -12,10 +16,6 @@ def write(folders: Sequence[str | Path], path: str | Path, title: str = "") -> P
     Raises:
         UserError: a folder is no run.
     """
-    from common.record import write_bytes
-    from common.report.page import render
-    from common.report.runs import read_run
-
     path = Path(path)
     write_bytes(path, render([read_run(folder) for folder in folders], title).encode())
     return path

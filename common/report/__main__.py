@@ -8,6 +8,10 @@ from pathlib import Path
 
 from common.cli import main
 from common.config import Parser
+from common.record import write_bytes, write_json
+from common.report.page import render
+from common.report.runs import find_runs, summary
+from common.report.table import markdown
 
 HELP = """Prints a Markdown table over runs: scores of every group before and after, drop, H-mean, trainable
 parameters, time and memory. Runs that differ only in the seed share a row, as mean ± standard deviation.
@@ -22,29 +26,18 @@ stopped can be looked at with --html too; the page says how far it came."""
 
 def body(argv: list[str]) -> int:
     """Prints the table, writes the page where asked for; the exit code."""
-    parser = Parser(
-        prog="python -m common.report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m common.report", description=HELP, formatter_class=kind, allow_abbrev=False)
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="run folders, or folders that hold runs")
     parser.add_argument("--html", default="", metavar="FILE", help="also write a self-contained page there")
     parser.add_argument("--json", default="", metavar="FILE", help="also write the figures behind the table there")
     parser.add_argument("--title", default="", help="heading of the page; default the names of the runs")
     args = parser.parse_args(argv)
-    from common.report.runs import find_runs
-    from common.report.table import markdown
-
     runs = find_runs(args.results)
     print(markdown(runs), end="")
     if args.json:
-        from common.record import write_json
-        from common.report.runs import summary
-
         write_json(Path(args.json), [summary(run) for run in runs])
     if args.html:
-        from common.record import write_bytes
-        from common.report.page import render
-
         write_bytes(Path(args.html), render(runs, args.title).encode())
         print(f"page in {args.html}", file=sys.stderr)
     return 0

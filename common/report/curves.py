@@ -1,4 +1,4 @@
-"""The curves of every class as an SVG file."""
+"""The curves behind the scores of every class, as a file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from common.report.svg import Axes, Line, drawing
 
 
 def draw_curves(found: Mapping[str, Evaluation], path: Path, axes: tuple[str, str]) -> None:
-    """Writes an SVG file: one panel per group of classes, one line per class.
+    """Writes an SVG file: one panel per group, one line per class with the mean height of its curve.
 
     Args:
-        axes: names of both axes; the curves' values (0..1) lie at evenly spaced places from 0 to 1 of the first.
+        found: what a domain found out, by group; its curves are values in 0..1 over evenly spaced ones from 0 to 1.
+        axes: what the curves show, such as ("recall", "precision at IoU 0.5").
 
     Raises:
-        UserError: the domain has no curves.
+        UserError: a domain without curves.
     """
     if not any(evaluation.curves for evaluation in found.values()):
-        raise UserError("`--curves`: these scores have no curves; leave the flag out.")
+        raise UserError("--curves: there are no curves of these scores; detectors have them.")
     charts = []
     for group, evaluation in found.items():
         lines = []
-        for number, (name, values) in enumerate(evaluation.curves.items()):
-            points = [(i / (len(values) - 1), finite(y)) for i, y in enumerate(values)]
-            title = f"{name}, mean {100 * sum(values) / len(values):.0f} %"
+        for number, (name, curve) in enumerate(evaluation.curves.items()):
+            points = [(i / (len(curve) - 1), finite(y)) for i, y in enumerate(curve)]
+            title = f"{name}, mean {100 * sum(curve) / len(curve):.0f}"
             lines.append(Line(title, 360 * number / len(evaluation.curves), points))
         charts.append((lines, Axes(*axes, (0, 1), [(0, 1, group)])))
     write_bytes(path, drawing(charts).encode())

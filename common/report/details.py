@@ -1,4 +1,4 @@
-"""What lies behind the scores of each class, where a domain tells it: a table of figures, and curves."""
+"""A table of figures and curves per class, where a domain gives them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def figures(run: RunRecord) -> dict[str, Any] | None:
     parts = []
     for group, classes in run.groups.items():
         old, new = (_columns(run, index, group, names) for index in (0, -1))
-        total, *rows = [[_cell(run, a.get(key), b.get(key)) for a, b in zip(old, new, strict=True)]
-                        for key in ("total", *map(str, classes))]  # fmt: skip
+        keys = ("total", *map(str, classes))
+        total, *rows = [[_cell(run, a.get(k), b.get(k)) for a, b in zip(old, new, strict=True)] for k in keys]
         parts.append({"group": group, "total": total, "rows": list(zip(map(str, classes), rows, strict=True))})
     return {"names": [run.metric_label, *names], "groups": parts}
 

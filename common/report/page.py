@@ -19,19 +19,22 @@ def render(runs: Sequence[RunRecord], title: str = "") -> str:
 
     found = tables(runs)
     shown = [(row[0], members[0]) for table in found for row, members in zip(table.rows, table.sets, strict=True)]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options)
     names, firsts = [name for name, _ in shown], [run for _, run in shown]
     several = len(firsts) > 1
     top = _most_moved(firsts) if several else None
     return environment.get_template("page.html").render(
-        title=title or heading(names), tables=found if len(runs) > 1 else [], footnote=FOOTNOTE, rules=verdict.RULES,
-        several=several, runs=len(runs), sections=[sections.section(run, name, top) for name, run in shown],
+        title=title or heading(names),
+        tables=found if len(runs) > 1 else [],
+        footnote=FOOTNOTE,
+        rules=verdict.RULES,
+        several=several,
+        runs=len(runs),
+        sections=[sections.section(run, name, top) for name, run in shown],
         shared=sections.shared_pictures(firsts, names) if several else [],
         style=Markup((HERE / "style.css").read_text()),
-    )  # fmt: skip
+    )
 
 
 def heading(names: Sequence[str]) -> str:

@@ -75,8 +75,9 @@ def scores(run: RunRecord) -> Plot | None:
     for group in run.groups:
         points = [
             (starts[line["phase"]] + line["step"], finite(line["score"]))
-            for line in run.scored if line["group"] == group and line["phase"] in starts
-        ]  # fmt: skip
+            for line in run.scored
+            if line["group"] == group and line["phase"] in starts
+        ]
         if points:
             lines.append(Line(group, colour[group], points, marks=True, dash=_dash(run, group)))
     if not lines or len(starts) == 1:

@@ -208,10 +208,15 @@ def summary(run: RunRecord) -> dict[str, Any]:
             for group, found in groups.items()
         }
     return {
-        "name": run.name, "finished": run.finished, "identity": {**run.identity, "data": data},
-        "command": run.config.get("command"), "versions": run.config.get("versions"), "done": run.done,
-        "parameters": run.config.get("parameters"), "moments": moments,
-    }  # fmt: skip
+        "name": run.name,
+        "finished": run.finished,
+        "identity": {**run.identity, "data": data},
+        "command": run.config.get("command"),
+        "versions": run.config.get("versions"),
+        "done": run.done,
+        "parameters": run.config.get("parameters"),
+        "moments": moments,
+    }
 
 
 def find_runs(places: Sequence[str | Path]) -> list[RunRecord]:

@@ -21,12 +21,23 @@ def section(run: RunRecord, title: str, moved: float | None = None) -> dict[str,
     colour = plots.hues(run)
     curves = [p for p in (plots.scores(run),) if p]
     return {
-        "run": run, "title": title, "hues": colour, "status": status(run), "verdicts": verdicts(run),
-        "rows": score_rows(run), "extra": extra_rows(run), "facts": facts(run), "curves": curves,
-        "losses": plots.losses(run), "adapters": plots.adapters(run, moved), "bars": class_bars(run),
-        "figures": details.figures(run), "class_curves": details.curves(run),
-        "pictures": pictures(run), "config": json.dumps(run.config, indent=1, ensure_ascii=False),
-    }  # fmt: skip
+        "run": run,
+        "title": title,
+        "hues": colour,
+        "status": status(run),
+        "verdicts": verdicts(run),
+        "rows": score_rows(run),
+        "extra": extra_rows(run),
+        "facts": facts(run),
+        "curves": curves,
+        "losses": plots.losses(run),
+        "adapters": plots.adapters(run, moved),
+        "bars": class_bars(run),
+        "figures": details.figures(run),
+        "class_curves": details.curves(run),
+        "pictures": pictures(run),
+        "config": json.dumps(run.config, indent=1, ensure_ascii=False),
+    }
 
 
 def status(run: RunRecord) -> str:
@@ -50,10 +61,9 @@ def score_rows(run: RunRecord) -> list[dict[str, Any]]:
         scores = [m.scores.get(group) for m in run.moments]
         known = None not in (scores[0], scores[-1]) if len(scores) > 1 else False
         change = f"{scores[-1] - scores[0]:+.1f}".replace("-", "−") if known else NONE
-        rows.append({
-            "group": group, "role": run.role(group), "count": len(run.groups[group]), "change": change,
-            "cells": [(_fixed(s), run.standing(group, i) if _touched(run, group, i) else "") for i, s in enumerate(scores)],
-        })  # fmt: skip
+        cells = [(_fixed(s), run.standing(group, i) if _touched(run, group, i) else "") for i, s in enumerate(scores)]
+        row = {"group": group, "role": run.role(group), "count": len(run.groups[group])}
+        rows.append(row | {"change": change, "cells": cells})
     return rows
 
 
@@ -65,10 +75,11 @@ def _touched(run: RunRecord, group: str, index: int) -> bool:
 def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:
     """Rows below the scores: drops, H-means and zero groups at every moment, where the run has them."""
     states = [forgetting(run, i) for i in range(len(run.moments))]
-    names = (
-        ("drop from pretrained", "drop_pretrained"), ("H-mean from pretrained", "h_pretrained"),
-        ("drop from phase start", "drop_phase_start"), ("H-mean from phase start", "h_phase_start"),
-    )  # fmt: skip
+    names = [
+        (f"{label} from {start.replace('_', ' ')}", f"{name}_{start}")
+        for start in ("pretrained", "phase_start")
+        for label, name in (("drop", "drop"), ("H-mean", "h"))
+    ]
     rows = []
     if any(states):
         rows += [(label, [_fixed(getattr(s, name)) if s else "" for s in states]) for label, name in names]
@@ -99,15 +110,16 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     found.append(("peak memory", memory(done["peak_memory"]) if done.get("peak_memory") else NONE))
     skipped = data.get("skipped", 0)
     skipped = len(skipped) if isinstance(skipped, list) else skipped
-    found += [("model", data.get("model")), ("data", data.get("data")),
-              ("left out", f"{skipped} damaged or foreign files were skipped" if skipped else "no file was skipped")]  # fmt: skip
+    found += [(name, data.get(name)) for name in ("model", "data")]
+    found.append(("left out", f"{skipped} damaged or foreign files were skipped" if skipped else "no file was skipped"))
     machine = run.config.get("machine", {})
     place = f"{machine.get('system', '')}, {machine.get('cores', '?')} cores" if machine else None
     versions = ", ".join(f"{k} {v}" for k, v in run.config.get("versions", {}).items())
-    found += [("method", run.method), ("seed", run.train.get("seed")), ("precision", run.config.get("precision")),
-              ("device", run.config.get("device")), ("processes", run.identity.get("world")), ("machine", place),
-              ("versions", versions), ("commit", run.config.get("commit")), ("started", run.config.get("started")),
-              ("folder", str(run.folder))]  # fmt: skip
+    found += [("method", run.method), ("seed", run.train.get("seed"))]
+    found += [(name, run.config.get(name)) for name in ("precision", "device")]
+    found += [("processes", run.identity.get("world")), ("machine", place), ("versions", versions)]
+    found += [(name, run.config.get(name)) for name in ("commit", "started")]
+    found.append(("folder", str(run.folder)))
     return [(name, str(text)) for name, text in found if text not in (None, "")]
 
 

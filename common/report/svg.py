@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float | None]
 LETTER = 7.0  # width of an average character of 13 px text
+DOT = Markup('<circle class="dot" style="--h:{:.0f}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}: {:.4g}</title></circle>')
 FILE_STYLE = (
     "svg{background:#fff}text{font:13px sans-serif}.tick,.label{fill:#5d666f}.band0{fill:#f1f3f4}.band1{fill:none}"
     ".grid{stroke:#dfe2e5}.axis{stroke:#5d666f;fill:none}.line{fill:none;stroke-width:2}"
@@ -186,10 +187,8 @@ def _curve(frame: _Frame, line: Line) -> list[Markup]:
     parts = [Markup('<path class="line" style="--h:{:.0f}"{} d="{}"/>').format(line.hue, dash, "".join(path))]
     if line.marks:
         parts += [
-            Markup('<circle class="dot" style="--h:{:.0f}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}: {:.4g}</title></circle>')
-            .format(line.hue, frame.at_x(x), frame.at_y(y), line.name, y)
-            for x, y in line.points if y is not None
-        ]  # fmt: skip
+            DOT.format(line.hue, frame.at_x(x), frame.at_y(y), line.name, y) for x, y in line.points if y is not None
+        ]
     return parts
 
 

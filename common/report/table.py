@@ -81,12 +81,13 @@ def _cells(runs: Sequence[RunRecord], groups: Sequence[str]) -> list[str]:
         scores.append(f"{mean_std(before)} → {mean_std(after)}" if before or after else NONE)
     trainable = of(lambda run: run.config.get("parameters", {}).get("trainable"))
     return [
-        ", ".join(str(run.train.get("seed", "?")) for run in runs), *scores,
+        ", ".join(str(run.train.get("seed", "?")) for run in runs),
+        *scores,
         *(mean_std(figure(name)) for name in ("drop_pretrained", "h_pretrained", "h_phase_start")),
         f"{trainable[0]:,}" if trainable else NONE,
         duration(statistics.fmean(times)) if (times := of(lambda run: (run.done or {}).get("seconds"))) else NONE,
         memory(max(peaks)) if (peaks := of(lambda run: (run.done or {}).get("peak_memory"))) else NONE,
-    ]  # fmt: skip
+    ]
 
 
 def labels(sets: Sequence[Sequence[RunRecord]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The headline: what became of each group, in plain words."""
+"""The outcome of each group in words: learned, forgot, retained."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _verdict(run: RunRecord, group: str) -> Verdict:
     path = [(run.moments[i].title, run.moments[i].scores.get(group)) for i in shown if 0 <= i <= last]
     path = [(title, score) for title, score in path if score is not None]
     if last < 1 or not path or any(i > last for i in own):
-        return Verdict(group, role, {"learn": "To be learned", "forget": "To be forgotten"}.get(role, "To be retained"),
-                       "open", tuple(path), classes)  # fmt: skip
+        word = {"learn": "To be learned", "forget": "To be forgotten"}.get(role, "To be retained")
+        return Verdict(group, role, word, "open", tuple(path), classes)
     after = path[-1][1]
     if role == "learn":
         word, grade = _learned(after, _level(run, group))

@@ -10,7 +10,7 @@ from common.lazy import lazy
 __getattr__, __all__ = lazy(
     swap="ks_classification.api",
     load_run="ks_classification.api",
-    load_checkpoint="ks_classification.checkpoints",
-    export_published="ks_classification.checkpoints",
-    FaceTransformer="ks_classification.face",
+    load_checkpoint="ks_classification.checkpoints.load",
+    export_published="ks_classification.checkpoints.export",
+    FaceTransformer="ks_classification.models.face",
 )

@@ -8,7 +8,7 @@ from collections import Counter
 from PIL import Image
 
 from common.session import Problem
-from ks_classification.data import ImageSet, decode
+from ks_classification.data.images import ImageSet, decode
 
 SMALL = 8  # pixels: a shorter side below is a note
 

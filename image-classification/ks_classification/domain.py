@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from common import distributed, splits
 from common.domain import ClassTable, Domain, GalleryItem, Prediction
 from common.errors import UserError
-from common.streams import Draw, Stream
-from ks_classification import models, selection
-from ks_classification.data import ImageSet, Item
-from ks_classification.models import ModelSpec
-from ks_classification.pixels import ImageConfig, Images, Pixels, read_pixels
+from common.streams import Draw, Stream, load_batches
+from ks_classification.data import selection, stem_cache
+from ks_classification.data.images import ImageSet, Item
+from ks_classification.data.pixels import ImageConfig, Images, Pixels, read_pixels
+from ks_classification.models import build, layers
+from ks_classification.models.build import ModelSpec
 
 
 class ClassificationDomain(Domain):
@@ -79,7 +80,7 @@ class ClassificationDomain(Domain):
 
     def _check_head(self, model: nn.Module) -> None:
         """Raises UserError for settings that the model's classifier cannot honour."""
-        head = models.classifier(model)
+        head = layers.classifier(model)
         if self.config.eval_margin and not hasattr(head, "with_margin"):
             raise UserError("`--eval-margin` needs a face model with a margin head (cosface, arcface or sface).")
         if self.config.label_smoothing and hasattr(head, "item_loss"):
@@ -97,9 +98,7 @@ class ClassificationDomain(Domain):
 
     def _fill_stem_cache(self) -> None:
         """Runs the frozen stem once over all images: `stem_views` augmented views of each training image."""
-        from ks_classification import stem_cache
-
-        stem = stem_cache.stem_of(self.base if self.base is not None else models.build(self.spec)).eval()
+        stem = stem_cache.stem_of(self.base if self.base is not None else build.build(self.spec)).eval()
         c = self.config
         views = c.stem_views if c.augment else 1
         settings = {"size": self.spec.size, "mean": self.spec.mean, "std": self.spec.std, "views": views}
@@ -127,19 +126,19 @@ class ClassificationDomain(Domain):
         if pretrained and self.base is not None:
             model = copy.deepcopy(self.base)
         else:
-            model = models.build(self.spec)
+            model = build.build(self.spec)
             if self.base is not None:  # a frozen stem is no knowledge of these classes: it stays
                 frozen = {n for n, p in self.base.named_parameters() if not p.requires_grad and ".backbone." in n}
                 frozen |= {n for n, _ in self.base.named_buffers()}
                 state = self.base.state_dict()
                 model.load_state_dict({n: state[n] for n in frozen if n in state}, strict=False)
-        return models.widen(model, len(self.classes), self.seed)
+        return layers.widen(model, len(self.classes), self.seed)
 
     def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
-        return {"ffn": models.ffn_names(model), "attention": models.attention_names(model)}
+        return {"ffn": layers.ffn_names(model), "attention": layers.attention_names(model)}
 
     def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
-        name, rows = models.classifier_name(model), self.classes.rows(classes)
+        name, rows = layers.classifier_name(model), self.classes.rows(classes)
         head = model.get_submodule(name)
         parts = [p for p in ("weight", "bias") if getattr(head, p, None) is not None]
         return {f"{name}.{part}": rows for part in parts}
@@ -151,7 +150,7 @@ class ClassificationDomain(Domain):
         if stream is None:
             share, count = indices[distributed.rank() :: distributed.world()], self.config.eval_batch
             return (pixels[[Draw(k, None) for k in share[i : i + count]]] for i in range(0, len(share), count))
-        return pixels.batches([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
+        return load_batches(stream, indices, pixels.__getitem__, self.config.workers)
 
     # ---- forward and scores ------------------------------------------------------------------------------
 
@@ -162,7 +161,7 @@ class ClassificationDomain(Domain):
         """One forward pass on the joined batches; every image is independent of the others in a ViT."""
         device = next(model.parameters()).device
         images = torch.cat([b.images for b in batches]).to(device, non_blocking=True)
-        logits, embedding = models.forward(model, images)
+        logits, embedding = layers.forward(model, images)
         logits, embedding = logits.float(), embedding.float()
         labels = torch.cat([b.labels for b in batches]).to(device, non_blocking=True)
         losses = self._losses(model, logits, embedding, labels)
@@ -172,7 +171,7 @@ class ClassificationDomain(Domain):
 
     def _losses(self, model: nn.Module, logits: Tensor, embedding: Tensor, labels: Tensor) -> Tensor:
         """[N]: what the head itself is trained with (faces: with its margin), else cross-entropy."""
-        head = models.classifier(model)
+        head = layers.classifier(model)
         if hasattr(head, "item_loss"):
             return head.item_loss(embedding, labels)
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.label_smoothing)
@@ -184,9 +183,9 @@ class ClassificationDomain(Domain):
         count = torch.zeros_like(right)
         for batch in self.loader(classes, train=False):
             labels = batch.labels.to(device)
-            logits, embedding = models.forward(model, batch.images.to(device))
+            logits, embedding = layers.forward(model, batch.images.to(device))
             if self.config.eval_margin:
-                logits = models.classifier(model)(embedding, labels)
+                logits = layers.classifier(model)(embedding, labels)
             answers = logits.argmax(-1)
             right.index_add_(0, labels, (answers == labels).float())
             count.index_add_(0, labels, torch.ones_like(labels, dtype=right.dtype))
@@ -205,7 +204,7 @@ class ClassificationDomain(Domain):
         found = [self._by_class["test"][c] for c in classes]
         picked = [c[k] for k in range(max(map(len, found))) for c in found if k < len(c)][:count]
         batch = self.pixels["test"][[Draw(i, None) for i in picked]]
-        logits, _ = models.forward(model, batch.images.to(next(model.parameters()).device))
+        logits, _ = layers.forward(model, batch.images.to(next(model.parameters()).device))
         share, rows = logits.float().softmax(-1).max(-1)
         items = []
         for i, p, row in zip(picked, share.tolist(), rows.tolist(), strict=True):
@@ -217,7 +216,7 @@ class ClassificationDomain(Domain):
 
     def save_folder(self, model: nn.Module, folder: Path) -> None:
         self.spec.classes = list(self.classes.names)
-        models.save_folder(folder, self.spec)
+        build.save_folder(folder, self.spec)
 
     def describe(self) -> dict[str, Any]:
         c = self.config

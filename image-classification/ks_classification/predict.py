@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from common.errors import UserError
+from common.knobs import Checked, knob
 from common.session import Answer
 from common.streams import Draw
-from ks_classification import models
-from ks_classification.data import Item
-from ks_classification.models import ModelSpec
-from ks_classification.pixels import ImageConfig, Pixels, read_pixels
+from ks_classification.data.images import Item
+from ks_classification.data.pixels import ImageConfig, Pixels, read_pixels
+from ks_classification.models import layers
+from ks_classification.models.build import ModelSpec
 
 
 @dataclass
-class PredictConfig:
+class PredictConfig(Checked):
     """Predictions."""
 
-    top: int = field(default=5, metadata={"help": "how many classes to name, at most"})
-    batch_size: int = field(default=32, metadata={"help": "images per forward pass"})
-
-    def __post_init__(self) -> None:
-        for name in ("top", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`--{name.replace('_', '-')}` must be at least 1, got {getattr(self, name)}.")
+    top: int = knob(5, "how many classes to name, at most", least=1)
+    batch_size: int = knob(32, "images per forward pass", least=1)
 
 
 def answers(
@@ -48,7 +43,7 @@ def answers(
     pixels, count = Pixels(good, tensors, [0] * len(good), spec, images), min(config.top, len(spec.classes))
     for start in range(0, len(pixels), config.batch_size):
         batch = pixels[[Draw(i, None) for i in range(start, min(start + config.batch_size, len(pixels)))]]
-        logits, _ = models.forward(model, batch.images.to(device))
+        logits, _ = layers.forward(model, batch.images.to(device))
         shares, rows = logits.float().softmax(-1).topk(count)
         for name, values, best in zip(batch.names, shares.tolist(), rows.tolist(), strict=True):
             top = [{"class": spec.classes[r], "probability": p} for r, p in zip(best, values, strict=True)]

@@ -7,7 +7,7 @@ import sys
 from common import cli, published
 from common.errors import UserError
 from common.published import Translation, Values, several
-from ks_classification.data import folders
+from ks_classification.data.images import folders
 from ks_classification.session import SESSION
 
 # Flags that the published scripts read but that had no effect, or that belong to other methods.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,205 +14,29 @@ from common import adapters, lora
 from common.config import from_values
 from common.domain import Domain
 from common.errors import UserError
+from common.knobs import knob
 from common.lora import LoraConfig
 from common.plan import Plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
-from ks_classification import data, models
+from ks_classification.chance import refuse_chance
 from ks_classification.check import check
-from ks_classification.checkpoints import export_published, load_checkpoint
+from ks_classification.checkpoints.export import export_published
+from ks_classification.data import images as data
 from ks_classification.domain import ClassificationDomain, ImageConfig
-from ks_classification.hybrid import load_stem
-from ks_classification.models import ModelSpec
+from ks_classification.models import build, layers
+from ks_classification.models.hybrid import load_stem
 from ks_classification.predict import PredictConfig, answers
-
-
-@dataclass
-class SourceConfig:
-    """Model and data."""
-
-    data: str = field(
-        default="digits",
-        metadata={"help": "images of the base classes: a folder with train/<class>/ and test/<class>/, several separated "
-                          "by commas, hf:<folder>, cifar10, cifar100, or digits"},
-    )  # fmt: skip
-    learn_data: str = field(default="", metadata={"help": "images of the classes to be learned; default --data"})
-    data_classes: str = field(
-        default="", metadata={"help": "names of the labels of Dataset objects given from Python, in order"}
-    )
-    checkpoint: str = field(
-        default="",
-        metadata={"help": "pretrained model: a run of pretrain.py or swap.py, or a published .pth, .bin, .npz"},
-    )
-    class_names: str = field(
-        default="", metadata={"help": "names of a checkpoint's logit rows, in order: a,b,c or @file"}
-    )
-    model: str = field(
-        default="",
-        metadata={
-            "help": "model by name where there is no checkpoint: any timm ViT, torchvision/vit_b_16, face_p8s8, "
-            "face_p12s8, hybrid_mobilenetv2"
-        },
-    )
-    model_args: str = field(default="", metadata={"help": "arguments of the model: 'depth=6,embed_dim=192'"})
-    img_size: int = field(default=0, metadata={"help": "side of the input in pixels; 0 is the model's own"})
-    patch_size: int = field(default=0, metadata={"help": "side of a patch in pixels; 0 is the model's own"})
-    face_head: str = field(
-        default="",
-        metadata={
-            "help": "head of a Face Transformer; empty is cosface, or softmax where a checkpoint's head has a bias",
-            "choices": ["", "softmax", "cosface", "arcface", "sface"],
-        },
-    )
-    lora_merged: bool = field(
-        default=False, metadata={"help": "the checkpoint's weights contain its adapter already (GS-LoRA's task files)"}
-    )
-    normalize: str = field(
-        default="auto",
-        metadata={
-            "help": "pixel statistics: half (0.5 and 0.5), imagenet or raw (0..1); auto is what the model's kind uses",
-            "choices": ["auto", *models.STATISTICS],
-        },
-    )
-    narrow_head: bool = field(
-        default=False,
-        metadata={"help": "keep only those of the checkpoint's logit rows whose classes --data has (ImageNet100)"},
-    )
-    stem_weights: str = field(
-        default="", metadata={"help": "torchvision mobilenet_v2 state dict for the hybrid's stem"}
-    )
-    pretrained: bool = field(
-        default=False, metadata={"help": "fetch the weights that timm or torchvision publish for --model"}
-    )
-    head_rows: int = field(
-        default=0,
-        metadata={"help": "logit rows in all, at least; more than there are classes stay unused (published: 200)"},
-    )
-    dropout: float = field(
-        default=0.0, metadata={"help": "dropout after the position embedding and in FFNs (published: 0.1)"}
-    )
-    cache_dir: str = field(default="data", metadata={"help": "where CIFAR is kept"})
-
-    def __post_init__(self) -> None:
-        for name in ("img_size", "patch_size", "head_rows"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`--{name.replace('_', '-')}` must not be negative, got {getattr(self, name)}.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"`--dropout` is a share, 0 up to 1, got {self.dropout}.")
-
-
-def spec_from(config: SourceConfig, classes: Sequence[str]) -> ModelSpec:
-    """The spec of a model by name, with the sizes that the flags state."""
-    if not config.model:
-        raise UserError("which model? Give --checkpoint, or --model with a timm name such as vit_base_patch16_224.")
-    args = models.parse_args(config.model_args)
-    for name in ("img_size", "patch_size"):
-        if getattr(config, name):
-            args[name] = getattr(config, name)
-    if config.face_head and config.model not in models.FACES:
-        raise UserError(f"`--face-head` is for {' and '.join(models.FACES)}, not for {config.model}.")
-    if config.face_head:
-        args["head"] = config.face_head
-    spec = models.spec_of(config.model, args, classes)
-    return _normalized(spec, config)
-
-
-def _normalized(spec: ModelSpec, config: SourceConfig) -> ModelSpec:
-    if config.normalize != "auto":
-        spec.mean, spec.std = models.STATISTICS[config.normalize].values()
-    return spec
-
-
-def base_model(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, ModelSpec]:
-    """The pretrained model and its spec: a folder of ours, a published file, or weights fetched by name.
-
-    Raises:
-        UserError: nothing to load, or its rows cannot be named.
-    """
-    path = Path(config.checkpoint)
-    if config.checkpoint and (path / "adapter").is_dir():  # an earlier swap is a base like any other
-        base = SESSION.load(path, {}).base
-        model, spec = adapters.merge(base.model), base.about
-    elif config.checkpoint and path.is_dir():
-        model, spec = models.load_folder(path / "model" if (path / "model").is_dir() else path)
-    elif config.checkpoint:
-        model, spec = _published(config, images)
-    elif config.pretrained:
-        spec = spec_from(config, [])
-        spec.classes = [f"row_{i}" for i in range(models.published_rows(spec.name))]
-        model = models.build(spec, pretrained=True)
-        spec.classes = name_rows(len(spec.classes), config, images)
-    else:
-        raise UserError(
-            "a swap starts from a pretrained model: give --checkpoint, or --model and --pretrained to fetch weights."
-        )
-    if config.narrow_head:
-        rows = [i for i, name in enumerate(spec.classes) if name in images.classes]
-        if not rows:
-            raise UserError("`--narrow-head`: no logit row is named like a class of --data; see --class-names.")
-        models.select_rows(model, rows)
-        spec.classes = [spec.classes[i] for i in rows]
-    return model, spec
-
-
-def _published(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, ModelSpec]:
-    """A model from somebody's file: ViT-pytorch, timm, torchvision, .npz or Face Transformer."""
-    args = models.parse_args(config.model_args)
-    if set(args) - {"num_heads"}:
-        raise UserError("`--model-args` of a checkpoint can only be num_heads=N; the rest is read from the file.")
-    model = load_checkpoint(
-        config.checkpoint, lora_merged=config.lora_merged, head=config.face_head or None,
-        num_heads=args.get("num_heads"), image_size=config.img_size or None,
-    )  # fmt: skip
-    kind, arguments = model.architecture
-    if not arguments["num_classes"]:
-        raise UserError(
-            f"{config.checkpoint} holds no classifier, only embeddings; pretrain one on it or name another."
-        )
-    if lora.adapters(model):
-        model = adapters.merge(model)  # a published swap is a base like any other
-    table = model.class_table
-    names = (
-        list(table.names) if table and not config.class_names else name_rows(arguments["num_classes"], config, images)
-    )
-    statistics = {"face": models.RAW, "torchvision": models.IMAGENET, "timm": models.HALF}[kind]
-    arguments = {k: v for k, v in arguments.items() if k != "num_classes"}
-    size = arguments.get("image_size") or arguments["img_size"]
-    return model, _normalized(ModelSpec(models.PUBLISHED + kind, arguments, names, **statistics, size=size), config)
-
-
-def name_rows(rows: int, config: SourceConfig, images: data.ImageSet) -> list[str]:
-    """Names of a published checkpoint's logit rows: from --class-names, from folder names, or the data's classes.
-
-    Rows without a name are called row_17 and the like.
-    """
-    if config.class_names:
-        names = read_list(config.class_names)
-        if len(names) > rows:
-            raise UserError(f"--class-names holds {len(names)} names, but the checkpoint has {rows} logit rows.")
-    elif images.rows:
-        if max(images.rows.values()) >= rows:
-            raise UserError(
-                f"a folder of {config.data} states logit row {max(images.rows.values())}, but the checkpoint has {rows}."
-            )
-        by_row = {row: name for name, row in images.rows.items()}
-        names = [by_row.get(i, f"row_{i}") for i in range(rows)]
-    elif len(images.classes) <= rows:
-        names = list(images.classes)
-    else:
-        raise UserError(
-            f"the checkpoint has {rows} logit rows and {config.data} {len(images.classes)} classes; name the rows with --class-names."
-        )
-    return names + [f"row_{i}" for i in range(len(names), rows)]
+from ks_classification.source import SourceConfig, base_model, narrow, normalized, spec_from
 
 
 @dataclass
 class BaseConfig:
     """What the base model shall know."""
 
-    classes: str = field(default="", metadata={"help": "classes of --data to train on: a,b,c or @file; default all"})
+    classes: str = knob("", "classes of --data to train on: a,b,c or @file; default all")
 
 
 class ClassificationSession(Session):
@@ -256,14 +80,22 @@ class ClassificationSession(Session):
         base = self._base(settings, base_images)
         new = [c for c in images.classes if c not in base.classes]
         plan = plan_from(chosen, [c for c in base.classes if c in images.classes], new)
-        models.set_dropout(base.model, source.dropout)
+        layers.set_dropout(base.model, source.dropout)
         if settings.method.scope(settings.method_config) == "adapter":
             _try_adapters(base.model, settings.lora)
-        return Opening(plan, lambda: _domain(base, images, plan, settings))
+        return Opening(plan, lambda: _checked(_domain(base, images, plan, settings), plan, settings))
 
     def open_pretrain(self, settings: Settings) -> Opening:
         source = settings[SourceConfig]
-        for name in ("checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head"):
+        for name in (
+            "allow_chance",
+            "checkpoint",
+            "class_names",
+            "head_rows",
+            "learn_data",
+            "lora_merged",
+            "narrow_head",
+        ):
             if getattr(source, name):
                 raise UserError(
                     f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --model."
@@ -271,10 +103,10 @@ class ClassificationSession(Session):
         spec, images, classes = spec_from(source, []), self._images(settings), settings[BaseConfig].classes
         spec.classes = resolve(classes, images.classes, "--classes") if classes else list(images.classes)
         torch.manual_seed(settings.train.seed)
-        model = models.build(spec, pretrained=source.pretrained)
+        model = build.build(spec, pretrained=source.pretrained)
         if source.stem_weights:
             load_stem(model, source.stem_weights)
-        models.set_dropout(model, source.dropout)
+        layers.set_dropout(model, source.dropout)
         plan = Plan("pretrain", {"base": tuple(spec.classes)}, (("learn", ("base",)),))
         return Opening(plan, lambda: _domain(Base(model, spec.classes, spec), images, plan, settings))
 
@@ -288,12 +120,18 @@ class ClassificationSession(Session):
     def _base(self, settings: Settings, images: data.ImageSet) -> Base:
         if settings.model is not None:
             return self.given_model(settings.model, settings.flags)
-        model, spec = base_model(settings[SourceConfig], images)
-        return Base(model, spec.classes, spec)
+        source = settings[SourceConfig]
+        if not (Path(source.checkpoint or "?") / "adapter").is_dir():
+            model, spec = base_model(source, images)
+            return Base(model, spec.classes, spec)
+        base = self.base(settings.flags)  # an earlier swap
+        if source.narrow_head:
+            narrow(base.model, base.about, images)
+        return base._replace(classes=base.about.classes)
 
     def given_model(self, model: nn.Module, flags: Flags) -> Base:
-        spec = models.given_spec(model, read_list(flags.get("class_names", "")), int(flags.get("img_size") or 0))
-        return Base(copy.deepcopy(model), spec.classes, _normalized(spec, from_values(SourceConfig, flags)))
+        spec = build.given_spec(model, read_list(flags.get("class_names", "")), int(flags.get("img_size") or 0))
+        return Base(copy.deepcopy(model), spec.classes, normalized(spec, from_values(SourceConfig, flags)))
 
     def base_model(self, flags: Flags) -> Base:
         source = from_values(SourceConfig, flags)
@@ -304,12 +142,12 @@ class ClassificationSession(Session):
         return Base(model, spec.classes, spec)
 
     def load_folder(self, folder: Path, flags: Flags) -> Base:
-        model, spec = models.load_folder(folder)
+        model, spec = build.load_folder(folder)
         return Base(model, spec.classes, spec)
 
     def widened(self, base: Base, classes: Sequence[str]) -> Base:
         base.about.classes = list(classes)
-        return Base(models.widen(base.model, len(classes)), list(classes), base.about)
+        return Base(layers.widen(base.model, len(classes)), list(classes), base.about)
 
     def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
         flags = loaded.flags
@@ -342,7 +180,7 @@ class ClassificationSession(Session):
             export_published(merged, path, merge=True)
         else:
             adapters.save_model(merged, path, {"classes": loaded.base.classes})
-            models.save_folder(path, loaded.base.about)
+            build.save_folder(path, loaded.base.about)
         return path
 
 
@@ -361,9 +199,16 @@ def _domain(base: Base, images: data.ImageSet, plan: Plan, settings: Settings) -
     return domain
 
 
+def _checked(domain: ClassificationDomain, plan: Plan, settings: Settings) -> ClassificationDomain:
+    """The domain, unless its base model does not know its own classes. Raises UserError."""
+    if not settings[SourceConfig].allow_chance:
+        refuse_chance(domain, plan, settings.train)
+    return domain
+
+
 def _try_adapters(model: nn.Module, config: LoraConfig) -> None:
     """Puts the adapters on a copy, so that a wrong rank or position shows before the images are read."""
-    targets = {"ffn": models.ffn_names(model), "attention": models.attention_names(model)}
+    targets = {"ffn": layers.ffn_names(model), "attention": layers.attention_names(model)}
     lora.inject(copy.deepcopy(model), lora.select(targets, config, model), config.lora_rank, 1.0)
 
 

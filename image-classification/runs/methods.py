@@ -24,7 +24,7 @@ from ks_classification.session import SESSION
 from methods_table import markdown, row_of
 from methods_tuned import CHOSEN, GRIDS, LASSO
 
-from common import cli, commands, methods
+from common import cli, commands, methods, timing
 from common.config import Parser, help_formatter
 from common.errors import UserError
 from common.record import write_json
@@ -172,21 +172,15 @@ def carried_out(flags: list[str], folder: Path) -> bool:
 
 
 def _run(flags: list[str], folder: Path) -> None:
-    idle, began = _status("VmRSS"), time.process_time()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    idle, began = timing.resident("VmRSS"), time.process_time()
+    timing.reset_peak()
     with contextlib.redirect_stdout(io.StringIO()):
         code = commands.main(SESSION, "swap", flags)
     if code == 0:
-        extra, used = _status("VmHWM") - idle, time.process_time() - began
-        write_json(folder / "cost.json", {"extra_mib": round(extra / 1024, 1), "cpu_seconds": round(used, 1)})
+        extra, used = timing.resident() - idle, time.process_time() - began
+        write_json(folder / "cost.json", {"extra_mib": round(extra / 2**20, 1), "cpu_seconds": round(used, 1)})
     else:
         print(f"{folder}: exit code {code}", file=sys.stderr)
-
-
-def _status(name: str) -> int:
-    """A line of /proc/self/status, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
-from common.streams import Draw, Stream
+from common.knobs import Checked, knob
+from common.streams import Draw, Stream, load_batches
 from ks_detection import gallery, transforms
 from ks_detection.boxes import xyxy_to_cxcywh
 from ks_detection.checkpoints.export import export_official
@@ -35,38 +37,39 @@ ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o
 
 
 @dataclass
-class ImageConfig:
+class ImageConfig(Checked):
     """Pictures: which objects count, sizes and augmentation."""
 
-    mixed: str = field(
-        default="ignore",
-        metadata={"help": "what becomes of objects of other groups in a picture: left out of the loss, treated as "
-                          "background (published), or the picture is not used", "choices": list(RULES)},
-    )  # fmt: skip
-    forget_part: str = field(
-        default="all",
-        metadata={"help": "with --no-bound-per-item: reverse the whole loss (Knowledge Swapping) or only its class part, "
-                          "boxes being trained as usual (CL-DETR)", "choices": ["all", "class"]},
-    )  # fmt: skip
-    augment: bool = field(default=True, metadata={"help": "DETR's random sizes and crops while training"})
-    flip: bool = field(default=True, metadata={"help": "mirror images are part of the augmentation (not for digits)"})
-    sizes: str = field(default="480-800:32", metadata={"help": "shorter sides to train with: from-to:step, or a list"})
-    longest: int = field(default=1333, metadata={"help": "longest side allowed, pixels"})
-    before_crop: str = field(default="400,500,600", metadata={"help": "shorter sides before a random crop, pixels"})
-    crop: str = field(default="384,600", metadata={"help": "smallest and largest side of a random crop, pixels"})
-    test_size: int = field(default=800, metadata={"help": "shorter side when scoring, pixels"})
-    eval_batch: int = field(default=8, metadata={"help": "pictures per batch when scoring, grouped by aspect ratio"})
-    keep_decoded: int = field(default=512, metadata={"help": "megabytes of decoded pictures kept in memory"})
-    learn_fraction: float = field(default=1.0, metadata={"help": "share of training pictures that a learn phase uses"})
-    forget_fraction: float = field(default=1.0, metadata={"help": "the same for classes to be forgotten"})
-    retain_fraction: float = field(default=1.0, metadata={"help": "the same for all other classes"})
-    cache_features: str = field(
-        default="", metadata={"help": "folder in which the frozen backbone's maps are kept; needs --no-augment"}
+    mixed: str = knob(
+        "ignore",
+        "what becomes of objects of other groups in an image: left out of the loss, treated as background (published), "
+        "or the image is not used",
+        RULES,
     )
-    cache_gb: float = field(default=4.0, metadata={"help": "size limit of that folder, gigabytes"})
-    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
+    forget_part: str = knob(
+        "all",
+        "with --no-bound-per-item: reverse the whole loss (Knowledge Swapping) or only its class part, boxes being "
+        "trained as usual (CL-DETR)",
+        ["all", "class"],
+    )
+    augment: bool = knob(True, "DETR's random sizes and crops while training")
+    flip: bool = knob(True, "mirror images are part of the augmentation (not for digits)")
+    sizes: str = knob("480-800:32", "shorter sides to train with: from-to:step, or a list")
+    longest: int = knob(1333, "longest side allowed, pixels", least=1)
+    before_crop: str = knob("400,500,600", "shorter sides before a random crop, pixels")
+    crop: str = knob("384,600", "smallest and largest side of a random crop, pixels")
+    test_size: int = knob(800, "shorter side when scoring, pixels", least=1)
+    eval_batch: int = knob(8, "pictures per batch when scoring, grouped by aspect ratio", least=1)
+    keep_decoded: int = knob(512, "megabytes of decoded pictures kept in memory", least=0)
+    learn_fraction: float = knob(1.0, "share of training pictures that a learn phase uses", above=0, most=1)
+    forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
+    retain_fraction: float = knob(1.0, "the same for all other classes", above=0, most=1)
+    cache_features: str = knob("", "folder in which the frozen backbone's maps are kept; needs --no-augment")
+    cache_gb: float = knob(4.0, "size limit of that folder, gigabytes", least=0)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cache_features and self.augment:
             raise UserError("--cache-features needs --no-augment: features of an augmented picture never come again.")
 
@@ -219,19 +222,7 @@ class DetectionDomain(Domain):
             size = self.config.eval_batch
             chunks = [[Draw(i, None) for i in share[k : k + size]] for k in range(0, len(share), size)]
             return (self._batch(chunk, wanted, train) for chunk in chunks)
-        batches = ([Draw(indices[d.index], d.seed) for d in batch] for batch in stream.batches(len(indices)))
-        if self.config.workers == 0:
-            return (self._batch(batch, wanted, train) for batch in batches)
-        return self._in_workers(batches, wanted)
-
-    def _in_workers(self, batches: Iterator[list[Draw]], wanted: frozenset[str]) -> Iterable[Scenes]:
-        from torch.utils.data import DataLoader
-
-        from ks_detection.workers import Drawn
-
-        return DataLoader(
-            Drawn(self, wanted), batch_sampler=batches, num_workers=self.config.workers, collate_fn=collate
-        )
+        return load_batches(stream, indices, partial(self._batch, wanted=wanted, train=True), self.config.workers)
 
     def _picture(self, index: int, train: bool) -> Picture:
         return self.pictures["train" if train else "test"][index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from common.errors import UserError
+from common.knobs import Checked, knob
 from common.session import Answer
 from ks_detection import gallery, transforms
 from ks_detection.data.records import Picture
@@ -19,14 +20,10 @@ from ks_detection.dino.postprocess import post_process
 
 
 @dataclass
-class PredictConfig:
+class PredictConfig(Checked):
     """Detections."""
 
-    threshold: float = field(default=gallery.THRESHOLD, metadata={"help": "smallest score shown, 0..1"})
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"`--threshold` must be in 0..1, got {self.threshold}.")
+    threshold: float = knob(gallery.THRESHOLD, "smallest score shown", least=0, most=1)
 
 
 def answers(

@@ -1,32 +1,28 @@
 """Times the operator against grid_sample, counts the bytes it must move, and weighs them against this machine's memory."""
 
-import argparse
-import json
-import os
-import platform
 import sys
-import time
-from pathlib import Path
+from functools import partial
+from itertools import product
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from ms_deform_attn import ms_deform_attn, use_backend
 from ms_deform_attn.reference import sum_of_samples
 
+from common import timing
+from common.cli import main
+
 HEADS, CHANNELS, POINTS = 8, 32, 4
 DINO = ((100, 167), (50, 84), (25, 42), (13, 21))
-CASES = {  # name: (levels, queries or None for one per token, aimed at: forward, backward)
-    "DINO encoder": (DINO, None, 28, 15),
-    "DINO decoder": (DINO, 900, 6, None),
-    "Mask2Former 640 px": (((80, 80), (40, 40), (20, 20)), None, 20, None),
+CASES = {  # name: levels, queries or None for one per token
+    "DINO encoder": (DINO, None),
+    "DINO decoder": (DINO, 900),
+    "Mask2Former 640 px": (((80, 80), (40, 40), (20, 20)), None),
 }
 LINE = 64  # bytes moved at least for any read
 
 
-def inputs(sizes, queries, near, dtype=torch.float32, device="cpu"):
-    """Operator inputs; samples within a few pixels of their query (`near`), as in a model, or anywhere."""
+def inputs(sizes, queries, near, dtype, device):
+    """Operator inputs, only the value in `dtype`, as under autocast; samples within a few pixels of their query (`near`), as in a model, or anywhere."""
     generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in sizes)
     starts = [sum(h * w for h, w in sizes[:level]) for level in range(len(sizes))]
@@ -42,24 +38,7 @@ def inputs(sizes, queries, near, dtype=torch.float32, device="cpu"):
         locations = centres.view(1, -1, 1, 1, 1, 2) + 2 * pixels * torch.randn(*shape, 2, generator=generator)
     else:
         locations = torch.rand(*shape, 2, generator=generator)
-    tensors = [x.to(device, dtype) for x in (value, locations, weights)]
-    return tensors[0], torch.tensor(sizes), torch.tensor(starts), *tensors[1:]
-
-
-def timed(function, seconds=1.0, least=5):
-    """Median and fastest of at least `least` calls, in ms."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    function()
-    times = []
-    begin = time.perf_counter()
-    while len(times) < least or time.perf_counter() - begin < seconds:
-        synchronize()
-        start = time.perf_counter()
-        kept = function()
-        synchronize()
-        times.append(1e3 * (time.perf_counter() - start))
-        del kept
-    return sorted(times)[len(times) // 2], min(times)
+    return value.to(device, dtype), torch.tensor(sizes), torch.tensor(starts), locations.to(device), weights.to(device)
 
 
 def kept_bytes(function, leaves):
@@ -72,33 +51,28 @@ def kept_bytes(function, leaves):
     return sum(x.untyped_storage().nbytes() for x in kept.values() if x.is_floating_point())
 
 
-def measure(data, seconds):
-    """{way: {forward, backward (ms, median), fastest of both, kept (bytes)}} for the operator and grid_sample."""
+def measure(data, options):
+    """{way: {forward, backward (seconds, medians), kept (bytes)}} for the operator and grid_sample."""
     value, sizes, starts, locations, weights = data
     size_list, start_list = [tuple(x) for x in sizes.tolist()], starts.tolist()
     ways = {
         "op": lambda v, l, w: ms_deform_attn(v, sizes, starts, l, w),
-        "grid_sample": lambda v, l, w: sum_of_samples(v, size_list, start_list, l, w),
+        "grid_sample": lambda v, l, w: sum_of_samples(v.to(l.dtype), size_list, start_list, l, w),
     }
+    leaves = [x.detach().requires_grad_() for x in (value, locations, weights)]
     results = {}
-    for name, run in ways.items():
-        with torch.no_grad():
-            forward = timed(lambda run=run: run(value, locations, weights), seconds)
-        leaves = [x.detach().requires_grad_() for x in (value, locations, weights)]
-        out = run(*leaves)
-        grad = torch.ones_like(out)
-        backward = timed(
-            lambda out=out, leaves=leaves, grad=grad: torch.autograd.grad(out, leaves, grad, retain_graph=True), seconds
-        )
-        del out
-        results[name] = {
-            "forward_ms": round(forward[0], 3),
-            "backward_ms": round(backward[0], 3),
-            "forward_fastest_ms": round(forward[1], 3),
-            "backward_fastest_ms": round(backward[1], 3),
-            "kept_bytes": kept_bytes(run, leaves),
-        }
+    for name, function in ways.items():
+        timed = timing.measure({name: partial(step, function, leaves)}, options)[name]
+        results[name] = {**timed.medians(), "kept_bytes": kept_bytes(function, leaves)}
     return results
+
+
+def step(function, leaves, watch):
+    """One forward and one backward pass."""
+    out = function(*leaves)
+    watch.lap("forward")
+    torch.autograd.grad(out, leaves, torch.ones_like(out))
+    watch.lap("backward")
 
 
 def bytes_moved(data):
@@ -120,81 +94,54 @@ def copy_bandwidth(megabytes):
     source = torch.rand(int(megabytes * 2**18))
     target = torch.empty_like(source)
     repeats = max(1, int(64 / megabytes))
+    return (
+        2
+        * repeats
+        * source.nbytes
+        / timing.fastest(lambda: [target.copy_(source) for _ in range(repeats)], "wall")
+        / 1e9
+    )
 
-    def copy():
-        for _ in range(repeats):
-            target.copy_(source)
 
-    return 2 * repeats * source.numel() * 4 / timed(copy, 0.5)[1] / 1e6
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each measurement")
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+def run(argv):
+    parser = timing.make_parser(__doc__, steps=10, warm_up=1)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    print(f"{machine(options.device)}, torch {torch.__version__}, {options.threads} threads")
-    record = {"machine": machine(options.device), "torch": torch.__version__, "threads": options.threads, "rows": []}
-    if options.device == "cpu":
+    on_cpu = options.device == "cpu"
+    machine = torch.backends.cpu.get_cpu_capability() if on_cpu else torch.cuda.get_device_name()
+    print(f"{machine}, torch {torch.__version__}, {options.threads} threads")
+    record = {"machine": machine, "rows": []}
+    if on_cpu:
         record["copy_gb_per_s"] = {f"{size:g} MB": round(copy_bandwidth(size), 1) for size in (256, 4, 0.25)}
         print("copy, GB/s read + written: " + ", ".join(f"{k} {v}" for k, v in record["copy_gb_per_s"].items()))
     with use_backend("compiled"):
-        for name, (sizes, queries, *aims) in CASES.items():
-            for near in (False, True):
-                dtypes = [torch.float32] if options.device == "cpu" else [torch.float32, torch.bfloat16]
-                for dtype in dtypes:
-                    data = inputs(sizes, queries, near, dtype, options.device)
-                    row = {"case": name, "samples": "near" if near else "anywhere", "dtype": str(dtype)}
-                    row |= measure(data, options.seconds)
-                    row["compulsory_bytes"], row["corner_bytes"] = bytes_moved(data)
-                    record["rows"].append(row)
-                    show(row, aims, record.get("copy_gb_per_s"))
-        if options.device == "cpu":
-            half(record, options.seconds)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        temporary = options.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, options.json)
+        for name, near, dtype in product(CASES, (False, True), (torch.float32, torch.bfloat16)):
+            data = inputs(*CASES[name], near, dtype, options.device)
+            row = {"case": name, "samples": "near" if near else "anywhere", "dtype": str(dtype)}
+            row |= measure(data, options)
+            row["compulsory_bytes"], row["corner_bytes"] = bytes_moved(data)
+            record["rows"].append(row)
+            show(row, record.get("copy_gb_per_s"))
+    timing.save(options, {options.device: record})
 
 
-def machine(device):
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    cpu = Path("/proc/cpuinfo")
-    names = [x.split(":")[1].strip() for x in cpu.read_text().splitlines() if "model name" in x] if cpu.exists() else []
-    return (names or [platform.processor() or platform.machine()])[0]
-
-
-def show(row, aims, bandwidth):
+def show(row, bandwidth):
     op, plain = row["op"], row["grid_sample"]
     print(f"\n{row['case']}, samples {row['samples']}, {row['dtype'].removeprefix('torch.')}")
-    for way, aim in zip(("forward", "backward"), aims, strict=True):
-        times = plain[f"{way}_ms"] / op[f"{way}_ms"]
-        wanted = f" (aim {aim}x)" if aim else ""
-        print(f"  {way:9} {op[way + '_ms']:8.2f} ms   grid_sample {plain[way + '_ms']:8.1f} ms   {times:5.1f}x{wanted}")
+    for way in ("forward", "backward"):
+        ours, theirs = 1e3 * op[way], 1e3 * plain[way]
+        print(f"  {way:9} {ours:8.2f} ms   grid_sample {theirs:8.1f} ms   {theirs / ours:5.1f}x")
     print(f"  kept for backward {op['kept_bytes'] / 1e6:.0f} MB   grid_sample {plain['kept_bytes'] / 1e6:.0f} MB")
     if bandwidth:
-        memory = row["compulsory_bytes"] / 1e6 / bandwidth["256 MB"]
-        rate = row["corner_bytes"] / 1e6 / op["forward_ms"]
+        least, read = row["compulsory_bytes"] / 1e9, row["corner_bytes"] / 1e9  # GB
+        seconds, rate = least / bandwidth["256 MB"], read / op["forward"]
         print(
-            f"  forward must move {row['compulsory_bytes'] / 1e6:.0f} MB: {memory:.1f} ms at copy speed; its samples "
-            f"read {row['corner_bytes'] / 1e6:.0f} MB, at {rate:.0f} GB/s, out of the caches"
+            f"  forward must move {1e3 * least:.0f} MB: {1e3 * seconds:.1f} ms at copy speed, "
+            f"{seconds / op['forward']:.0%} of the limit"
         )
-
-
-def half(record, seconds):
-    """The encoder with bfloat16 values beside float32 coordinates, as autocast gives them."""
-    value, *rest = inputs(DINO, None, False)
-    value = value.bfloat16()
-    with torch.no_grad():
-        median, _ = timed(lambda: ms_deform_attn(value, *rest), seconds)
-    record["encoder_bfloat16_forward_ms"] = round(median, 3)
-    print(f"\nDINO encoder, samples anywhere, bfloat16 value: forward {median:.2f} ms")
+        print(f"  its samples read {1e3 * read:.0f} MB, at {rate:.0f} GB/s, out of the caches")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(run))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from common.backbones.mobilenet import WIDTHS, MobileNet
 from common.errors import UserError
 from common.layers import fast, use_fast_linears
 from ks_segmentation.config import Config, load_config
@@ -172,8 +173,6 @@ def _backbone_config(config: Config) -> Any:
     depths, kind = RESNET_DEPTHS[resnet.DEPTH]
     widths = [resnet.RES2_OUT_CHANNELS * 2**i for i in range(4)]
     if config.MODEL.BACKBONE.NAME == "mobilenet_v2":  # a stand-in of the same widths, replaced afterwards
-        from ks_segmentation.mobilenet import WIDTHS
-
         depths, kind, widths = (1, 1, 1, 1), "basic", list(WIDTHS)
     return ResNetConfig(
         embedding_size=resnet.STEM_OUT_CHANNELS,
@@ -189,9 +188,7 @@ def _finish_backbone(pixel_level: nn.Module, config: Config) -> None:
     """Makes the backbone what the config says where transformers has no switch for it."""
     backbone = pixel_level.encoder
     if config.MODEL.BACKBONE.NAME == "mobilenet_v2":
-        from ks_segmentation.mobilenet import MobileNetFeatures
-
-        pixel_level.encoder = MobileNetFeatures()
+        pixel_level.encoder = MobileNet()
     elif config.MODEL.BACKBONE.NAME == "D2SwinTransformer":
         if hasattr(backbone, "swin"):
             backbone.swin.layernorm = nn.Identity()  # its output is used by nothing

@@ -44,7 +44,7 @@ class Config(dict):
 def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] = ()) -> Config:
     """The settings of `config_file` with `overrides`, ("MODEL.WEIGHTS", "x.pth", "SOLVER.BASE_LR", 1e-4, ...).
 
-    Keys that are known to detectron2 and read by nothing here are accepted; `launch.tell_unused` lists them.
+    Keys that are known to detectron2 and read by nothing here are accepted; `config_words.tell_unused` lists them.
 
     Raises:
         UserError: a key that does not exist (with the nearest that does), a value of another type, an odd
@@ -57,15 +57,20 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
             raise UserError(f"`--config-file` must be a .yaml file, got {config_file}.")
         for key, value in _flat(read_yaml(config_file), tree):
             _put(tree, key, value, changed, str(config_file))
-    if len(overrides) % 2:
-        raise UserError(
-            f"overrides come in pairs `KEY value`; {overrides[-1]!r} has no partner (write `KEY value`, not KEY=value)."
-        )
-    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+    for key, value in in_pairs(overrides):
         _put(tree, str(key), value, changed, "the command line")
     config = _node(tree)
     vars(config)["given"] = tuple(dict.fromkeys(changed))
     return config
+
+
+def in_pairs(words: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """(KEY, value) of words in turn. Raises UserError when the last key has no value."""
+    if len(words) % 2:
+        raise UserError(
+            f"overrides come in pairs `KEY value`; {words[-1]!r} has no partner (write `KEY value`, not KEY=value)."
+        )
+    return list(zip(words[::2], words[1::2], strict=True))
 
 
 def _node(tree: dict[str, Any]) -> Config:

@@ -13,6 +13,7 @@ from ks_segmentation import layouts
 from ks_segmentation.layouts import MaskItem, MaskSet
 from ks_segmentation.masks import IGNORE
 from ks_segmentation.pictures import colour
+from ks_segmentation.scan import mask_file
 
 
 def entries(items: Sequence[MaskItem], cache: str | Path) -> list[dict[str, Any]]:
@@ -31,9 +32,9 @@ def entries(items: Sequence[MaskItem], cache: str | Path) -> list[dict[str, Any]
     Path(cache).mkdir(parents=True, exist_ok=True)
     found = []
     for item in items:
-        if isinstance(item.image, np.ndarray):
-            raise UserError("detectron2 reads files; these pictures are made in memory.")
-        mask = Path(item.mask)
+        mask = mask_file(item)
+        if mask is None:
+            raise UserError("detectron2 reads files; these images are made in memory.")
         if any(i != c for i, c in item.table.index.items() if c != IGNORE):
             mask = Path(cache) / f"{item.name.replace('/', '_')}.png"
             if not mask.is_file():

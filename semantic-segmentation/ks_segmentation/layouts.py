@@ -1,4 +1,14 @@
-"""The folder layouts that segmentation data comes in, each as a `MaskSet`."""
+"""The folder layouts that segmentation data comes in, each as a `MaskSet`.
+
+Our own layout, `folder`: images/ and annotations/, each with training/ and validation/ (or train/, val/, test/), or
+flat. The mask of images/NAME.jpg is annotations/NAME.png and holds one class id per pixel. classes.json names the ids:
+
+    {"classes": ["road", "car"], "ignore_index": 255, "splits": {"val": ["NAME", ...]}}
+
+`classes` is a list in the order of the ids, or a table {"0": "road", ...}; its entries may be tables with a `name`. The
+whole file may also be just that list. `ignore_index` (255) is the id of pixels without a class. `splits` names the test
+images of a flat folder; without it every fifth image is one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +24,13 @@ from common.errors import UserError
 from ks_segmentation import class_lists, masks
 from ks_segmentation.masks import IGNORE, Table
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": ("training", "train"), "test": ("validation", "val", "test", "valid")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskItem:
-    """One picture and its mask.
+    """One image and its mask.
 
     image, mask: files; or arrays already in memory, [H, W, 3] uint8 and [H, W] class indices.
     table: how to read the mask file.
@@ -30,7 +41,7 @@ class MaskItem:
     mask: Path | np.ndarray
     table: Table | None = None
 
-    def picture(self) -> np.ndarray:
+    def pixels(self) -> np.ndarray:
         """[H, W, 3] uint8 RGB."""
         return self.image if isinstance(self.image, np.ndarray) else masks.read_image(self.image)
 
@@ -38,14 +49,69 @@ class MaskItem:
         """[H, W] class indices, IGNORE where there is none."""
         return self.mask if isinstance(self.mask, np.ndarray) else masks.read_ids(self.mask, self.table)
 
+    def pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both."""
+        return self.pixels(), self.ids()
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetItem:
+    """Item `index` of a torch Dataset of (image, mask), see `from_datasets`; reads like a `MaskItem`."""
+
+    name: str
+    dataset: Any
+    index: int
+    table: Table
+
+    def pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """[H, W, 3] uint8 RGB and [H, W] class indices, of one call of the Dataset."""
+        image, mask = self.dataset[self.index]
+        ids = np.asarray(mask)
+        if ids.dtype.kind not in "iub":
+            raise UserError(f"mask {self.name} holds {ids.dtype} values; a mask holds whole numbers, 255 for no class.")
+        return masks.rgb(image), self.table.apply(ids, self.name)
+
+    def pixels(self) -> np.ndarray:
+        """[H, W, 3] uint8 RGB."""
+        return self.pair()[0]
+
+    def ids(self) -> np.ndarray:
+        """[H, W] class indices, IGNORE where there is none."""
+        return self.pair()[1]
+
 
 @dataclass(frozen=True)
 class MaskSet:
-    """Training and test pictures and the names of the classes in their masks."""
+    """Training and test images and the names of the classes in their masks."""
 
     classes: tuple[str, ...]
-    train: list[MaskItem] = field(default_factory=list)
-    test: list[MaskItem] = field(default_factory=list)
+    train: list[MaskItem | DatasetItem] = field(default_factory=list)
+    test: list[MaskItem | DatasetItem] = field(default_factory=list)
+
+
+def from_datasets(data: Any, names: Sequence[str]) -> MaskSet:
+    """The set of (train, test), two torch Datasets of (image, mask [H, W] of class ids, 255 for no class).
+
+    Images are PIL pictures, uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8, or float in 0..1). An index gives the
+    same pair at every call: augmentation is done here.
+
+    Args:
+        names: of the ids, in order; by default the Datasets' own `classes`.
+
+    Raises:
+        UserError: no pair, or no names.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise UserError(f"`data` is a path or a pair (train, test) of Datasets, got {type(data).__name__}.")
+    classes = tuple(names or getattr(data[0], "classes", ()))
+    if not classes:
+        raise UserError("the ids of the masks have no names; name them, in order, with data_classes=[...].")
+    table = masks.plain(len(classes))
+    train, test = (
+        [DatasetItem(f"{part}_{i:06d}", one, i, table) for i in range(len(one))]
+        for part, one in zip(("train", "test"), data, strict=True)
+    )
+    return MaskSet(classes, train, test)
 
 
 def load(text: str, names: Sequence[str] = ()) -> MaskSet:
@@ -55,15 +121,17 @@ def load(text: str, names: Sequence[str] = ()) -> MaskSet:
         names: class names in the order of their ids, for layouts that do not state them.
 
     Raises:
-        UserError: unknown kind, missing folders, a picture without a mask.
+        UserError: unknown kind, missing folders, an image without a mask, names for a layout that has its own.
     """
-    if text in ("digits", "digits:"):
-        from ks_segmentation.digits import digit_scenes
+    kind, colon, folder = text.partition(":")
+    if not colon and text != "digits":
+        kind, folder = "folder", text
+    if names and kind not in NAMELESS:
+        raise UserError(f"`--data-classes`: {kind} data names its classes itself.")
+    if kind == "digits":
+        from ks_segmentation.digits import digit_scenes  # imports this module
 
         return digit_scenes()
-    kind, colon, folder = text.partition(":")
-    if not colon:
-        kind, folder = "folder", text
     if kind not in LAYOUTS:
         raise UserError(f"unknown kind of data {kind!r}; there are: {', '.join([*LAYOUTS, 'digits'])} (KIND:FOLDER).")
     root = Path(folder).expanduser()
@@ -71,24 +139,24 @@ def load(text: str, names: Sequence[str] = ()) -> MaskSet:
         raise UserError(f"there is no folder {root}.")
     found = LAYOUTS[kind](root, tuple(names))
     if not found.train and not found.test:
-        raise UserError(f"{root} holds no pictures in the {kind} layout; see semantic-segmentation/README.md.")
+        raise UserError(f"{root} holds no images in the {kind} layout; see semantic-segmentation/README.md.")
     return found
 
 
-def pictures(folder: Path) -> list[Path]:
-    """The picture files in a folder, by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder.is_dir() else []
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder, by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
 
 
 def pairs(
     images: Path, annotations: Path, table: Table, rename: Callable[[str], str] = lambda stem: stem + ".png"
 ) -> list[MaskItem]:
-    """Every picture of a folder with its mask in the other. Raises UserError where one is missing."""
+    """Every image of a folder with its mask in the other. Raises UserError where one is missing."""
     items = []
-    for image in pictures(images):
+    for image in images_in(images):
         mask = annotations / rename(image.stem)
         if not mask.is_file():
-            raise UserError(f"picture {image} has no mask {mask}.")
+            raise UserError(f"image {image} has no mask {mask}.")
         items.append(MaskItem(f"{images.name}/{image.name}", image, mask, table))
     return items
 
@@ -98,29 +166,38 @@ def _first(root: Path, names: Sequence[str]) -> Path:
     return next((root / name for name in names if (root / name).is_dir()), root / names[0])
 
 
-def _listed(root: Path, names: Sequence[str]) -> tuple[tuple[str, ...], int]:
-    """(class names, ignored id) from --class-names or classes.json. Raises UserError without either."""
+def _listing(root: Path) -> dict[str, Any]:
+    """classes.json as a table with `classes` and, where they are stated, `ignore_index` and `splits`; {} without it.
+
+    Raises:
+        UserError: it is of another form.
+    """
     path = root / "classes.json"
-    ignore = 255
-    if path.is_file():
-        try:
-            data = json.loads(path.read_text())
-        except ValueError:
-            raise UserError(f"{path} is not valid JSON.") from None
-        listed = data.get("classes", []) if isinstance(data, dict) else data
-        ignore = int(data.get("ignore_index", 255)) if isinstance(data, dict) else 255
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+        table = data if isinstance(data, dict) else {"classes": data}
+        listed = table["classes"]
         if isinstance(listed, dict):
             listed = [listed[key] for key in sorted(listed, key=int)]
-        names = names or [c["name"] if isinstance(c, dict) else str(c) for c in listed]
-    if not names:
-        raise UserError(f"the classes of {root} have no names; write classes.json there or give --class-names.")
-    return tuple(names), ignore
+        names = [entry["name"] if isinstance(entry, dict) else entry for entry in listed]
+        test = [name for key in SPLITS["test"] for name in table.get("splits", {}).get(key, [])]
+        if not all(isinstance(name, str) for name in [*names, *test]) or isinstance(listed, str):
+            raise TypeError
+        return {"classes": names, "ignore": int(table.get("ignore_index", IGNORE)), "test": test}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(
+            f'{path} must be {{"classes": ["road", "car"], "ignore_index": 255}}, or just the list of names.'
+        ) from None
 
 
 def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
-    """images/ and annotations/, each with training/ and validation/ (or train/, val/, test/), or flat with
-    `splits` in classes.json; masks hold indices of the class list, or `ignore_index`."""
-    listed, ignore = _listed(root, names)
+    """Our own layout; see above."""
+    listing = _listing(root)
+    listed, ignore = names or tuple(listing.get("classes", ())), listing.get("ignore", IGNORE)
+    if not listed:
+        raise UserError(f"the classes of {root} have no names; write classes.json there or give --data-classes.")
     classes = tuple(c for i, c in enumerate(listed) if i != ignore)
     ids = [i for i in range(len(listed)) if i != ignore]
     table = Table({i: n for n, i in enumerate(ids)} | {ignore: IGNORE, 255: IGNORE})
@@ -128,22 +205,14 @@ def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
     for split, options in SPLITS.items():
         images = _first(root / "images", options)
         found[split] = pairs(images, root / "annotations" / images.name, table)
-    return MaskSet(classes, **found) if found["train"] or found["test"] else _flat(root, classes, table)
-
-
-def _flat(root: Path, classes: tuple[str, ...], table: Table) -> MaskSet:
+    if found["train"] or found["test"]:
+        return MaskSet(classes, **found)
     items = pairs(root / "images", root / "annotations", table)
-    path = root / "classes.json"
-    splits = json.loads(path.read_text()).get("splits", {}) if path.is_file() else {}
-    test = {Path(n).stem for key in SPLITS["test"] for n in splits.get(key, [])}
-    if not test:  # every fifth picture
-        test = {Path(item.name).stem for item in items[4::5]}
-    chosen = [Path(item.name).stem in test for item in items]
-    return MaskSet(
-        classes,
-        [i for i, t in zip(items, chosen, strict=True) if not t],
-        [i for i, t in zip(items, chosen, strict=True) if t],
-    )
+    test = {Path(name).stem for name in listing.get("test") or [item.name for item in items[4::5]]}
+    parts: dict[bool, list[MaskItem]] = {True: [], False: []}
+    for item in items:
+        parts[Path(item.name).stem in test].append(item)
+    return MaskSet(classes, parts[False], parts[True])
 
 
 def ade20k(root: Path, names: tuple[str, ...]) -> MaskSet:
@@ -214,7 +283,7 @@ def cityscapes(root: Path, names: tuple[str, ...]) -> MaskSet:
                     items.append(MaskItem(stem, image, mask, table))
                     break
             else:
-                raise UserError(f"picture {image} has no mask {mask}.")
+                raise UserError(f"image {image} has no mask {mask}.")
         return items
 
     return MaskSet(class_lists.CITYSCAPES, read("train"), read("val"))
@@ -244,7 +313,7 @@ def pet(root: Path, names: tuple[str, ...]) -> MaskSet:
 
 def deepglobe(root: Path, names: tuple[str, ...]) -> MaskSet:
     """train/ and test/ (or valid/) of X_sat.jpg with X_mask.png in the published colours; without test masks
-    every tenth picture is a test picture."""
+    every tenth image is a test image."""
     codes = masks.colours(class_lists.DEEPGLOBE_COLOURS, [(0, 0, 0)])
     table = Table(codes.index, masks.pure_rgb_codes)
 
@@ -266,6 +335,7 @@ LAYOUTS: dict[str, Callable[[Path, tuple[str, ...]], MaskSet]] = {
     "folder": folder, "ade20k": ade20k, "voc": voc, "coco": coco, "cityscapes": cityscapes, "pet": pet,
     "deepglobe": deepglobe,
 }  # fmt: skip
+NAMELESS = ("folder", "ade20k", "pet")  # kinds whose ids can be named by --data-classes
 
 
 def published(learn: str, forget: str, retain: str, name: str, base: Sequence[str]) -> MaskSet:

@@ -8,10 +8,20 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from common.errors import UserError
 
 IGNORE = 255  # no class, in our arrays whatever a file uses
+
+
+class UnknownId(UserError):
+    """A mask holds an `id` that is not in the class list."""
+
+    def __init__(self, message: str, id: int) -> None:
+        super().__init__(message)
+        self.id = id
 
 
 @dataclass(frozen=True)
@@ -25,16 +35,17 @@ class Table:
     index: Mapping[int, int]
     read: Callable[[Image.Image], np.ndarray] = field(default=np.asarray)
 
-    def apply(self, ids: np.ndarray, path: Path) -> np.ndarray:
-        """[H, W] uint8 or int16 class indices. Raises UserError for an id outside the table."""
+    def apply(self, ids: np.ndarray, path: Path | str) -> np.ndarray:
+        """[H, W] int16 class indices. Raises UnknownId for an id outside the table, UserError for more channels."""
         if ids.ndim != 2:
             raise UserError(f"mask {path} has {ids.shape[-1]} channels; a mask holds one class id per pixel.")
         present, inverse = np.unique(ids, return_inverse=True)
         unknown = [int(i) for i in present if int(i) not in self.index]
         if unknown:
-            raise UserError(
+            raise UnknownId(
                 f"mask {path} holds the id {unknown[0]}, which is not in the class list (ids {_ranges(self.index)}); "
-                "mend the mask or give its class list with --class-names."
+                "mend the mask, or name all ids in classes.json or --data-classes and the void one as ignore_index.",
+                unknown[0],
             )
         return np.array([self.index[int(i)] for i in present], dtype=np.int16)[inverse].reshape(ids.shape)
 
@@ -79,8 +90,15 @@ def pure_rgb_codes(image: Image.Image) -> np.ndarray:
     return rgb @ np.array([1, 256, 65536])
 
 
+def rgb(image: Image.Image | np.ndarray | Tensor) -> np.ndarray:
+    """[H, W, 3] uint8 of a PIL picture, an array [H, W, 3], or a tensor [3, H, W] (uint8, or float in 0..1)."""
+    if isinstance(image, Tensor):
+        image = to_pil_image(image)
+    return np.array((Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB"))
+
+
 def read_image(path: Path) -> np.ndarray:
-    """[H, W, 3] uint8 RGB. Raises UserError for a file that is no readable picture."""
+    """[H, W, 3] uint8 RGB. Raises UserError for a file that is no readable image."""
     try:
         with Image.open(path) as image:
             return np.array(image.convert("RGB"))
@@ -105,9 +123,9 @@ def read_ids(path: Path, table: Table) -> np.ndarray:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """(height, width) of a picture, from its header."""
+    """(height, width) of an image, from its header."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
     except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({type(error).__name__}).") from None
+        raise UserError(f"{path} cannot be read as an image ({type(error).__name__}).") from None

@@ -44,7 +44,8 @@ class Mask2Former(nn.Module):
             mask_embeddings: [L, B, Q, C] and mask_features: [B, C, H / 4, W / 4]; their product is the masks.
         """
         model = self.network.model
-        features = list(model.pixel_level_module.encoder(images).feature_maps)
+        maps = model.pixel_level_module.encoder(images)
+        features = maps if isinstance(maps, list) else list(maps.feature_maps)  # of transformers' backbones
         pixels = pixel_features(model.pixel_level_module.decoder, features)
         decoded = decode(model.transformer_module, pixels)
         logits = self.network.class_predictor(decoded.states)

@@ -44,6 +44,13 @@ def painted(picture: np.ndarray, ids: np.ndarray, opacity: float = 0.6) -> np.nd
     return result.astype(np.uint8)
 
 
+def segment_pixels(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
+    """[H, W] class ids of an image [H, W, 3] uint8 RGB, of any size."""
+    view = scoring_view(torch.from_numpy(pixels).permute(2, 0, 1), model.config.INPUT)
+    image = model.normalise(view[None].to(model.pixel_mean.device))
+    return model.segment(image, [pixels.shape[:2]])[0].cpu().numpy()
+
+
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
     """PNG bytes of pictures of one size in a row, each with a title above it."""
     height, width = panels[0].shape[:2]
@@ -78,12 +85,9 @@ def _shown(domain: SegmentationDomain, model: nn.Module, known: Known) -> Galler
     names = domain.classes.names
     everything = [names[row] for row in sorted(domain.wanted)]
     truth = domain.labels_of(known, everything, IGNORE)
-    picture = known.item.picture()
-    view = scoring_view(torch.from_numpy(picture).permute(2, 0, 1), domain.base.config.INPUT)
-    device = next(model.parameters()).device
-    image = model.normalise(view[None].to(device))
-    answer = model.segment(image, [truth.shape])[0].cpu().numpy()
-    sheet = side_by_side([picture, painted(picture, truth), painted(picture, answer)], ["picture", "truth", "answer"])
+    pixels = known.item.pixels()
+    answer = segment_pixels(model, pixels)
+    sheet = side_by_side([pixels, painted(pixels, truth), painted(pixels, answer)], ["image", "truth", "answer"])
     return GalleryItem(known.item.name, sheet, _named(truth, names), _named(answer, names, truth), None)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from common import weights
 from common.errors import UserError
 
+WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
+
 
 def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """Name -> tensor of a detectron2 `.pth` or `.pkl`, a `.safetensors` file, a Hugging Face folder or a mapping.
@@ -26,7 +28,7 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _read_folder(path: Path) -> Mapping[str, Any]:
     """The weights of a Hugging Face folder, in one file or in several named by an index."""
-    index = path / "model.safetensors.index.json"
+    index = path / WEIGHT_FILES[0]
     if index.is_file():
         state: dict[str, Any] = {}
         for name in _listed(index):
@@ -34,7 +36,7 @@ def _read_folder(path: Path) -> Mapping[str, Any]:
                 raise UserError(f"{index} names {name!r}, which does not lie beside it.")
             state |= weights.read_file(path / name)
         return state
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in WEIGHT_FILES[1:]:
         if (path / name).is_file():
             return weights.read_file(path / name)
     raise UserError(f"folder {path} holds neither model.safetensors nor pytorch_model.bin.")

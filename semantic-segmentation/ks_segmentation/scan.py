@@ -7,42 +7,51 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from common.errors import UserError
 from common.record import read_json, write_json
-from ks_segmentation.layouts import MaskItem
+from ks_segmentation.layouts import DatasetItem, MaskItem
 from ks_segmentation.masks import IGNORE, size_of
 
+Item = MaskItem | DatasetItem
+_IN_MEMORY: WeakKeyDictionary[Item, dict[int, int]] = WeakKeyDictionary()  # counts of items that are no files
 
-def check_sizes(item: MaskItem, ids: np.ndarray) -> None:
-    """Raises UserError when picture and mask differ in size."""
-    have = item.image.shape[:2] if isinstance(item.image, np.ndarray) else size_of(item.image)
+
+def mask_file(item: Item) -> Path | None:
+    """The file of an item's mask; None where it is in memory."""
+    return item.mask if isinstance(item, MaskItem) and isinstance(item.mask, Path) else None
+
+
+def _checked_ids(item: Item) -> np.ndarray:
+    """The item's mask. Raises UserError when image and mask differ in size."""
+    if isinstance(item, MaskItem) and isinstance(item.image, Path):  # the header is enough
+        ids, have = item.ids(), size_of(item.image)
+    else:
+        pixels, ids = item.pair()
+        have = pixels.shape[:2]
     if tuple(have) != ids.shape:
         raise UserError(
-            f"picture {item.name} is {have[1]}x{have[0]} pixels but its mask {_where(item)} is "
+            f"image {item.name} is {have[1]}x{have[0]} pixels but its mask {mask_file(item) or item.name} is "
             f"{ids.shape[1]}x{ids.shape[0]}; they must be equal."
         )
+    return ids
 
 
-def _where(item: MaskItem) -> str:
-    return item.name if isinstance(item.mask, np.ndarray) else str(item.mask)
-
-
-def pixels_per_class(item: MaskItem) -> dict[int, int]:
+def pixels_per_class(item: Item) -> dict[int, int]:
     """Class index -> number of pixels in the item's mask.
 
     Raises:
-        UserError: unreadable, an id outside the list, or another size than the picture.
+        UserError: unreadable, an id outside the list, or another size than the image.
     """
-    ids = item.ids()
-    check_sizes(item, ids)
+    ids = _checked_ids(item)
     values, counts = np.unique(ids[ids != IGNORE], return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def scan(items: Sequence[MaskItem], cache_dir: str = "") -> list[dict[int, int]]:
+def scan(items: Sequence[Item], cache_dir: str = "") -> list[dict[int, int]]:
     """`pixels_per_class` of every item, in parallel; files that were read before and have not changed are not read.
 
     Raises:
@@ -58,10 +67,10 @@ def scan(items: Sequence[MaskItem], cache_dir: str = "") -> list[dict[int, int]]
 
 
 class _Cache:
-    """Counts by mask file, its size and its time of change."""
+    """Counts by mask file, its size and its time of change; in memory by item."""
 
-    def __init__(self, folder: str, items: Sequence[MaskItem]) -> None:
-        on_disk = [str(item.mask) for item in items if isinstance(item.mask, Path)]
+    def __init__(self, folder: str, items: Sequence[Item]) -> None:
+        on_disk = [str(file) for file in map(mask_file, items) if file]
         self.path = None
         self.known: dict[str, dict[int, int]] = {}
         if folder and on_disk:
@@ -72,19 +81,23 @@ class _Cache:
                 self.known = {key: {int(c): n for c, n in value.items()} for key, value in stored.items()}
         self.new = False
 
-    def _key(self, item: MaskItem) -> str:
-        if isinstance(item.mask, np.ndarray):
-            return f"{item.name} {id(item.mask)}"
-        stat = item.mask.stat() if item.mask.exists() else None
+    @staticmethod
+    def _key(item: Item, file: Path) -> str:
+        stat = file.stat() if file.exists() else None
         table = hashlib.blake2b(repr(sorted(item.table.index.items())).encode(), digest_size=8).hexdigest()
-        return f"{item.mask} {stat.st_size} {stat.st_mtime_ns} {table}" if stat else f"{item.mask} missing"
+        return f"{file} {stat.st_size} {stat.st_mtime_ns} {table}" if stat else f"{file} missing"
 
-    def get(self, item: MaskItem) -> dict[int, int] | None:
-        return self.known.get(self._key(item))
+    def get(self, item: Item) -> dict[int, int] | None:
+        file = mask_file(item)
+        return self.known.get(self._key(item, file)) if file else _IN_MEMORY.get(item)
 
-    def put(self, item: MaskItem, found: dict[int, int]) -> None:
-        self.known[self._key(item)] = found
-        self.new = True
+    def put(self, item: Item, found: dict[int, int]) -> None:
+        file = mask_file(item)
+        if file:
+            self.known[self._key(item, file)] = found
+            self.new = True
+        else:
+            _IN_MEMORY[item] = found
 
     def write(self) -> None:
         if self.path is None or not self.new:

@@ -2,9 +2,10 @@
 
 from torch import nn
 
+from common.backbones.mobilenet import MobileNet
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.resnet import DEPTHS, ResNet
-from ks_detection.dino.small_backbones import MobileNet, TimmFeatures, Tiny
+from ks_detection.dino.small_backbones import TimmFeatures, Tiny
 from ks_detection.dino.swin import SIZES, Swin
 
 

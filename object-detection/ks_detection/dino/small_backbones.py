@@ -1,4 +1,4 @@
-"""Backbones for small work: torchvision's MobileNetV2, a tiny convolutional net, any timm feature model."""
+"""Backbones for small work: a tiny convolutional net, any timm feature model."""
 
 import re
 
@@ -8,31 +8,6 @@ from torch.nn import functional as F
 from common.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
-
-
-class MobileNet(nn.Module):
-    """torchvision's MobileNetV2 with frozen batch norms; its last layer of each stride."""
-
-    LAST = (3, 6, 13, 17)  # index in `features` of the last block of strides 4, 8, 16, 32
-    WIDTH = (24, 32, 96, 320)
-
-    def __init__(self, stages: tuple[int, ...]) -> None:
-        super().__init__()
-        from torchvision.models import mobilenet_v2
-        from torchvision.ops import FrozenBatchNorm2d
-
-        self.stages = stages
-        self.channels = [self.WIDTH[stage] for stage in stages]
-        whole = mobilenet_v2(weights=None, norm_layer=FrozenBatchNorm2d)
-        self.features = whole.features[: self.LAST[max(stages)] + 1]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps, wanted = [], [self.LAST[stage] for stage in self.stages]
-        for index, block in enumerate(self.features):
-            x = block(x)
-            if index in wanted:
-                maps.append(x)
-        return maps
 
 
 class TinyBlock(nn.Module):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from common import adapters
 from common.errors import UserError
-from ks_classification.model_args import check_args, check_name
+from common.record import read_json, write_json
+from ks_classification.checkpoints.load import construct
+from ks_classification.models import layers
+from ks_classification.models.args import check_args, check_name
+from ks_classification.models.face import FaceTransformer
+from ks_classification.models.hybrid import build_hybrid
 
 HYBRID = "hybrid_mobilenetv2"
 TORCHVISION = "torchvision/vit_b_16"
@@ -95,134 +99,19 @@ def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
             model.heads.head = nn.Linear(model.heads.head.in_features, count)
         return model
     if spec.name == HYBRID:
-        from ks_classification.hybrid import build_hybrid
-
         return build_hybrid(count, **args)
     if spec.name in FACES:
-        from ks_classification.face import FaceTransformer
-
         args = {"image_size": args.pop("img_size", 112), **FACES[spec.name], **args}
         return FaceTransformer(count, **args)
     if spec.name.startswith(PUBLISHED):
-        from ks_classification.checkpoints import construct
-
         return construct(spec.name.removeprefix(PUBLISHED), args | {"num_classes": count})
     import timm
 
     return timm.create_model(spec.name, pretrained=pretrained, num_classes=count, **args)
 
 
-def classifier_name(model: nn.Module) -> str:
-    """Name of the last linear layer, the one that makes logits: 'head', 'fc', 'heads.head', ...
-
-    Raises:
-        UserError: the model has none.
-    """
-    name = getattr(model, "default_cfg", {}).get("classifier")
-    if isinstance(name, str) and name and isinstance(model.get_submodule(name), nn.Module):
-        return name
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) or hasattr(m, "is_classifier")]
-    if not names:
-        raise UserError(f"{type(model).__name__} has no linear classifier.")
-    return names[-1]
-
-
-def classifier(model: nn.Module) -> nn.Module:
-    """The layer that makes logits (see `classifier_name`)."""
-    return model.get_submodule(classifier_name(model))
-
-
-def forward(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits [B, C], embedding [B, D]) of one forward pass; the embedding is what the classifier reads.
-
-    A Face Transformer answers with the embedding itself; its logits are those without margin.
-    """
-    head = classifier(model)
-    caught: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
-    try:
-        out = model(images)
-    finally:
-        hook.remove()
-    return (out, caught[0]) if caught else (head(out), out)
-
-
-def ffn_names(model: nn.Module) -> list[str]:
-    """The two linear layers of every Transformer block's FFN."""
-    pattern = re.compile(r"(^|\.)(mlp\.(fc1|fc2|0|3)|ffn\.(fc1|fc2)|net\.(0|3)|linear[12]|fc[12])$")
-    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and pattern.search(n)]
-
-
-def attention_names(model: nn.Module) -> list[str]:
-    """The projections of every attention layer, or the nn.MultiheadAttention modules themselves."""
-    pattern = re.compile(r"((attn|attention)\.(qkv|proj|query|key|value|out)|to_qkv|to_out\.0)$")
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.Linear) and pattern.search(name)):
-            found.append(name)
-    return found
-
-
-@torch.no_grad()
-def widen(model: nn.Module, count: int, seed: int = 0) -> nn.Module:
-    """Gives the classifier `count` logit rows: old rows are kept, new ones xavier-uniform with zero bias.
-
-    Raises:
-        UserError: the model has more rows than that.
-    """
-    name = classifier_name(model)
-    old = model.get_submodule(name)
-    rows = old.weight.shape[0]
-    if rows > count:
-        raise UserError(f"the model has {rows} logit rows, but only {count} classes are named.")
-    if rows == count:
-        return model
-    generator = torch.Generator().manual_seed(seed)
-    fresh = torch.empty(count - rows, old.weight.shape[1])
-    nn.init.xavier_uniform_(fresh, generator=generator)
-    weight = torch.cat([old.weight.float().cpu(), fresh])
-    old.weight = nn.Parameter(weight.to(old.weight), requires_grad=old.weight.requires_grad)
-    if getattr(old, "bias", None) is not None:
-        bias = torch.zeros(count)
-        bias[:rows] = old.bias
-        old.bias = nn.Parameter(bias.to(old.weight), requires_grad=old.bias.requires_grad)
-    _note_rows(model, old, count)
-    return model
-
-
-@torch.no_grad()
-def select_rows(model: nn.Module, rows: Sequence[int]) -> nn.Module:
-    """Leaves the classifier these logit rows only, in this order (ImageNet100 on a 1000-way model)."""
-    head = classifier(model)
-    for name, parameter in list(head.named_parameters(recurse=False)):
-        setattr(head, name, nn.Parameter(parameter[list(rows)].clone(), requires_grad=parameter.requires_grad))
-    _note_rows(model, head, len(rows))
-    return model
-
-
-def _note_rows(model: nn.Module, head: nn.Module, count: int) -> None:
-    for module, names in ((head, ("out_features", "num_classes")), (model, ("num_classes",))):
-        for name in names:
-            if hasattr(module, name):
-                setattr(module, name, count)
-
-
-def set_dropout(model: nn.Module, p: float) -> None:
-    """Sets the dropout behind the position embedding and in the FFNs of a ViT; 0 leaves the model as built."""
-    if not p:
-        return
-    pattern = re.compile(r"(^pos_drop|mlp\.drop[12]?|^dropout|encoder\.dropout|mlp\.[24]|net\.[24]|to_out\.1)$")
-    layers = [m for n, m in model.named_modules() if pattern.search(n) and isinstance(m, nn.Dropout)]
-    if not layers:
-        raise UserError(f"{type(model).__name__} has no dropout layers to set; leave out --dropout.")
-    for layer in layers:
-        layer.p = p
-
-
 def save_folder(folder: str | Path, spec: ModelSpec) -> None:
     """Writes spec.json beside a model.safetensors, so that `load_folder` builds the model again."""
-    from common.record import write_json
-
     write_json(Path(folder) / "spec.json", asdict(spec))
 
 
@@ -232,9 +121,6 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, ModelSpec]:
     Raises:
         UserError: not such a folder, or damaged.
     """
-    from common import adapters
-    from common.record import read_json
-
     folder = Path(folder)
     if not (folder / "spec.json").exists():
         raise UserError(
@@ -286,7 +172,7 @@ def given_spec(model: nn.Module, classes: Sequence[str], size: int) -> ModelSpec
     Raises:
         UserError: not one name per row.
     """
-    rows = classifier(model).weight.shape[0]
+    rows = layers.classifier(model).weight.shape[0]
     if len(classes) != rows:
         raise UserError(
             f"the model has {rows} logit rows, class_names=[...] names {len(classes)}; name each row, in order."

@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.streams import derive
 
 if TYPE_CHECKING:
-    from ks_classification.pixels import Pixels
+    from ks_classification.data.pixels import Pixels
 
 
 def stem_of(model: nn.Module) -> nn.Module:

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.backbones.mobilenet import WIDTHS, mobilenet_blocks
 from common.errors import UserError
 
-LAST = 14  # features[:14] of torchvision's mobilenet_v2 end at stride 16 with 96 channels
-CHANNELS = 96
+STAGE = 2  # stride 16
+CHANNELS = WIDTHS[STAGE]
 
 
 class FrozenStem(nn.Module):
@@ -23,9 +24,7 @@ class FrozenStem(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from torchvision.models import mobilenet_v2
-
-        self.features = mobilenet_v2(weights=None).features[:LAST]
+        self.features = mobilenet_blocks(STAGE)
         self.strided = [m for m in self.features.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
         for conv in self.strided:
             conv.padding = (0, 0)

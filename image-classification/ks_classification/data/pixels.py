@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,57 +11,34 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.errors import UserError
+from common.knobs import Checked, knob
 from common.streams import Draw
-from ks_classification.data import Item, decode
-from ks_classification.models import ModelSpec
-from ks_classification.transforms import seeded, test_transform, train_transform
+from ks_classification.data.images import Item, decode
+from ks_classification.data.transforms import seeded, test_transform, train_transform
+from ks_classification.models.build import ModelSpec
 
 
 @dataclass
-class ImageConfig:
+class ImageConfig(Checked):
     """Images: which are used, how they are read, augmented and scored."""
 
-    augment: bool = field(default=True, metadata={"help": "random crops and mirror images while training"})
-    flip: bool = field(default=True, metadata={"help": "mirror images are part of the augmentation (not for digits)"})
-    crop: float = field(default=0.6, metadata={"help": "smallest share of the area that a random crop keeps"})
-    keep_aspect: bool = field(
-        default=True, metadata={"help": "resize without distortion (published: squeezed to a square)"}
-    )
-    skip_corrupt: bool = field(default=False, metadata={"help": "leave unreadable images out instead of stopping"})
-    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
-    label_smoothing: float = field(default=0.0, metadata={"help": "share of the target spread over all classes"})
-    cache_stem: str = field(
-        default="", metadata={"help": "folder in which the frozen stem's outputs are kept (hybrid models)"}
-    )
-    stem_views: int = field(default=4, metadata={"help": "augmented views of each training image in that cache"})
-    eval_batch: int = field(default=256, metadata={"help": "images per batch when scoring"})
-    eval_margin: bool = field(
-        default=False,
-        metadata={"help": "score faces with the head's margin on the true class (the published face numbers)"},
-    )
-    learn_fraction: float = field(
-        default=1.0, metadata={"help": "share of each class's training images that a learn phase uses"}
-    )
-    forget_fraction: float = field(default=1.0, metadata={"help": "the same for classes to be forgotten"})
-    retain_fraction: float = field(default=1.0, metadata={"help": "the same for all other classes"})
-    shots: int = field(default=0, metadata={"help": "this many training images per class instead of a share (K-shot)"})
-    stratified: bool = field(
-        default=True, metadata={"help": "draw the share class by class (published: over all images)"}
-    )
-    split: str = field(
-        default="", metadata={"help": "split.json of an earlier run whose training images are used again"}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("learn_fraction", "forget_fraction", "retain_fraction", "crop"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"`--{name.replace('_', '-')}` is a share, above 0 up to 1, got {getattr(self, name)}.")
-        for name, least in (("workers", 0), ("shots", 0), ("stem_views", 1), ("eval_batch", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"`--{name.replace('_', '-')}` must be at least {least}, got {getattr(self, name)}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"`--label-smoothing` is a share, 0 up to 1, got {self.label_smoothing}.")
+    augment: bool = knob(True, "random crops and mirror images while training")
+    flip: bool = knob(True, "mirror images are part of the augmentation (not for digits)")
+    crop: float = knob(0.6, "smallest share of the area that a random crop keeps", above=0, most=1)
+    keep_aspect: bool = knob(True, "resize without distortion (published: squeezed to a square)")
+    skip_corrupt: bool = knob(False, "leave unreadable images out instead of stopping")
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
+    label_smoothing: float = knob(0.0, "share of the target spread over all classes", least=0, below=1)
+    cache_stem: str = knob("", "folder in which the frozen stem's outputs are kept (hybrid models)")
+    stem_views: int = knob(4, "augmented views of each training image in that cache", least=1)
+    eval_batch: int = knob(256, "images per batch when scoring", least=1)
+    eval_margin: bool = knob(False, "score faces with the head's margin on the true class (the published face numbers)")
+    learn_fraction: float = knob(1.0, "share of each class's training images that a learn phase uses", above=0, most=1)
+    forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
+    retain_fraction: float = knob(1.0, "the same for all other classes", above=0, most=1)
+    shots: int = knob(0, "this many training images per class instead of a share (K-shot)", least=0)
+    stratified: bool = knob(True, "draw the share class by class (published: over all images)")
+    split: str = knob("", "split.json of an earlier run whose training images are used again")
 
 
 class Images(NamedTuple):
@@ -118,17 +95,6 @@ class Pixels:
         """uint8 [B, 3, S, S] -> what the model reads."""
         return (images.float() - self.mean) / self.std
 
-    def batches(self, draws: Iterator[list[Draw]]) -> Iterable[Images]:
-        """A batch for every list of draws, made by `config.workers` processes; their number changes no batch."""
-        if self.config.workers == 0:
-            return (self[batch] for batch in draws)
-        from torch.utils.data import DataLoader
-
-        own = torch.Generator()  # else the loader would draw a seed from torch's generator
-        return DataLoader(
-            self, batch_size=None, sampler=_Sampler(draws), num_workers=self.config.workers, generator=own
-        )
-
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are not forks: arrays by value, since each tensor would need a file handle; maps by name."""
         state = {**self.__dict__, "pixels": [p.numpy() for p in self.pixels]}
@@ -138,16 +104,6 @@ class Pixels:
         self.__dict__.update(state)
         self.pixels = [torch.from_numpy(p) for p in state["pixels"]]
         self.stem = None if state["stem"] is None else np.load(state["stem"], mmap_mode="r")
-
-
-class _Sampler:
-    """Lists of draws as the keys of a data set."""
-
-    def __init__(self, draws: Iterator[list[Draw]]) -> None:
-        self.draws = draws
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return self.draws
 
 
 def read_pixels(

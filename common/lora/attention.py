@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.lora import Adapter, LoRALinear
+from common.lora.layers import Adapter, LoRALinear
 
 
 class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):

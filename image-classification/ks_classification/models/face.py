@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from ks_classification.heads import build_head
-from ks_classification.vit_layouts import depth as count_blocks
+from ks_classification.checkpoints.layouts import depth as count_blocks
+from ks_classification.models.heads import build_head
 
 HEAD_WIDTH = 64  # values per attention head
 

@@ -10,8 +10,8 @@ from common import splits
 from common.domain import ClassTable
 from common.errors import UserError
 from common.record import read_json
-from ks_classification.data import Item
-from ks_classification.pixels import ImageConfig
+from ks_classification.data.images import Item
+from ks_classification.data.pixels import ImageConfig
 
 SPLIT = "split.json"  # the file of a run folder that names its images
 

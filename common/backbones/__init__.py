@@ -1,0 +1,1 @@
+"""Backbones that several domains build on: plain modules, images in, feature maps out."""

@@ -1,0 +1,41 @@
+"""What trains: adapters and new head rows, all but the head, or everything."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from common import lora
+from common.domain import Domain
+from common.plan import Plan
+from common.rows import TrainedRows
+from common.settings import Settings
+from common.streams import derive
+
+
+def prepare(model: nn.Module, domain: Domain, plan: Plan, settings: Settings) -> TrainedRows | None:
+    """Freezes what the method does not train and puts the adapters on, in place; the head rows that train.
+
+    None: everything trains.
+    """
+    scope = settings.method.scope(settings.method_config)
+    if scope == "all":
+        return None
+    if scope == "adapter":
+        config = settings.lora
+        model.requires_grad_(False)
+        lora.inject(model, lora.select(domain.lora_targets(model), config, model), config.lora_rank, config.alpha)
+        lora.fresh(model, config, derive(settings.train.seed, "lora"))
+    else:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name in domain.head_rows(model, domain.classes.names):
+            parameters[name].requires_grad_(False)
+    return TrainedRows(model, domain.head_rows(model, plan.new_classes) if settings.train.train_head_rows else {})
+
+
+def count(parameters: list[nn.Parameter], rows: TrainedRows | None) -> int:
+    """Number of values that train; of a head of which some rows train, those rows."""
+    total = sum(p.numel() for p in parameters)
+    if rows is None:
+        return total
+    whole = {id(p): p.numel() for p in rows.parameters.values()}
+    return total - sum(whole.values()) + rows.count()

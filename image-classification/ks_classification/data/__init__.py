@@ -1,0 +1,1 @@
+"""Labelled images: where they come from, which are used, how they are read."""

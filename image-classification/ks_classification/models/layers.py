@@ -1,0 +1,118 @@
+"""The parts of a classifier: its head, its FFNs and attention, and the rows of its head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Name of the last linear layer, the one that makes logits: 'head', 'fc', 'heads.head', ...
+
+    Raises:
+        UserError: the model has none.
+    """
+    name = getattr(model, "default_cfg", {}).get("classifier")
+    if isinstance(name, str) and name and isinstance(model.get_submodule(name), nn.Module):
+        return name
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) or hasattr(m, "is_classifier")]
+    if not names:
+        raise UserError(f"{type(model).__name__} has no linear classifier.")
+    return names[-1]
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The layer that makes logits (see `classifier_name`)."""
+    return model.get_submodule(classifier_name(model))
+
+
+def forward(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits [B, C], embedding [B, D]) of one forward pass; the embedding is what the classifier reads.
+
+    A Face Transformer answers with the embedding itself; its logits are those without margin.
+    """
+    head = classifier(model)
+    caught: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    try:
+        out = model(images)
+    finally:
+        hook.remove()
+    return (out, caught[0]) if caught else (head(out), out)
+
+
+def ffn_names(model: nn.Module) -> list[str]:
+    """The two linear layers of every Transformer block's FFN."""
+    pattern = re.compile(r"(^|\.)(mlp\.(fc1|fc2|0|3)|ffn\.(fc1|fc2)|net\.(0|3)|linear[12]|fc[12])$")
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and pattern.search(n)]
+
+
+def attention_names(model: nn.Module) -> list[str]:
+    """The projections of every attention layer, or the nn.MultiheadAttention modules themselves."""
+    pattern = re.compile(r"((attn|attention)\.(qkv|proj|query|key|value|out)|to_qkv|to_out\.0)$")
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.Linear) and pattern.search(name)):
+            found.append(name)
+    return found
+
+
+@torch.no_grad()
+def widen(model: nn.Module, count: int, seed: int = 0) -> nn.Module:
+    """Gives the classifier `count` logit rows: old rows are kept, new ones xavier-uniform with zero bias.
+
+    Raises:
+        UserError: the model has more rows than that.
+    """
+    name = classifier_name(model)
+    old = model.get_submodule(name)
+    rows = old.weight.shape[0]
+    if rows > count:
+        raise UserError(f"the model has {rows} logit rows, but only {count} classes are named.")
+    if rows == count:
+        return model
+    generator = torch.Generator().manual_seed(seed)
+    fresh = torch.empty(count - rows, old.weight.shape[1])
+    nn.init.xavier_uniform_(fresh, generator=generator)
+    weight = torch.cat([old.weight.float().cpu(), fresh])
+    old.weight = nn.Parameter(weight.to(old.weight), requires_grad=old.weight.requires_grad)
+    if getattr(old, "bias", None) is not None:
+        bias = torch.zeros(count)
+        bias[:rows] = old.bias
+        old.bias = nn.Parameter(bias.to(old.weight), requires_grad=old.bias.requires_grad)
+    _note_rows(model, old, count)
+    return model
+
+
+@torch.no_grad()
+def select_rows(model: nn.Module, rows: Sequence[int]) -> nn.Module:
+    """Leaves the classifier these logit rows only, in this order (ImageNet100 on a 1000-way model)."""
+    head = classifier(model)
+    for name, parameter in list(head.named_parameters(recurse=False)):
+        setattr(head, name, nn.Parameter(parameter[list(rows)].clone(), requires_grad=parameter.requires_grad))
+    _note_rows(model, head, len(rows))
+    return model
+
+
+def _note_rows(model: nn.Module, head: nn.Module, count: int) -> None:
+    for module, names in ((head, ("out_features", "num_classes")), (model, ("num_classes",))):
+        for name in names:
+            if hasattr(module, name):
+                setattr(module, name, count)
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Sets the dropout behind the position embedding and in the FFNs of a ViT; 0 leaves the model as built."""
+    if not p:
+        return
+    pattern = re.compile(r"(^pos_drop|mlp\.drop[12]?|^dropout|encoder\.dropout|mlp\.[24]|net\.[24]|to_out\.1)$")
+    layers = [m for n, m in model.named_modules() if pattern.search(n) and isinstance(m, nn.Dropout)]
+    if not layers:
+        raise UserError(f"{type(model).__name__} has no dropout layers to set; leave out --dropout.")
+    for layer in layers:
+        layer.p = p
