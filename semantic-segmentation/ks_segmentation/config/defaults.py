@@ -118,7 +118,7 @@ TEST: dict[str, Any] = {
         "MAX_SIZE": 4480,
         "FLIP": True,
     },
-    "SLIDING_WINDOW": 0,  # ours: side of the square windows in pixels, 0 for the whole picture at once
+    "SLIDING_WINDOW": 0,  # ours: side of the square windows in pixels, 0 for the whole image at once
 }
 DEFAULTS: dict[str, Any] = {
     "VERSION": 2,
