@@ -7,13 +7,12 @@ import ks_detection
 import pytest
 import torch
 from ks_detection.checkpoints.export import export_official, published_state
-from ks_detection.checkpoints.extend import class_heads, extend_classes
 from ks_detection.deformable_detr import folder
 from ks_detection.deformable_detr.config import DeformableConfig
 from ks_detection.deformable_detr.criterion import DeformableCriterion
 from ks_detection.deformable_detr.names import our_name, to_ours
+from ks_detection.detector import class_heads, extend_classes, ffn_linears
 from ks_detection.detectors import build_detector
-from ks_detection.dino.model import ffn_linears
 from ks_detection.dino.padding import pad_images
 from ks_detection.forgetting import miss_loss
 from ms_deform_attn import use_backend
@@ -181,7 +180,8 @@ def test_the_loss_is_transformers_own_up_to_the_published_matching_cost():
 def test_without_auxiliary_losses_the_last_layer_is_trained_on_alone():
     model = lively(tiny_deformable(aux_loss=False, with_box_refine=True)).train()
     outputs = model(some_images())
-    assert outputs["aux_outputs"] == [] and model.idle_heads() == ["class_embed.0", "class_embed.1"]
+    assert outputs["aux_outputs"] == []
+    assert model.class_parameters() == ["class_embed.2.weight", "class_embed.2.bias"]
     criterion = DeformableCriterion(model.config)
     terms, items = criterion.with_matches(outputs, some_targets())
     assert [name for name in terms if criterion.weight(name)] == ["loss_ce", "loss_bbox", "loss_giou"]
@@ -196,7 +196,7 @@ def test_proposals_of_a_two_stage_model_are_of_one_class():
     changed = criterion(outputs, others)
     assert changed["loss_ce_enc"] == terms["loss_ce_enc"] > 0 and changed["loss_ce"] != terms["loss_ce"]
     assert criterion.classification(terms) == 2 * sum(terms[f"loss_ce{x}"] for x in ("", "_0", "_1"))
-    assert model.idle_heads() == ["class_embed.3"]
+    assert model.class_parameters() == [f"class_embed.{i}.{part}" for i in range(3) for part in ("weight", "bias")]
 
 
 def test_boxes_start_at_their_references_with_the_published_size():

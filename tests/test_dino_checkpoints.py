@@ -7,8 +7,8 @@ import ks_detection
 import pytest
 import torch
 from ks_detection.checkpoints.export import export_official, published_state
-from ks_detection.checkpoints.extend import extend_classes
 from ks_detection.checkpoints.names import our_name, published_names
+from ks_detection.detector import extend_classes
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.model import Dino, build_dino
 from tiny_dino import some_images, tiny_config, tiny_dino

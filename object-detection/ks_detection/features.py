@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.record import save_tensors
 
 if TYPE_CHECKING:
-    from ks_detection.domain import PictureConfig
+    from ks_detection.domain import ImageConfig
 
 
 class FeatureCache:
@@ -28,7 +28,7 @@ class FeatureCache:
         model: its backbone computes what is missing; a copy of its weights is not kept.
     """
 
-    def __init__(self, config: PictureConfig, model: nn.Module) -> None:
+    def __init__(self, config: ImageConfig, model: nn.Module) -> None:
         self.backbone = model.backbone
         weights = [f"{p.double().sum().item():.9e}" for p in model.backbone.state_dict().values()]
         words = json.dumps(

@@ -62,9 +62,14 @@ def train_transform(recipe: Recipe) -> v2.Compose:
     return v2.Compose([*steps, v2.RandomChoice([resize, cropped]), *_cleaning()])
 
 
-def test_transform(recipe: Recipe) -> v2.Compose:
+def test_resize(recipe: Recipe) -> v2.Transform:
     """The resize that scores are taken with."""
-    return v2.Compose([v2.RandomShortestSize([recipe.test_size], recipe.longest, antialias=True), *_cleaning()])
+    return v2.RandomShortestSize([recipe.test_size], recipe.longest, antialias=True)
+
+
+def test_transform(recipe: Recipe) -> v2.Compose:
+    """The same for images with boxes."""
+    return v2.Compose([test_resize(recipe), *_cleaning()])
 
 
 def _cleaning() -> list[v2.Transform]:

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from ks_detection.boxes import inverse_sigmoid
 from ks_detection.deformable_detr.config import DeformableConfig
 from ks_detection.deformable_detr.network import build_parts
+from ks_detection.detector import PRIOR_BIAS, Detector
 from ks_detection.dino.mlp import MLP
-from ks_detection.dino.model import PRIOR_BIAS, detect, project_levels
-from ks_detection.dino.padding import Padded, pad_images, resize_mask, valid_ratio
+from ks_detection.dino.model import project_levels
+from ks_detection.dino.padding import resize_mask, valid_ratio
 
 EPS = 1e-5  # of the inverse sigmoid; DINO's is 1e-3
 
@@ -50,18 +51,17 @@ class Start(NamedTuple):
     proposals: dict | None = None
 
 
-class DeformableDetr(nn.Module):
+class DeformableDetr(Detector):
     """Deformable DETR with any of our backbones; encoder and decoder layers are transformers'.
 
-    Source: Zhu et al., 2021, arXiv:2010.04159. Images are normalised by the caller (ImageNet statistics).
+    Source: Zhu et al., 2021, arXiv:2010.04159.
     Iterative refinement and two stages are switches of the config. Answers are those of transformers'
     DeformableDetrForObjectDetection; what differs is the operator inside, the backbone's folded norms and, in
     training, that the encoder's input is not dropped out (as published).
     """
 
     def __init__(self, config: DeformableConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width, layers = config.hidden_dim, config.dec_layers
         self.backbone, self.network = build_parts(config)
         heads = layers + config.two_stage if config.with_box_refine else 1  # one head serves all layers otherwise
@@ -79,22 +79,16 @@ class DeformableDetr(nn.Module):
         if not self.config.two_stage:
             nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
 
-    def idle_heads(self) -> list[str]:
-        """Class heads whose rows get no gradient from a class: that of the proposals, and layers without a loss."""
-        if len(self.class_embed) == 1:
-            return []
+    def class_parameters(self) -> list[str]:
+        """Without the head of the proposals, which knows no classes, and those of layers without a loss."""
         last = self.config.dec_layers - 1
-        return [
-            f"class_embed.{i}"
-            for i in range(len(self.class_embed))
-            if i > last or (i < last and not self.config.aux_loss)
-        ]
+        used = range(0 if self.config.aux_loss else last, last + 1) if len(self.class_embed) > 1 else [0]
+        return [f"class_embed.{i}.{part}" for i in used for part in ("weight", "bias")]
 
-    def forward(self, images: list[Tensor] | Padded, targets: list[dict] | None = None) -> dict:
-        """Outputs of the last decoder layer, with `aux_outputs` of the others.
+    def decode(self, maps: list[Tensor], mask: Tensor, targets: list[dict] | None = None) -> dict:
+        """The outputs from backbone maps and the pixel mask [B, H, W], True on padding.
 
         Args:
-            images: list of normalised [3, H, W], or a batch already padded.
             targets: not looked at; there is no denoising.
 
         Returns:
@@ -102,11 +96,6 @@ class DeformableDetr(nn.Module):
             reads), `aux_outputs` list of {pred_logits, pred_boxes} (empty with `aux_loss` off), and for a two-stage
             model `enc_outputs` the same of all tokens, in whose logits only row 0, "an object", means anything.
         """
-        padded = images if isinstance(images, Padded) else pad_images(images)
-        return self.decode(self.backbone(padded.pixels), padded.mask, targets)
-
-    def decode(self, maps: list[Tensor], mask: Tensor, targets: list[dict] | None = None) -> dict:
-        """The same outputs from backbone maps and the pixel mask [B, H, W], True on padding."""
         tokens = self.tokens(maps, mask)
         memory = self.encode(tokens)
         start = self.propose(memory, tokens) if self.config.two_stage else self.learned_start(len(memory))
@@ -192,5 +181,3 @@ class DeformableDetr(nn.Module):
         ]
         result = {**found[-1], "queries": layers[-1][0], "aux_outputs": found[:-1]}
         return result if start.proposals is None else result | {"enc_outputs": start.proposals}
-
-    detect = detect

@@ -1,6 +1,5 @@
 """The DINO detector: images in, class logits and boxes of every decoder layer out."""
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ks_detection.boxes import inverse_sigmoid
+from ks_detection.detector import PRIOR_BIAS, Detector, ffn_linears
 from ks_detection.dino.backbones import build_backbone
 from ks_detection.dino.config import DinoConfig
 from ks_detection.dino.config_file import read_config
@@ -16,12 +16,9 @@ from ks_detection.dino.deformable import DeformableAttention, Levels
 from ks_detection.dino.denoising import Denoising, blocked_pairs, make_denoising
 from ks_detection.dino.encoder import Encoder
 from ks_detection.dino.mlp import MLP
-from ks_detection.dino.padding import Padded, pad_images, resize_mask, valid_ratio
+from ks_detection.dino.padding import resize_mask, valid_ratio
 from ks_detection.dino.positions import pixel_positions
-from ks_detection.dino.postprocess import detect
 from ks_detection.dino.proposals import QuerySelection
-
-PRIOR_BIAS = -math.log(99)  # every class starts at probability 0.01
 
 
 class Tokens(NamedTuple):
@@ -45,15 +42,14 @@ class Transformer(nn.Module):
         self.decoder = Decoder(config)
 
 
-class Dino(nn.Module):
+class Dino(Detector):
     """DINO with contrastive denoising, mixed query selection and look-forward-twice.
 
-    Source: Zhang et al., 2022, arXiv:2203.03605. Images are normalised by the caller (ImageNet statistics).
+    Source: Zhang et al., 2022, arXiv:2203.03605.
     """
 
     def __init__(self, config: DinoConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.hidden_dim
         self.backbone = build_backbone(config)
         self.input_proj = input_projections(self.backbone.channels, config)
@@ -79,24 +75,30 @@ class Dino(nn.Module):
             nn.init.zeros_(mlp.layers[-1].weight)
             nn.init.zeros_(mlp.layers[-1].bias)
 
-    def forward(self, images: list[Tensor] | Padded, targets: list[dict] | None = None) -> dict:
-        """Outputs of the last decoder layer, with `aux_outputs` of the others and `interm_outputs`.
+    def class_parameters(self) -> list[str]:
+        return [*super().class_parameters(), "label_enc.weight"]
+
+    def extend_labels(self, old: int, added: int) -> None:
+        """New rows of `label_enc` start like the model's own; its last row, one beyond the classes, stays last."""
+        labels, width = self.label_enc.weight, self.label_enc.embedding_dim
+        fresh = labels.new_empty(added, width).normal_()
+        extended = nn.Embedding(labels.shape[0] + added, width, device=labels.device, dtype=labels.dtype)
+        extended.weight.copy_(torch.cat([labels[:old], fresh, labels[old:]]))
+        extended.weight.requires_grad_(labels.requires_grad)
+        self.label_enc = extended
+        self.config.dn_labelbook_size += added
+
+    def decode(self, maps: list[Tensor], mask: Tensor, targets: list[dict] | None = None) -> dict:
+        """The outputs from backbone maps and the pixel mask [B, H, W].
 
         Args:
-            images: list of normalised [3, H, W], or a batch already padded.
-            targets: per image {"labels": [T], "boxes": [T, 4] cxcywh in 0..1}; only read in training mode,
-                where they add `dn_outputs` (per layer) and `denoising`.
+            targets: in training mode they add `dn_outputs` (per layer) and `denoising`.
 
         Returns:
             `pred_logits` [B, Q, C], `pred_boxes` [B, Q, 4] cxcywh in 0..1, `queries` [B, Q, D] (what the
             class head reads), `aux_outputs` list of {pred_logits, pred_boxes}, `interm_outputs` the same of
             the encoder's picks.
         """
-        padded = images if isinstance(images, Padded) else pad_images(images)
-        return self.decode(self.backbone(padded.pixels), padded.mask, targets)
-
-    def decode(self, maps: list[Tensor], mask: Tensor, targets: list[dict] | None = None) -> dict:
-        """The same outputs from backbone maps and the pixel mask [B, H, W]."""
         transformer = self.transformer
         tokens = self.tokens(maps, mask)
         memory = transformer.encoder(tokens.content, tokens.positions, tokens.levels)
@@ -155,8 +157,6 @@ class Dino(nn.Module):
         content = torch.cat([level.flatten(2).transpose(1, 2) for level in projected], dim=1)
         return Tokens(content, torch.cat(positions, dim=1), levels)
 
-    detect = detect
-
 
 def input_projections(channels: list[int], config: DinoConfig, groups: int = 0) -> nn.ModuleList:
     """One projection per level: 1x1 convolutions of the backbone's maps, then strided 3x3 ones.
@@ -208,9 +208,3 @@ def adapted(model: nn.Module) -> nn.Module:
 
         inject(model, ffn_linears(model), model.config.lora_rank, model.config.lora_alpha)
     return model
-
-
-def ffn_linears(model: nn.Module) -> list[str]:
-    """Names of all FFN linears: `mlp.fc1/fc2` (backbone, Deformable DETR) and `linear1/linear2` (DINO)."""
-    ends = (".mlp.fc1", ".mlp.fc2", ".linear1", ".linear2")
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.endswith(ends)]

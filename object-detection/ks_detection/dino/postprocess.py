@@ -1,9 +1,8 @@
 """The best (query, class) pairs of each image as boxes in pixels."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.errors import UserError
 from ks_detection.boxes import cxcywh_to_xyxy
 
 Detections = dict[str, Tensor]  # scores [N], labels [N], boxes [N, 4] xyxy
@@ -31,20 +30,3 @@ def post_process(
         boxes = corners[row, queries[row, keep]] * scale
         results.append({"scores": scores[row, keep], "labels": index[row, keep] % classes, "boxes": boxes})
     return results
-
-
-@torch.no_grad()
-def detect(model: nn.Module, images: list[Tensor], score_threshold: float = 0.3) -> list[Detections]:
-    """Per image {scores [N], labels [N], boxes [N, 4] xyxy in its pixels}, best first, in eval mode.
-
-    Raises:
-        UserError: if `score_threshold` is not in 0..1.
-    """
-    if not 0 <= score_threshold <= 1:
-        raise UserError(f"`score_threshold` must be in 0..1, got {score_threshold}.")
-    was_training = model.training
-    model.eval()
-    outputs = model(images)
-    model.train(was_training)
-    sizes = [tuple(image.shape[-2:]) for image in images]
-    return post_process(outputs, sizes, model.config.num_select, score_threshold)

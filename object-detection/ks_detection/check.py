@@ -6,12 +6,13 @@ from collections import Counter
 
 from PIL import Image, UnidentifiedImageError
 
+from common.session import Problem
 from ks_detection.data.folders import load
-from ks_detection.data.records import DetectionSet, Picture, Problem
+from ks_detection.data.records import DetectionSet, Picture
 
 
-def check(text: str) -> tuple[DetectionSet, list[Problem]]:
-    """The data set and all its problems: those of the annotations, and those of opening every image.
+def check(text: str) -> tuple[list[str], list[Problem]]:
+    """(a table of images and objects per class, problems of the annotations and of every image, which is opened).
 
     Raises:
         UserError: there is no data set to look at.
@@ -21,7 +22,7 @@ def check(text: str) -> tuple[DetectionSet, list[Problem]]:
     for picture in [*data.train, *data.test]:
         problems += _image_problems(picture)
     problems += _class_problems(data)
-    return data, problems
+    return describe(text, data), problems
 
 
 def _image_problems(picture: Picture) -> list[Problem]:
@@ -52,14 +53,14 @@ def _class_problems(data: DetectionSet) -> list[Problem]:
     if both and all(p.path is not None for p in data.train):
         shared = {p.path for p in data.train} & {p.path for p in data.test}
         problems += [
-            Problem("duplicate", str(path), "is both a training and a test picture", False) for path in sorted(shared)
+            Problem("duplicate", str(path), "is both a training and a test image", False) for path in sorted(shared)
         ]
     return problems
 
 
-def describe(data: DetectionSet) -> list[str]:
-    """Lines of a table: pictures and objects per class."""
-    lines = [f"{len(data.train)} training and {len(data.test)} test pictures, {len(data.classes)} classes"]
+def describe(text: str, data: DetectionSet) -> list[str]:
+    """Lines of a table: images and objects per class."""
+    lines = [f"{text}: {len(data.train)} training and {len(data.test)} test images, {len(data.classes)} classes"]
     counts = [Counter(t.label for p in part for t in p.things if not t.crowd) for part in (data.train, data.test)]
     for name in data.classes:
         number = f" (id {data.ids[name]})" if name in data.ids else ""
