@@ -14,13 +14,12 @@ import json
 from pathlib import Path
 
 import pytest
-from ks_classification import data, models
-from ks_classification.domain import ClassificationDomain
-from ks_classification.models import ModelSpec
-from ks_classification.pixels import ImageConfig
+from ks_classification.data import images
+from ks_classification.domain import ClassificationDomain, ImageConfig
+from ks_classification.models import build
+from ks_detection import domain as detection_domain
 from ks_detection import scenes
-from ks_detection.domain import DetectionDomain, PictureConfig
-from ks_segmentation import digits
+from ks_segmentation.data import digits
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
 from tiny_dino import tiny_dino
 from tiny_mask2former import RESNET, model
@@ -45,9 +44,9 @@ def classification():
     """A ViT of two blocks on the digits; it knows the first nine."""
     groups = {"learn": ("9",), "forget": ("0", "1"), "retain": tuple("2345678")}
     args = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    spec = ModelSpec("vit_tiny_patch16_224", args, list("012345678"), size=16)
+    spec = build.ModelSpec("vit_tiny_patch16_224", args, list("012345678"), size=16)
     config = ImageConfig(flip=False, shots=8)
-    return ClassificationDomain(spec, data.digits(), groups, config, base=models.build(spec)), groups
+    return ClassificationDomain(spec, images.digits(), groups, config, base=build.build(spec)), groups
 
 
 def detection():
@@ -57,7 +56,9 @@ def detection():
     base.class_table = ClassTable(("0", "1", "2"), (0, 1, 2))
     sizes = {"sizes": "56-72:8", "longest": 96, "before_crop": "64,72", "crop": "48,64", "test_size": 64}
     scene = scenes.digit_scenes("0123", counts={"train": 16, "test": 12})
-    return DetectionDomain(base, scene, groups, PictureConfig(flip=False, **sizes)), groups
+    return detection_domain.DetectionDomain(
+        base, scene, groups, detection_domain.ImageConfig(flip=False, **sizes)
+    ), groups
 
 
 def segmentation():
