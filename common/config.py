@@ -244,11 +244,9 @@ def apply_values(
 
 def _checked(action: argparse.Action, value: Any, what: str) -> Any:
     """A YAML value as the flag of that name would give it."""
-    if isinstance(action.nargs, int) and action.nargs > 1:
-        if not isinstance(value, list | tuple) or len(value) % action.nargs:
-            raise UserError(f"{what} takes a list of {action.nargs} values, or of as many more, got {value!r}.")
-        return list(value)
     if isinstance(value, list | tuple):
+        if action.nargs:  # a flag of several values, given again and again
+            return list(value)
         value = ",".join(map(str, value))
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):

@@ -178,7 +178,7 @@ def test_an_exported_folder_is_a_base_and_so_is_a_swap(swapped, place, tmp_path,
     assert call("export", swapped, tmp_path / "folder", "--format", "folder") == 0
     names, shares = [], []
     for model in (tmp_path / "folder", swapped):
-        base = SESSION.base_model({"checkpoint": str(model), "learn": ""})
+        base = SESSION.base({"checkpoint": str(model)})
         with torch.no_grad():
             shares.append(base.model.eval()(torch.ones(1, 3, 64, 64))["pred_masks"])
         names.append(base.classes)

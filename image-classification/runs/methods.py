@@ -35,7 +35,10 @@ APART = ("amnesiac",)
 NAMES = [name for name in methods.available() if name not in APART] + [row for row in GRIDS if "-" in row]
 SETTLED = CHOSEN | LASSO
 FAST = "--precision fp32 --threads 1 --gallery 0 --no-report"
-STEM = "--model hybrid_mobilenetv2 --model-args embed_dim=128,depth=4,num_heads=4 --label-smoothing 0.1"
+STEM = (
+    "--model hybrid_mobilenetv2 --model-args embed_dim=128,depth=4,num_heads=4 --label-smoothing 0.1 "
+    "--stem-weights {images}/mobilenet_v2_imagenet1k.pth"
+)
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,28 @@ SETTINGS = {
         "--data digits --no-flip --crop 0.7",
         "--model vit_tiny_patch16_224 --img-size 16 --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4 "
         "--batch-size 64 --epochs 20 --lr 2e-3",
-        "--batch-size 32 --lora-rank 4", {"single": "digits_8_2", "continual": "digits_forgetting"}, 100, 400,
+        "--batch-size 32 --lora-rank 4",
+        {"single": "digits_8_2", "continual": "digits_forgetting"},
+        steps=100,
+        retrain_steps=400,
     ),
     "photos": Setting(
         "--data {images}/tinyimagenet50 --cache-stem {out}/stem --stem-views 3 --crop 0.5",
-        STEM + " --img-size 64 --stem-weights {images}/mobilenet_v2_imagenet1k.pth --batch-size 64 --epochs 10 --lr 1e-3",
-        "--batch-size 32 --lora-rank 4 --retain-fraction 0.1", {"single": "photos_5_of_50", "continual": "photos_4x5_of_50 --forget-fraction 0.1"}, 100, 1500,
+        STEM + " --img-size 64 --batch-size 64 --epochs 10 --lr 1e-3",
+        "--batch-size 32 --lora-rank 4 --retain-fraction 0.1",
+        {"single": "photos_5_of_50", "continual": "photos_4x5_of_50 --forget-fraction 0.1"},
+        steps=100,
+        retrain_steps=1500,
     ),
     "faces": Setting(
         "--data {images}/lfw62 --cache-stem {out}/stem --stem-views 8 --crop 0.6",
-        STEM + " --img-size 96 --stem-weights {images}/mobilenet_v2_imagenet1k.pth --batch-size 64 --epochs 30 --lr 1e-3",
-        "--batch-size 32 --lora-rank 4", {"single": "faces_10_of_62", "continual": "faces_4x10_of_62"}, 60, 800,
+        STEM + " --img-size 96 --batch-size 64 --epochs 30 --lr 1e-3",
+        "--batch-size 32 --lora-rank 4",
+        {"single": "faces_10_of_62", "continual": "faces_4x10_of_62"},
+        steps=60,
+        retrain_steps=800,
     ),
-}  # fmt: skip
+}
 
 
 def main(argv: list[str]) -> None:

@@ -113,7 +113,7 @@ def _nearest(key: str) -> str:
     close = difflib.get_close_matches(key, names, 1, 0.6)
     if not close:  # the right name in the wrong place
         close = [n for n in names if n.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    return f" Did you mean {close[0]}?" if close else " See ks_segmentation/config_defaults.py for all keys."
+    return f" Did you mean {close[0]}?" if close else " See ks_segmentation/config_defaults.yaml for all keys."
 
 
 def _decoded(value: Any) -> Any:

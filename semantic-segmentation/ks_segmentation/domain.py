@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common import distributed
 from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
+from common.knobs import Checked, knob
 from common.splits import shorten
 from common.streams import Draw, Stream, load_batches
 from ks_segmentation.architecture import build_mask2former
@@ -32,24 +33,20 @@ OTHERS = ("unknown", "background", "drop")
 
 
 @dataclass
-class MaskConfig:
+class MaskConfig(Checked):
     """Masks: how images are read, augmented and scored."""
 
-    others: str = field(
-        default="unknown",
-        metadata={"help": "pixels of other groups' classes while training: unknown (a query that covers them is not "
-                          "blamed), background (published: it is told 'no object'), drop (leave such images out)",
-                  "choices": list(OTHERS)},
-    )  # fmt: skip
-    augment: bool = field(default=True, metadata={"help": "train on random scales, crops, colours and mirror images"})
-    eval_batch: int = field(default=1, metadata={"help": "test images per batch; those of one size are joined"})
-    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
-    test_limit: int = field(default=0, metadata={"help": "score on at most so many test images; 0 uses all"})
-    cache_dir: str = field(default="data", metadata={"help": "where the list of classes per mask is kept"})
-
-    def __post_init__(self) -> None:
-        if self.eval_batch < 1:
-            raise UserError(f"`--eval-batch` must be at least 1, got {self.eval_batch}.")
+    others: str = knob(
+        "unknown",
+        "pixels of other groups' classes while training: unknown (a query that covers them is not blamed), background "
+        "(published: it is told 'no object'), drop (leave such images out)",
+        OTHERS,
+    )
+    augment: bool = knob(True, "train on random scales, crops, colours and mirror images")
+    eval_batch: int = knob(1, "test images per batch; those of one size are joined", least=1)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
+    test_limit: int = knob(0, "score on at most so many test images; 0 uses all", least=0)
+    cache_dir: str = knob("data", "where the list of classes per mask is kept")
 
 
 class Scenes(NamedTuple):

@@ -46,8 +46,8 @@ def _layout(batch: int, height: int, width: int, window: int, shift: int, heads:
         tokens = F.pad(tokens, (0, -width % window, 0, -height % window), value=count)
         mask = None
         if shift:
-            regions = [sum((torch.arange(n, device=device) >= n - edge).long() for edge in (window, shift))
-                       for n in tokens.shape[1:]]  # fmt: skip
+            edges, sides = (window, shift), tokens.shape[1:]
+            regions = [sum((torch.arange(n, device=device) >= n - edge).long() for edge in edges) for n in sides]
             regions = _cut((3 * regions[0][:, None] + regions[1]).expand_as(tokens), window)
             mask = ((regions[:, None] != regions[:, :, None]) * -100.0)[:, None]
             tokens = tokens.roll((-shift, -shift), (1, 2))

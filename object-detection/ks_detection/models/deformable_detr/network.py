@@ -19,8 +19,7 @@ from ks_detection.models.parts.levels import input_projections
 class Sampling(nn.Module):
     """Stands where transformers samples level by level with `grid_sample`: same arguments, one operator."""
 
-    def forward(self, value: Tensor, shapes: Tensor, sizes: list, starts: Tensor, locations: Tensor, weights: Tensor,
-                im2col_step: int = 64) -> Tensor:  # fmt: skip
+    def forward(self, value, shapes, sizes, starts, locations, weights, im2col_step: int = 64) -> Tensor:
         """[B, Q, heads * D] of value [B, S, heads, D], locations [B, Q, heads, L, P, 2] and weights [B, Q, heads, L, P]."""
         kind = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
         return ms_deform_attn(value.contiguous(), shapes, starts, locations.to(kind), weights.to(kind))
