@@ -36,8 +36,8 @@ def curve(model: nn.Module, adapted: list[str], loss: Callable[[], Tensor]) -> l
 
 
 def dino() -> list[float]:
-    from ks_detection.detector import ffn_linears
-    from ks_detection.dino.criterion import Criterion
+    from ks_detection.models.dino.criterion import Criterion
+    from ks_detection.models.parts.detector import ffn_linears
     from tiny_dino import some_images, some_targets, tiny_dino
 
     model = tiny_dino()

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from ks_detection import transforms
 from ks_detection.check import check, describe
+from ks_detection.data import transforms
 from ks_detection.data.folders import load
 from ks_detection.data.records import find_box_problem
-from ks_detection.scenes import digit_scenes
+from ks_detection.data.scenes import digit_scenes
 from ks_detection.scores import Found, Truth, coco_scores
 from PIL import Image
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from ks_detection.data.records import DetectionSet, Picture
-from ks_detection.dino.criterion import Criterion
 from ks_detection.domain import DetectionDomain, ImageConfig
 from ks_detection.forgetting import miss_loss
+from ks_detection.models.dino.criterion import Criterion
 from tiny_dino import tiny_dino
 from tiny_swap import GROUPS, KINDS, SMALL, base, domain, picture, pictures, run_rank, run_swap, without_noise
 
@@ -117,7 +117,7 @@ def test_miss_loss_falls_when_any_query_on_the_object_names_it():
         logits = torch.full((1, 3, 4), -6.0)
         logits[0, query, 2] = value
         outputs = {"pred_logits": logits, "pred_boxes": boxes, "aux_outputs": []}
-        from ks_detection.dino.matcher import Matches
+        from ks_detection.models.parts.matcher import Matches
 
         return miss_loss(outputs, targets, Matches(one, one, one)).item()
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 from ks_classification.data import images
-from ks_classification.domain import ClassificationDomain, ImageConfig
+from ks_classification.data.pixels import ImageConfig
+from ks_classification.domain import ClassificationDomain
 from ks_classification.models import build
-from ks_detection import domain as detection_domain
-from ks_detection import scenes
+from ks_detection import domain as detectors
+from ks_detection.data.scenes import digit_scenes
 from ks_segmentation.data import digits
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
 from tiny_dino import tiny_dino
@@ -55,10 +56,9 @@ def detection():
     base = tiny_dino(num_classes=3, enc_layers=1, dec_layers=2)
     base.class_table = ClassTable(("0", "1", "2"), (0, 1, 2))
     sizes = {"sizes": "56-72:8", "longest": 96, "before_crop": "64,72", "crop": "48,64", "test_size": 64}
-    scene = scenes.digit_scenes("0123", counts={"train": 16, "test": 12})
-    return detection_domain.DetectionDomain(
-        base, scene, groups, detection_domain.ImageConfig(flip=False, **sizes)
-    ), groups
+    scenes = digit_scenes("0123", counts={"train": 16, "test": 12})
+    config = detectors.ImageConfig(flip=False, **sizes)
+    return detectors.DetectionDomain(base, scenes, groups, config), groups
 
 
 def segmentation():

@@ -18,17 +18,18 @@ from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.knobs import Checked, knob
 from common.streams import Draw, Stream, load_batches
-from ks_detection import gallery, transforms
-from ks_detection.boxes import xyxy_to_cxcywh
+from ks_detection import gallery
 from ks_detection.checkpoints.export import export_official
+from ks_detection.data import transforms
 from ks_detection.data.folders import with_classes
 from ks_detection.data.records import DetectionSet, Picture
-from ks_detection.detector import extend_classes, ffn_linears
-from ks_detection.detectors import build_detector, criterion_for
-from ks_detection.dino.padding import pad_images
-from ks_detection.dino.postprocess import post_process
-from ks_detection.features import FeatureCache, pad_maps
 from ks_detection.forgetting import miss_loss
+from ks_detection.models.detectors import build_detector, criterion_for
+from ks_detection.models.features import FeatureCache, pad_maps
+from ks_detection.models.parts.boxes import xyxy_to_cxcywh
+from ks_detection.models.parts.detector import extend_classes, ffn_linears
+from ks_detection.models.parts.padding import pad_images
+from ks_detection.models.parts.postprocess import post_process
 from ks_detection.scores import Found, Scores, Truth, coco_scores
 
 MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights

@@ -14,9 +14,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from common.errors import UserError
 from common.knobs import Checked, knob
 from common.session import Answer
-from ks_detection import gallery, transforms
+from ks_detection import gallery
+from ks_detection.data import transforms
 from ks_detection.data.records import Picture
-from ks_detection.dino.postprocess import post_process
+from ks_detection.models.parts.postprocess import post_process
 
 
 @dataclass

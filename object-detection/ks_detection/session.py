@@ -22,13 +22,12 @@ from common.splits import resolve, shorten
 from ks_detection.check import check
 from ks_detection.checkpoints.backbone import load_backbone
 from ks_detection.checkpoints.export import export_official
+from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data.yolo import SUFFIXES
-from ks_detection.deformable_detr.folder import is_folder
-from ks_detection.detector import extend_classes
-from ks_detection.detectors import CONFIGS
 from ks_detection.domain import MODEL_FILE, DetectionDomain, ImageConfig
+from ks_detection.models.parts.detector import Detector, extend_classes
 from ks_detection.predict import PredictConfig, answers
 from ks_detection.published import tidy
 from ks_detection.source import SourceConfig, base_model, fresh_model, name_rows, open_data
@@ -151,7 +150,7 @@ class DetectionSession(Session):
         return _named(model)
 
     def given_model(self, model: nn.Module, flags: Flags) -> Base:
-        if not isinstance(getattr(model, "config", None), tuple(CONFIGS.values())):
+        if not isinstance(model, Detector):
             raise UserError(
                 f"a {type(model).__name__} is no detector known here; make one with build_detector or load_checkpoint."
             )

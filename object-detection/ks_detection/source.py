@@ -13,16 +13,17 @@ from common.domain import ClassTable
 from common.errors import UserError
 from common.knobs import knob
 from common.splits import read_list
+from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
-from ks_detection.coco_names import COCO
+from ks_detection.data.coco_names import COCO
 from ks_detection.data.datasets import from_datasets
 from ks_detection.data.folders import load
 from ks_detection.data.records import DetectionSet
-from ks_detection.deformable_detr.folder import is_folder
-from ks_detection.detectors import Config, build_detector, changed, config_from
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.config_file import read_config, read_options
 from ks_detection.domain import MODEL_FILE
+from ks_detection.models.detectors import build_detector, changed, config_from
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.parts.config import DetectorConfig
+from ks_detection.models.parts.config_file import read_config, read_options
 
 
 @dataclass
@@ -43,7 +44,7 @@ class SourceConfig:
     class_names: str = knob("", "names of a checkpoint's logit rows, in order: a,b,c or @file; COCO's if it has 91")
 
 
-def model_config(source: SourceConfig, **changes: Any) -> Config | None:
+def model_config(source: SourceConfig, **changes: Any) -> DetectorConfig | None:
     """The config of --config-file and --options, or None without a file."""
     if not source.config_file:
         return None

@@ -1,27 +1,13 @@
 """The attention layer around the multi-scale deformable sampling op."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
 from common.layers import Linear
-
-
-class Levels(NamedTuple):
-    """How the flattened tokens of all feature levels lie.
-
-    sizes: (height, width) per level, as numbers; shapes: [L, 2] the same as a tensor; starts: [L] first token
-    of each level; ratios: [B, L, 2] part (x, y) of each level that is image; mask: [B, S] True on padding.
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    shapes: Tensor
-    starts: Tensor
-    ratios: Tensor
-    mask: Tensor
+from ks_detection.models.parts.levels import Levels
 
 
 class DeformableAttention(nn.Module):

@@ -1,4 +1,7 @@
-"""Key names of the published files and of transformers <-> ours. Ours hold every shared tensor once."""
+"""Checkpoints of Deformable DETR: key names of the published files and of transformers <-> ours, and the config they tell.
+
+Ours hold every shared tensor once.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import re
 import torch
 from torch import Tensor
 
-from common.errors import UserError
+from ks_detection.checkpoints.shapes import HEADS, count, fold, get, infer_backbone, lora_rank, points
+from ks_detection.models.deformable_detr.config import DeformableConfig
 
+WHAT, WHOLE = "no Deformable DETR", "no whole Deformable DETR"
 # published -> ours, of what stands once
 SINGLE = {
     "query_embed": "network.query_position_embeddings",
@@ -56,25 +61,32 @@ def published_name(name: str) -> str:
     return _swap_front(name, _turned(SINGLE))
 
 
-def to_ours(state: dict[str, Tensor], refined: bool) -> dict[str, Tensor]:
+def is_own(state: dict[str, Tensor]) -> bool:
+    """Whether these are published keys of a Deformable DETR (a DINO has `label_enc` and learned contents)."""
+    own = ("query_embed.weight", "transformer.pos_trans.weight")
+    return "transformer.level_embed" in state and any(name in state for name in own)
+
+
+def is_refined(state: dict[str, Tensor]) -> bool:
+    """Whether published keys are of a model with iterative box refinement."""
+    return any(name.startswith("transformer.decoder.bbox_embed.") for name in state)
+
+
+def to_ours(state: dict[str, Tensor], config: DeformableConfig | None = None) -> dict[str, Tensor]:
     """The state of a published file (or one under our names) under our names.
 
-    Args:
-        refined: whether every decoder layer has heads of its own; otherwise their copies are folded into one.
+    config: says whether every decoder layer has heads of its own; without it the keys say so.
 
     Raises:
         UserError: copies that should be one tensor differ.
     """
+    refined = is_refined(state) if config is None else config.with_box_refine
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name.endswith(BUILT):
-            continue
-        mine = our_name(name)
-        if not refined:
-            mine = re.sub(r"^((?:class|bbox)_embed)\.\d+\.", r"\1.0.", mine)
-        if mine in ours and not _same(ours[mine], tensor):
-            raise UserError(f"checkpoint: the copies of `{mine}` differ (`{name}`); is it one with box refinement?")
-        ours[mine] = tensor
+        if not name.endswith(BUILT):
+            mine = our_name(name)
+            mine = mine if refined else re.sub(r"^((?:class|bbox)_embed)\.\d+\.", r"\1.0.", mine)
+            fold(ours, mine, tensor, name, "is it one with box refinement?")
     for name in [n for n in ours if n.endswith(("in_proj_weight", "in_proj_bias"))]:
         stem, leaf = name.rsplit("in_proj_", 1)
         for letter, part in zip("qkv", ours.pop(name).chunk(3), strict=True):
@@ -82,7 +94,7 @@ def to_ours(state: dict[str, Tensor], refined: bool) -> dict[str, Tensor]:
     return ours
 
 
-def to_published(state: dict[str, Tensor], decoder_layers: int, refined: bool, two_stage: bool) -> dict[str, Tensor]:
+def to_published(state: dict[str, Tensor], config: DeformableConfig) -> dict[str, Tensor]:
     """The state under the published names; copies share memory, so a file stores them once."""
     published: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -96,9 +108,9 @@ def to_published(state: dict[str, Tensor], decoder_layers: int, refined: bool, t
             published[published_name(name)] = tensor
             continue
         kind, number, leaf = name.split(".", 2)
-        numbers = [number] if refined else map(str, range(decoder_layers))
+        numbers = [number] if config.with_box_refine else map(str, range(config.dec_layers))
         published |= {f"{kind}.{n}.{leaf}": tensor for n in numbers}
-        if refined and (kind == "bbox_embed" or two_stage):
+        if config.with_box_refine and (kind == "bbox_embed" or config.two_stage):
             published[f"transformer.decoder.{name}"] = tensor
     return published
 
@@ -132,5 +144,32 @@ def _turned(table: dict[str, str]) -> dict[str, str]:
     return dict(sorted(((new, old) for old, new in table.items()), key=lambda pair: -len(pair[0])))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() or (a.shape == b.shape and torch.equal(a, b))
+def infer_config(state: dict[str, Tensor]) -> DeformableConfig:
+    """Backbone, levels, classes, queries, depths, widths and variant of a state under our names.
+
+    Raises:
+        UserError: a key that must be there is missing, or the backbone is not one that shapes can tell.
+    """
+    levels = count(state, r"network\.input_proj\.(\d+)\.0\.weight", WHAT)
+    stages = sum(get(state, f"network.input_proj.{i}.0.weight", WHOLE).shape[-1] == 1 for i in range(levels))
+    classes, width = get(state, "class_embed.0.weight", WHOLE).shape
+    two_stage = "network.pos_trans.weight" in state
+    config = DeformableConfig(
+        num_classes=classes,
+        backbone=infer_backbone(state),
+        return_interm_indices=tuple(range(4 - stages, 4)),
+        num_feature_levels=levels,
+        hidden_dim=width,
+        nheads=HEADS,
+        dim_feedforward=get(state, "network.encoder.layers.0.mlp.fc1.weight", WHOLE).shape[0],
+        enc_layers=count(state, r"network\.encoder\.layers\.(\d+)\.final_layer_norm\.weight", WHAT),
+        dec_layers=count(state, r"network\.decoder\.layers\.(\d+)\.final_layer_norm\.weight", WHAT),
+        enc_n_points=points(state, "network.encoder.layers.0.self_attn", levels, WHOLE),
+        dec_n_points=points(state, "network.decoder.layers.0.encoder_attn", levels, WHOLE),
+        with_box_refine="class_embed.1.weight" in state,
+        two_stage=two_stage,
+        lora_rank=lora_rank(state),
+    )
+    if not two_stage:
+        config.num_queries = get(state, "network.query_position_embeddings.weight", WHOLE).shape[0]
+    return config

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UserError
-from ks_detection.dino.config import BACKBONES
+from ks_detection.models.parts.config import DetectorConfig
 
 TRANSFORMERS = "transformers"  # the backbone of a Hugging Face folder that is none of ours
 # What the published code or transformers can also do and this one does not: a config that asks for it is refused.
@@ -14,14 +14,14 @@ FIXED = {"masks": False, "dilation": False, "position_embedding": "sine", "froze
 
 
 @dataclass
-class DeformableConfig:
+class DeformableConfig(DetectorConfig):
     """A Deformable DETR; names and defaults are those of the published ResNet-50 run.
 
     Raises:
-        UserError: from `__post_init__` and `from_dict`, naming the field, for a value that cannot be built.
+        UserError: naming the field, for a value that cannot be built.
     """
 
-    modelname = "deformable_detr"
+    modelname, fixed, more_backbones = "deformable_detr", FIXED, (TRANSFORMERS,)
 
     num_classes: int = field(default=91, metadata={"help": "logit rows; COCO ids run to 90, so 91"})
     backbone: str = field(default="resnet50", metadata={"help": "a published name, mobilenet_v2, tiny, timm:NAME"})
@@ -53,43 +53,17 @@ class DeformableConfig:
     lora_rank: int = 0  # above 0: adapters on every FFN linear, in loralib's layout
     lora_alpha: float = 1.0  # loralib's default, which the published runs never changed: the scale is 1 / rank
 
+    interm_loss_coef = 1.0  # read by the shared criterion; there are no intermediate outputs with classes here
+
     def __post_init__(self) -> None:
-        self.return_interm_indices = tuple(self.return_interm_indices)
-        names = (*BACKBONES, TRANSFORMERS)
-        if self.backbone not in names and not self.backbone.startswith("timm:"):
-            raise UserError(f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME.")
+        super().__post_init__()
         _check_local(self.backbone_config or {})
         if self.hidden_dim % 32 or self.hidden_dim % self.nheads:
             raise UserError(
                 f"`hidden_dim` must divide by 32 (groups of the norms) and by `nheads` ({self.nheads}), got {self.hidden_dim}."
             )
-        if self.num_feature_levels < len(self.return_interm_indices):
-            raise UserError(
-                f"`num_feature_levels` is {self.num_feature_levels} but `return_interm_indices` names "
-                f"{len(self.return_interm_indices)} stages; raise the first or shorten the second."
-            )
         if self.two_stage and not self.with_box_refine:
             raise UserError("`two_stage` needs `with_box_refine` = True, as published.")
-        for name in ("num_classes", "num_queries", "dec_layers", "enc_layers", "num_select"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-
-    interm_loss_coef = 1.0  # read by the shared criterion; there are no intermediate outputs with classes here
-
-    @classmethod
-    def from_dict(cls, values: dict) -> DeformableConfig:
-        """The model part of a config; keys of training and data are passed over."""
-        for name, wanted in FIXED.items():
-            if name in values and values[name] != wanted:
-                raise UserError(f"config: `{name}` = {values[name]!r} is not supported, only {wanted!r} is.")
-        own = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in own})
-
-    def to_dict(self) -> dict:
-        """Plain values, as JSON and checkpoints keep them; `from_dict` reads them back."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        own = {"modelname": self.modelname, "return_interm_indices": list(self.return_interm_indices)}
-        return values | own
 
 
 def _check_local(values: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.layers import use_fast_linears
-from ks_detection.deformable_detr.config import TRANSFORMERS, DeformableConfig
-from ks_detection.dino.backbones import build_backbone
-from ks_detection.dino.model import input_projections
+from ks_detection.models.deformable_detr.config import TRANSFORMERS, DeformableConfig
+from ks_detection.models.parts.backbones import build_backbone
+from ks_detection.models.parts.levels import input_projections
 
 
 class Sampling(nn.Module):

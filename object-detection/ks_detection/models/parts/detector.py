@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from common.domain import ClassTable
 from common.errors import UserError
-from ks_detection.dino.padding import Padded, pad_images
-from ks_detection.dino.postprocess import Detections, post_process
+from ks_detection.models.parts.padding import Padded, pad_images
+from ks_detection.models.parts.postprocess import Detections, post_process
 
 PRIOR_BIAS = -math.log(99)  # every class starts at probability 0.01
 HEAD = re.compile(r"(^|\.)(enc_out_)?class_embed(\.\d+)?$")

@@ -1,12 +1,11 @@
 """One-to-one matching of queries to objects, for all layers at once."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ks_detection.boxes import cxcywh_to_xyxy, generalized_iou
-from ks_detection.dino.config import DinoConfig
+from ks_detection.models.parts.boxes import cxcywh_to_xyxy, generalized_iou
 
 
 class Matches(NamedTuple):
@@ -28,7 +27,7 @@ def pad_targets(targets: list[dict], device: torch.device) -> tuple[Tensor, Tens
     return labels, boxes
 
 
-def match_costs(logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor, config: DinoConfig) -> Tensor:
+def match_costs(logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor, config: Any) -> Tensor:
     """[..., B, Q, T] cost of giving query q object t: focal class cost, L1 and generalised IoU.
 
     Args:
@@ -50,7 +49,7 @@ def match_costs(logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor, 
 
 
 @torch.no_grad()
-def match(logits: Tensor, boxes: Tensor, targets: list[dict], config: DinoConfig) -> list[Matches]:
+def match(logits: Tensor, boxes: Tensor, targets: list[dict], config: Any) -> list[Matches]:
     """Per layer the cheapest assignment (Hungarian algorithm); one copy from the device for all.
 
     Args:

@@ -5,11 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.layers import Linear, feed_forward
-from ks_detection.boxes import inverse_sigmoid
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.deformable import DeformableAttention, Levels
-from ks_detection.dino.mlp import MLP
-from ks_detection.dino.positions import box_positions
+from ks_detection.models.dino.attention import DeformableAttention
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.dino.positions import box_positions
+from ks_detection.models.parts.boxes import inverse_sigmoid
+from ks_detection.models.parts.levels import Levels
+from ks_detection.models.parts.mlp import MLP
 
 
 class DecoderLayer(nn.Module):

@@ -1,24 +1,22 @@
 """The DINO detector: images in, class logits and boxes of every decoder layer out."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ks_detection.boxes import inverse_sigmoid
-from ks_detection.detector import PRIOR_BIAS, Detector, ffn_linears
-from ks_detection.dino.backbones import build_backbone
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.config_file import read_config
-from ks_detection.dino.decoder import Decoder
-from ks_detection.dino.deformable import DeformableAttention, Levels
-from ks_detection.dino.denoising import Denoising, blocked_pairs, make_denoising
-from ks_detection.dino.encoder import Encoder
-from ks_detection.dino.mlp import MLP
-from ks_detection.dino.padding import resize_mask, valid_ratio
-from ks_detection.dino.positions import pixel_positions
-from ks_detection.dino.proposals import QuerySelection
+from ks_detection.models.dino.attention import DeformableAttention
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.dino.decoder import Decoder
+from ks_detection.models.dino.denoising import Denoising, blocked_pairs, make_denoising
+from ks_detection.models.dino.encoder import Encoder
+from ks_detection.models.dino.positions import pixel_positions
+from ks_detection.models.dino.proposals import QuerySelection
+from ks_detection.models.parts.backbones import build_backbone
+from ks_detection.models.parts.boxes import inverse_sigmoid
+from ks_detection.models.parts.detector import PRIOR_BIAS, Detector
+from ks_detection.models.parts.levels import Levels, input_projections, lay_out, project_levels
+from ks_detection.models.parts.mlp import MLP
 
 
 class Tokens(NamedTuple):
@@ -143,68 +141,12 @@ class Dino(Detector):
 
     def tokens(self, maps: list[Tensor], mask: Tensor) -> Tokens:
         """Projected levels with their position encodings; levels beyond the backbone's are strided convs."""
-        projected = project_levels(self.input_proj, maps)
-        sizes = tuple((level.shape[-2], level.shape[-1]) for level in projected)
-        masks = [resize_mask(mask, h, w) for h, w in sizes]
+        content, masks, levels = lay_out(project_levels(self.input_proj, maps), mask)
         config, embed = self.config, self.transformer.level_embed
         temperatures = (config.pe_temperatureH, config.pe_temperatureW)
         positions = [pixel_positions(m, config.hidden_dim // 2, *temperatures) + embed[i] for i, m in enumerate(masks)]
-        shapes = torch.tensor(sizes, dtype=torch.long, device=mask.device)
-        tokens_per_level = shapes.prod(1)
-        starts = tokens_per_level.cumsum(0) - tokens_per_level
-        ratios = torch.stack([valid_ratio(m) for m in masks], dim=1)
-        levels = Levels(sizes, shapes, starts, ratios, torch.cat([m.flatten(1) for m in masks], dim=1))
-        content = torch.cat([level.flatten(2).transpose(1, 2) for level in projected], dim=1)
         return Tokens(content, torch.cat(positions, dim=1), levels)
-
-
-def input_projections(channels: list[int], config: DinoConfig, groups: int = 0) -> nn.ModuleList:
-    """One projection per level: 1x1 convolutions of the backbone's maps, then strided 3x3 ones.
-
-    groups: of the norms; 0 takes 32 (published), fewer for a narrow model.
-    """
-    width, projections = config.hidden_dim, []
-    for level in range(config.num_feature_levels):
-        if level < len(channels):
-            conv = nn.Conv2d(channels[level], width, 1)
-        else:
-            conv = nn.Conv2d(channels[-1] if level == len(channels) else width, width, 3, 2, 1)
-        nn.init.xavier_uniform_(conv.weight)
-        nn.init.zeros_(conv.bias)
-        projections.append(nn.Sequential(conv, nn.GroupNorm(groups or min(32, width // 4), width)))
-    return nn.ModuleList(projections)
-
-
-def project_levels(projections: nn.ModuleList, maps: list[Tensor]) -> list[Tensor]:
-    """All levels at one width: projected maps, then maps made of the last map and of each other."""
-    source, levels = maps[-1], []
-    for level, projection in enumerate(projections):
-        if level > len(maps):
-            source = levels[-1]
-        levels.append(projection(maps[level] if level < len(maps) else source))
-    return levels
 
 
 def _layers(logits: Tensor, boxes: Tensor) -> list[dict]:
     return [{"pred_logits": l, "pred_boxes": b} for l, b in zip(logits, boxes, strict=True)]
-
-
-def build_dino(config: DinoConfig | dict | str | Path) -> Dino:
-    """A DINO with fresh weights; with `lora_rank` above 0 adapters sit on every FFN linear, base frozen.
-
-    Args:
-        config: a `DinoConfig`, a published config file, or the dictionary that `read_config` makes of one.
-    """
-    if isinstance(config, (str, Path)):
-        config = read_config(config)
-    config = config if isinstance(config, DinoConfig) else DinoConfig.from_dict(dict(config))
-    return adapted(Dino(config))
-
-
-def adapted(model: nn.Module) -> nn.Module:
-    """The detector with adapters on every FFN linear where its config asks for them."""
-    if model.config.lora_rank:
-        from common.lora import inject
-
-        inject(model, ffn_linears(model), model.config.lora_rank, model.config.lora_alpha)
-    return model

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
-from ks_detection.deformable_detr.config import TRANSFORMERS, DeformableConfig
-from ks_detection.deformable_detr.names import from_transformers, our_head
-from ks_detection.dino.resnet import DEPTHS
+from ks_detection.checkpoints.deformable_detr import from_transformers, our_head
+from ks_detection.checkpoints.read import read_checkpoint
+from ks_detection.models.deformable_detr.config import TRANSFORMERS, DeformableConfig
+from ks_detection.models.parts.resnet import DEPTHS
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
@@ -119,8 +120,6 @@ def _backbone(theirs: Any, path: Path) -> dict[str, Any]:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    from ks_detection.checkpoints.read import read_checkpoint
-
     for pattern in WEIGHTS:
         files = sorted(path.glob(pattern))
         if files:

@@ -8,35 +8,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ks_detection.boxes import inverse_sigmoid
-from ks_detection.deformable_detr.config import DeformableConfig
-from ks_detection.deformable_detr.network import build_parts
-from ks_detection.detector import PRIOR_BIAS, Detector
-from ks_detection.dino.mlp import MLP
-from ks_detection.dino.model import project_levels
-from ks_detection.dino.padding import resize_mask, valid_ratio
+from ks_detection.models.deformable_detr.config import DeformableConfig
+from ks_detection.models.deformable_detr.network import build_parts
+from ks_detection.models.parts.boxes import inverse_sigmoid
+from ks_detection.models.parts.detector import PRIOR_BIAS, Detector
+from ks_detection.models.parts.levels import Levels, lay_out, project_levels
+from ks_detection.models.parts.mlp import MLP
 
 EPS = 1e-5  # of the inverse sigmoid; DINO's is 1e-3
 
 
 class Tokens(NamedTuple):
-    """All levels, flattened, in the words of transformers' layers.
-
-    content, positions: [B, S, D]; valid: [B, S] bool, False on padding; sizes: (height, width) per level, shapes:
-    [L, 2] the same as a tensor; starts: [L] first token of each level; ratios: [B, L, 2] part (x, y) that is image.
-    """
+    """All levels, flattened: content and positions [B, S, D], and how they lie."""
 
     content: Tensor
     positions: Tensor
-    valid: Tensor
-    sizes: list[tuple[int, int]]
-    shapes: Tensor
-    starts: Tensor
-    ratios: Tensor
+    levels: Levels
+
+    @property
+    def valid(self) -> Tensor:
+        """[B, S] bool, False on padding."""
+        return ~self.levels.mask
 
     def layout(self) -> dict:
-        """What every attention layer wants to know about the levels."""
-        return {"spatial_shapes": self.shapes, "spatial_shapes_list": self.sizes, "level_start_index": self.starts}
+        """What every attention layer of transformers wants to know about the levels."""
+        own = self.levels
+        return {"spatial_shapes": own.shapes, "spatial_shapes_list": own.sizes, "level_start_index": own.starts}
 
 
 class Start(NamedTuple):
@@ -100,7 +97,7 @@ class DeformableDetr(Detector):
         memory = self.encode(tokens)
         start = self.propose(memory, tokens) if self.config.two_stage else self.learned_start(len(memory))
         x, references, layers = start.content, start.references, []
-        ratios = tokens.ratios[:, None]  # [B, 1, L, 2]
+        ratios = tokens.levels.ratios[:, None]  # [B, 1, L, 2]
         for number, layer in enumerate(self.network.decoder.layers):
             scale = ratios if references.shape[-1] == 2 else torch.cat([ratios, ratios], -1)
             x = layer(
@@ -116,30 +113,19 @@ class DeformableDetr(Detector):
     def tokens(self, maps: list[Tensor], mask: Tensor) -> Tokens:
         """Projected levels with their position encodings."""
         network = self.network
-        levels = project_levels(network.input_proj, maps)
-        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        masks = [resize_mask(mask, h, w) for h, w in sizes]
+        maps = project_levels(network.input_proj, maps)
+        content, masks, levels = lay_out(maps, mask)
         places = [
             network.position_embedding(level.shape, level.device, torch.float32, ~m)
-            for level, m in zip(levels, masks, strict=True)
+            for level, m in zip(maps, masks, strict=True)
         ]
         positions = [p.flatten(2).transpose(1, 2) + network.level_embed[i] for i, p in enumerate(places)]
-        shapes = torch.tensor(sizes, dtype=torch.long, device=mask.device)
-        counts = shapes.prod(1)
-        return Tokens(
-            torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1),
-            torch.cat(positions, 1),
-            ~torch.cat([m.flatten(1) for m in masks], 1),
-            sizes,
-            shapes,
-            counts.cumsum(0) - counts,
-            torch.stack([valid_ratio(m) for m in masks], 1),
-        )
+        return Tokens(content, torch.cat(positions, 1), levels)
 
     def encode(self, tokens: Tokens) -> Tensor:
         """[B, S, D] memory."""
         encoder, x = self.network.encoder, tokens.content
-        references = encoder.get_reference_points(tuple(tokens.sizes), tokens.ratios, device=x.device)
+        references = encoder.get_reference_points(tokens.levels.sizes, tokens.levels.ratios, device=x.device)
         for layer in encoder.layers:
             x = layer(
                 x, tokens.valid, spatial_position_embeddings=tokens.positions, reference_points=references, **tokens.layout()
@@ -155,7 +141,7 @@ class DeformableDetr(Detector):
     def propose(self, memory: Tensor, tokens: Tokens) -> Start:
         """The best tokens as starts, and all of them as proposals (arXiv:2010.04159, appendix A.4)."""
         network = self.network
-        features, places = network.gen_encoder_output_proposals(memory, ~tokens.valid, tokens.sizes)
+        features, places = network.gen_encoder_output_proposals(memory, ~tokens.valid, tokens.levels.sizes)
         logits = self.class_embed[-1](features)
         boxes = self.bbox_embed[-1](features).float() + places
         count = min(self.config.num_queries, logits.shape[1])

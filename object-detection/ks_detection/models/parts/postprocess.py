@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ks_detection.boxes import cxcywh_to_xyxy
+from ks_detection.models.parts.boxes import cxcywh_to_xyxy
 
 Detections = dict[str, Tensor]  # scores [N], labels [N], boxes [N, 4] xyxy
 

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.layers import Linear, feed_forward
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.deformable import DeformableAttention, Levels
+from ks_detection.models.dino.attention import DeformableAttention
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.parts.levels import Levels
 
 
 class EncoderLayer(nn.Module):

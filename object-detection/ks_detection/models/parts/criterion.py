@@ -1,14 +1,14 @@
-"""DINO's loss: focal, L1 and generalised IoU on the final, auxiliary, intermediate and denoising outputs."""
+"""The loss of DETR-like detectors: focal, L1 and generalised IoU on the final, auxiliary and intermediate outputs."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from common import distributed
-from ks_detection.boxes import area, cxcywh_to_xyxy, generalized_iou
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.denoising import Denoising
-from ks_detection.dino.matcher import Matches, match, pad_targets
+from ks_detection.models.parts.boxes import area, cxcywh_to_xyxy, generalized_iou
+from ks_detection.models.parts.matcher import Matches, match, pad_targets
 
 
 def focal_loss(logits: Tensor, wanted: Tensor, alpha: float) -> Tensor:
@@ -22,18 +22,18 @@ def focal_loss(logits: Tensor, wanted: Tensor, alpha: float) -> Tensor:
     return (alpha * wanted + (1 - alpha) * (1 - wanted)) * entropy * miss**2
 
 
-class Criterion:
+class SetCriterion:
     """Terms of the loss by their published names, and their weighted sum."""
 
-    def __init__(self, config: DinoConfig) -> None:
+    def __init__(self, config: Any) -> None:
         self.config = config
 
     def __call__(self, outputs: dict, targets: list[dict]) -> dict[str, Tensor]:
         """Unweighted terms: `loss_{ce,bbox,giou}` of the last layer, `_0`.. of the layers before, `_interm`,
-        `_dn`, `_dn_0`..; for the log `class_error`, `cardinality_error`, `loss_xy`, `loss_hw`.
+        what a detector adds; for the log `class_error`, `cardinality_error`, `loss_xy`, `loss_hw`.
 
         Args:
-            outputs: what `Dino` returns.
+            outputs: what the detector returns.
             targets: per image `labels` [T] and `boxes` [T, 4] cxcywh, and, where there are regions to be left
                 alone, `ignore` [K, 4]: unmatched queries mostly inside them count neither way.
         """
@@ -56,7 +56,11 @@ class Criterion:
         count = self.object_count(targets, boxes.device)
         terms = self._layer_terms(logits, boxes, matches, targets, count, suffixes, counted(boxes, targets))
         terms |= self._log_terms(logits[0], matches[0], targets)
-        return terms | self._denoising_terms(outputs, targets, count), matches[0]
+        return terms | self._more_terms(outputs, targets, count), matches[0]
+
+    def _more_terms(self, outputs: dict, targets: list[dict], count: Tensor) -> dict[str, Tensor]:
+        """Terms of outputs that only this detector has."""
+        return {}
 
     def object_count(self, targets: list[dict], device: torch.device) -> Tensor:
         """Objects per rank, averaged over ranks, at least 1."""
@@ -64,7 +68,7 @@ class Criterion:
         return (distributed.total(total) / distributed.world()).clamp(min=1)
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum (39 terms for 6 decoder layers) that is trained on."""
+        """The weighted sum that is trained on."""
         return sum(self.weight(name) * term for name, term in terms.items() if self.weight(name))
 
     def classification(self, terms: dict[str, Tensor]) -> Tensor:
@@ -125,32 +129,6 @@ class Criterion:
         guessed = (best != logits.shape[-1] - 1).sum(1).float()  # as published; the last row is no background
         error = 100 - 100 * right.float().mean() if len(right) else logits.new_zeros(())
         return {"class_error": error, "cardinality_error": (guessed - sizes).abs().mean()}
-
-    def _denoising_terms(self, outputs: dict, targets: list[dict], count: Tensor) -> dict[str, Tensor]:
-        layers, denoising = outputs.get("dn_outputs"), outputs.get("denoising")
-        suffixes = ["_dn", *(f"_dn_{i}" for i in range(len(outputs["aux_outputs"])))]
-        if denoising is None:
-            zero = outputs["pred_boxes"].new_zeros(())
-            kinds = ("loss_ce", "loss_bbox", "loss_giou", "loss_xy", "loss_hw")
-            return {f"{kind}{suffix}": zero for suffix in suffixes for kind in kinds}
-        ordered = [layers[-1], *layers[:-1]]
-        logits = torch.stack([layer["pred_logits"].float() for layer in ordered])
-        boxes = torch.stack([layer["pred_boxes"].float() for layer in ordered])
-        matches = [positive_matches(denoising, targets)] * len(ordered)
-        return self._layer_terms(logits, boxes, matches, targets, count * denoising.groups, suffixes)
-
-
-def positive_matches(denoising: Denoising, targets: list[dict]) -> Matches:
-    """The positives' pairs, known by construction: slot t of every group belongs to object t."""
-    device = denoising.labels.device
-    starts = torch.arange(denoising.groups, device=device) * 2 * denoising.slots
-    rows, queries, objects = [], [], []
-    for row, target in enumerate(targets):
-        own = torch.arange(len(target["labels"]), device=device)
-        queries.append((starts[:, None] + own).flatten())
-        objects.append(own.repeat(denoising.groups))
-        rows.append(torch.full_like(queries[-1], row))
-    return Matches(torch.cat(rows), torch.cat(queries), torch.cat(objects))
 
 
 def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:

@@ -1,21 +1,10 @@
 """Every constant of a DINO, under its published name, with the published default."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from common.errors import UserError
+from ks_detection.models.parts.config import DetectorConfig
 
-BACKBONES = (
-    "resnet50",
-    "resnet101",
-    "swin_T_224_1k",
-    "swin_S_224_1k",
-    "swin_B_224_22k",
-    "swin_B_384_22k",
-    "swin_L_224_22k",
-    "swin_L_384_22k",
-    "mobilenet_v2",
-    "tiny",
-)
 # What the published code can also do and this one does not: a config that asks for it is refused.
 FIXED = {
     "two_stage_type": "standard",
@@ -49,14 +38,14 @@ FIXED = {
 
 
 @dataclass
-class DinoConfig:
+class DinoConfig(DetectorConfig):
     """A DINO detector; names and defaults are those of the published 4-scale ResNet-50 config.
 
     Raises:
-        UserError: from `__post_init__` and `from_dict`, naming the field, for a value that cannot be built.
+        UserError: naming the field, for a value that cannot be built.
     """
 
-    modelname = "dino"
+    modelname, fixed = "dino", FIXED
 
     num_classes: int = field(default=91, metadata={"help": "logit rows; COCO ids run to 90, so 91"})
     dn_labelbook_size: int = field(default=0, metadata={"help": "label_enc has one row more; 0: num_classes"})
@@ -93,38 +82,12 @@ class DinoConfig:
     lora_alpha: float = 1.0  # the published swap models leave loralib's default, so the scale is 1 / rank
 
     def __post_init__(self) -> None:
-        self.return_interm_indices = tuple(self.return_interm_indices)
+        super().__post_init__()
         self.dn_labelbook_size = self.dn_labelbook_size or self.num_classes
-        if self.backbone not in BACKBONES and not self.backbone.startswith("timm:"):
-            raise UserError(f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME.")
         if self.hidden_dim % self.nheads or self.hidden_dim % 4:
             raise UserError(f"`hidden_dim` must divide by `nheads` ({self.nheads}) and by 4, got {self.hidden_dim}.")
-        if self.num_feature_levels < len(self.return_interm_indices):
-            raise UserError(
-                f"`num_feature_levels` is {self.num_feature_levels} but `return_interm_indices` names "
-                f"{len(self.return_interm_indices)} stages; raise the first or shorten the second."
-            )
         if self.dn_labelbook_size < self.num_classes:
             raise UserError(
                 f"`dn_labelbook_size` must be at least `num_classes` ({self.num_classes}), "
                 f"got {self.dn_labelbook_size}."
             )
-        for name in ("num_classes", "num_queries", "dec_layers", "enc_layers", "num_select"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "DinoConfig":
-        """The model part of a published config; keys of training, data and dead options are passed over."""
-        for name, wanted in FIXED.items():
-            if name in values and values[name] != wanted:
-                raise UserError(
-                    f"config: `{name}` = {values[name]!r} is not supported, only {wanted!r} (as published) is."
-                )
-        own = {f.name: f for f in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in own})
-
-    def to_dict(self) -> dict:
-        """Plain values, as JSON and checkpoints keep them; `from_dict` reads them back."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values | {"return_interm_indices": list(self.return_interm_indices)}

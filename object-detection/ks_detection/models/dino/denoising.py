@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ks_detection.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from ks_detection.dino.config import DinoConfig
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.parts.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 
 class Denoising(NamedTuple):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from common.layers import Linear
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.deformable import Levels
-from ks_detection.dino.mlp import MLP
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.parts.levels import Levels
+from ks_detection.models.parts.mlp import MLP
 
 
 class Selection(NamedTuple):

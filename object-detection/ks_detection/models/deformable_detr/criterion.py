@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ks_detection.dino.criterion import Criterion
-from ks_detection.dino.matcher import Matches
+from ks_detection.models.parts.criterion import SetCriterion
+from ks_detection.models.parts.matcher import Matches
 
 
-class DeformableCriterion(Criterion):
+class DeformableCriterion(SetCriterion):
     """Focal, L1 and generalised IoU on the final and auxiliary outputs; `_enc` are the terms of a two-stage
     model's proposals, for which every object is of one class.
 
@@ -27,6 +27,3 @@ class DeformableCriterion(Criterion):
 
     def classification(self, terms: dict[str, Tensor]) -> Tensor:
         return super().classification({name: term for name, term in terms.items() if not name.endswith("_enc")})
-
-    def _denoising_terms(self, outputs: dict, targets: list[dict], count: Tensor) -> dict[str, Tensor]:
-        return {}
