@@ -53,6 +53,10 @@ class ScoreConfig(ComputeConfig):
     curves: str = knob("", "write the curves of every class to this .svg (detection)")
     json: bool = knob(False, "print JSON instead of a table")
 
+    def __post_init__(self) -> None:
+        if self.curves and not self.curves.endswith(".svg"):
+            raise UserError(f"`--curves {self.curves}`: the file must end in .svg.")
+
 
 @dataclass
 class AnswerConfig(ComputeConfig):
@@ -111,7 +115,7 @@ def run_parser(session: Session, verb: str, argv: Sequence[str]) -> Parser:
     defaults = session.defaults_for(verb, argv)
     reference = session.reference if verb == "swap" else None
     parser = settings_parser(f"{verb}.py", text, kinds, argv, reference, **defaults)
-    session.extend(parser)
+    session.extend(parser, argv)
     parser.show_first((*EVERYDAY, *session.everyday, "reference", *(("classes",) if verb == "pretrain" else ())))
     return parser
 
@@ -134,7 +138,7 @@ def parsed(session: Session, verb: str, argv: Sequence[str]) -> Settings:
 def evaluate(session: Session, argv: list[str]) -> None:
     """Scores a run on its groups again, or a checkpoint on data."""
     parser = _parser(session, "evaluate", ("run", "folder of a finished run, or a checkpoint (then give --data)"))
-    given = _given(parser, (ScoreConfig,), (session.source, session.view, distributed.LaunchConfig), argv)
+    given = _given(session, parser, (ScoreConfig,), (session.source, session.view, distributed.LaunchConfig), argv)
     config = from_values(ScoreConfig, given)
     if distributed.relaunched(from_values(distributed.LaunchConfig, given)):
         return
@@ -184,7 +188,7 @@ def predict(session: Session, argv: list[str]) -> None:
     """Answers for image files."""
     places = ("images", "image files or folders of them")
     parser = _parser(session, "predict", ("model", "folder of a finished run, or a checkpoint"), places)
-    given = _given(parser, (AnswerConfig, *session.predict_flags), (session.source, session.view), argv)
+    given = _given(session, parser, (AnswerConfig, *session.predict_flags), (session.source, session.view), argv)
     config = from_values(AnswerConfig, given)
     for kind in session.predict_flags:
         from_values(kind, given)  # its checks, before a model is read
@@ -194,7 +198,7 @@ def predict(session: Session, argv: list[str]) -> None:
     model = loaded.base.model.to(device).eval()
     answers: list[dict[str, Any]] = []
     written: set[Path] = set()
-    with torch.inference_mode(), lora.merged(model), config.region({}, device):
+    with torch.inference_mode(), lora.merged(model), config.region(loaded.record, device):
         for answer in session.predict(loaded, files, device):
             _write_pictures(answer, config.output_dir, written)
             answers.append({"file": answer.file, **answer.data})
@@ -241,7 +245,7 @@ def export(session: Session, argv: list[str]) -> None:
     parser = _parser(session, "export", ("run", "folder of a finished run, or a checkpoint"))
     parser.add_argument("output", help="file or folder to write")
     parser.add_argument("--format", default=session.formats[0], choices=list(session.formats), help="what to write")
-    given = _given(parser, (), (session.source,), argv)
+    given = _given(session, parser, (), (session.source,), argv)
     path, kind = Path(given.pop("output")), given.pop("format")
     loaded = session.load(given.pop("run"), given)
     print(f"wrote {session.export(loaded, path, kind)}")
@@ -256,18 +260,21 @@ def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:
     return parser
 
 
-def _given(parser: Parser, own: Sequence[type], others: Sequence[type], argv: Sequence[str]) -> dict[str, Any]:
+def _given(
+    session: Session, parser: Parser, own: Sequence[type], others: Sequence[type], argv: Sequence[str]
+) -> dict[str, Any]:
     """Flags by name: those of `own` with their defaults, those of `others` only where given.
 
     --help shows the former and where data and model are.
     """
+    session.extend(parser, argv)
     shown = [action.dest for action in parser._actions]
     for kind in own:
         add_flags(parser, kind)
     shown += [action.dest for action in parser._actions if action.dest not in shown]
     for kind in others:
         add_flags(parser, kind, given_only=True)
-    parser.show_first((*shown, "data", "checkpoint", "class_names"))
+    parser.show_first((*shown, "data", "checkpoint", *session.everyday))
     return vars(parser.parse_args(list(argv)))
 
 

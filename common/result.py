@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from common import commands, report
-from common.config import apply_values
+from common.config import apply_values, flag
 from common.errors import UserError
 from common.evaluation.run_measures import history_of
 from common.record import METRICS, Callback, read_lines
@@ -72,11 +72,11 @@ def swap(
         settings |= {"output_dir": f"{holder.name}/run"}
     values = {"report": False, **settings, "learn": tuple(learn), "forget": tuple(forget)}
     given = {}
-    for name, value, flag in (("model", model, "checkpoint"), ("data", data, "data")):
+    for name, value, place in (("model", model, "checkpoint"), ("data", data, "data")):
         if isinstance(value, str | Path):
-            values[flag] = str(value)
+            values[place] = str(value)
         else:
-            given[name], values[flag] = value, ""
+            given[name], values[place] = value, ""
     chosen = _settings(session, values, given)
     trainer = run_plan(session.open_swap(chosen), chosen, session.name, callbacks)
     return Result(trainer.run.folder, trainer.model.eval(), trainer.domain.classes.names, holder)
@@ -84,10 +84,22 @@ def swap(
 
 def _settings(session: Session, values: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
     """The settings of a swap by flag name, checked as flags are."""
-    words = [f"--{name}={values[name]}" for name in ("method", "config") if name in values]
-    parser = commands.run_parser(session, "swap", [*words, *(["--reference"] if values.get("reference") else [])])
+    parser = commands.run_parser(session, "swap", _as_words(values))
     apply_values(parser, {name: value for name, value in values.items() if name != "reference"}, "")
     return settings_from(commands.run_kinds(session, "swap"), vars(parser.parse_args([])), **given)
+
+
+def _as_words(values: Mapping[str, Any]) -> list[str]:
+    """The values as a command line, for what looks at it before flags are parsed."""
+    words: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, list | tuple):
+            words += [flag(name), *map(str, value)]
+        elif value is True:
+            words.append(flag(name))
+        elif value is not None and value is not False:
+            words.append(f"{flag(name)}={value}")
+    return words
 
 
 def load_run(session: Session, path: str | Path, model: nn.Module | None = None, **flags: Any) -> Result:

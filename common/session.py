@@ -83,6 +83,7 @@ class Session:
     defaults:  verb -> values that replace the fields' own.
     reference: YAML file of the published settings.
     data_flags: flags besides --data that name data; another --data takes their place.
+    base_flags: flags that also reach a base model which is an earlier swap.
     suffixes:  endings of image files.
     formats:   what `export` can write; the first is the default.
     """
@@ -99,6 +100,7 @@ class Session:
     defaults: Mapping[str, Mapping[str, object]] = {}
     reference: Path
     data_flags: Sequence[str] = ()
+    base_flags: Sequence[str] = ()
     suffixes: Sequence[str] = ()
     formats: Sequence[str] = ()
 
@@ -112,8 +114,8 @@ class Session:
         """Defaults of the flags of a verb, given the command line."""
         return self.defaults.get(verb, {})
 
-    def extend(self, parser: Parser) -> None:
-        """Adds what a dataclass cannot say, such as words at the end."""
+    def extend(self, parser: Parser, argv: Sequence[str]) -> None:
+        """Adds to any verb's parser but check's what a dataclass cannot say; sets defaults that win over files."""
 
     # ---- runs --------------------------------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ class Session:
         path = str(flags.get("checkpoint") or "")
         if not path or not (Path(path) / "adapter").is_dir():
             return self.base_model(flags)
-        base = self.load(path, {}).base
+        base = self.load(path, {name: flags[name] for name in self.base_flags if name in flags}).base
         return base._replace(model=adapters.merge(base.model))
 
     def load_folder(self, folder: Path, flags: Flags) -> Base:
@@ -150,6 +152,14 @@ class Session:
     def is_run(self, path: str | Path) -> bool:
         """Whether a folder holds a run of ours."""
         return (Path(path) / "config.json").is_file()
+
+    def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
+        """The flags of a run with those given now, which win."""
+        return {**recorded, **(dict.fromkeys(self.data_flags, "") if "data" in given else {}), **given}
+
+    def base_path(self, flags: Flags) -> str:
+        """Where the base model that the flags name lies; "" where that is no path."""
+        return str(flags.get("checkpoint") or "")
 
     def load(self, path: str | Path, given: Flags, model: nn.Module | None = None) -> Loaded:
         """The model of a finished run (its whole model, or base model, adapter and new rows), or of a checkpoint.
@@ -170,7 +180,7 @@ class Session:
             flags = {**given, "checkpoint": str(path)}
             return Loaded(self.base(flags), flags, {}, {})
         record = read_run_config(folder)
-        flags = {**record["flags"], **(dict.fromkeys(self.data_flags, "") if "data" in given else {}), **given}
+        flags = self.joined(record["flags"], given)
         groups = {name: tuple(classes) for name, classes in record["identity"]["plan"]["groups"].items()}
         if (folder / "model").is_dir() and model is not None:
             info = read_json(folder / "model" / adapters.SWAP)
@@ -187,9 +197,9 @@ class Session:
 
     def _with_adapter(self, folder: Path, flags: Flags, model: nn.Module | None) -> Base:
         info, _ = adapters.read(folder / "adapter")
-        checkpoint = str(flags.get("checkpoint") or "")
-        if model is None and checkpoint and not Path(checkpoint).exists():
-            raise UserError(f"the base model of {folder}, {checkpoint}, is not there; name it with --checkpoint.")
+        path = self.base_path(flags) if model is None else ""
+        if path and not Path(path).expanduser().exists():
+            raise UserError(f"the base model of {folder}, {path}, is not there; name it with --checkpoint.")
         base = self.base(flags) if model is None else self.given_model(model, flags)
         base = self.widened(base, info["classes"])
         adapters.load(base.model, folder / "adapter")

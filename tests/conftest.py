@@ -9,6 +9,10 @@ torch.set_num_threads(1)
 os.fsync = lambda handle: None  # waiting for the disk is half the time of a toy run
 
 
+def pytest_addoption(parser):
+    parser.addoption("--regenerate", action="store_true", help="write tests/golden/curves_*.json again")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -11,7 +11,6 @@ from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, 
 from common import methods
 from common.errors import UserError
 from common.exemplars import herd
-from common.lora import LoraConfig
 from common.methods import _relabel
 from common.methods._penalty import Quadratic
 from common.methods._snapshots import copied, trained
@@ -53,10 +52,8 @@ def test_two_penalties_merged_equal_their_sum():
 
 @pytest.mark.parametrize("method", ["ewc", "si"])
 def test_penalties_refuse_stacked_adapters(method, tmp_path):
-    lora = LoraConfig(lora_rank=2, lora_between_phases="stack")
-    t = trainer(
-        pretrained(4), make_plan("fltf", ["c4"], ["c0"], REST), method, tmp_path, lora, trains="adapter", steps=1
-    )
+    plan, stacked = make_plan("fltf", ["c4"], ["c0"], REST), {"trains": "adapter", "lora_between_phases": "stack"}
+    t = trainer(pretrained(4), plan, method, tmp_path, steps=1, **stacked)
     with pytest.raises(UserError, match="stack"):
         t.swap()
 

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from ks_segmentation import config as config_module
-from ks_segmentation import launch
-from ks_segmentation.arithmetic import evaluate
-from ks_segmentation.augment import scoring_view, train_view
-from ks_segmentation.config import Config, load_config
-from ks_segmentation.config_defaults import DEFAULTS, USED, leaves
-from ks_segmentation.criterion import Criterion
-from ks_segmentation.session import SourceConfig, base_model
+from ks_segmentation.config import load as config_module
+from ks_segmentation.config import words as config_words
+from ks_segmentation.config.arithmetic import evaluate
+from ks_segmentation.config.defaults import DEFAULTS, USED, leaves
+from ks_segmentation.config.load import Config, load_config
+from ks_segmentation.data.augment import scoring_view, train_view
+from ks_segmentation.models.criterion import Criterion
+from ks_segmentation.session import SESSION
 from tiny_mask2former import RESNET, SWIN, model
 
+from common import commands
 from common.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "semantic-segmentation/configs/ade20k/semantic-segmentation"
@@ -117,19 +118,19 @@ def test_used_are_the_settings_that_something_reads(tmp_path, monkeypatch):
     train_view(image, labels, made.config.INPUT, seed=0, ignore=255)
     scoring_view(image, made.config.INPUT)
     swap = write(tmp_path, "MODEL: {SEM_SEG_HEAD: {LORA_RANK: 2}}\nSEED: 1\nOUTPUT_DIR: x")
-    launch.from_config(["--config-file", str(swap)])
+    config_words.stated(["--config-file", str(swap)])
     with pytest.raises(UserError, match="pretrained model is needed"):
-        base_model(SourceConfig(config_file=str(swap)), [], grow=True)
+        SESSION.base_model({"config_file": str(swap)})
     assert Reads.seen == USED
 
 
 def test_every_setting_that_fills_a_flag_is_used():
-    assert set(launch.FIELDS) < USED < set(leaves(DEFAULTS))
+    assert set(config_words.FIELDS) < USED < set(leaves(DEFAULTS))
 
 
 def parsed(*argv):
-    parser, _ = launch.swap_parser("swap.py", "", argv)
-    return parser, parser.parse_args(argv)
+    words = SESSION.tidy(argv)
+    return commands.run_parser(SESSION, "swap", words).parse_args(words)
 
 
 def test_words_fill_the_flags_that_mean_the_same(tmp_path):
@@ -137,17 +138,17 @@ def test_words_fill_the_flags_that_mean_the_same(tmp_path):
     words = ["SOLVER.MAX_ITER", "7", "SOLVER.BASE_LR", "0.25", "SEED", "3", "OUTPUT_DIR", "out", "FORGET_BND", "4"]
     words += ["SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.IMS_PER_BATCH", "6", "SOLVER.AMP.ENABLED", "False"]
     for start in (["--config-file", str(plain)], []):
-        _, args = parsed(*start, *words)
+        args = parsed(*start, *words)
         assert (args.steps, args.lr, args.seed, args.output_dir, args.bound) == (7, 0.25, 3, "out", 4)
         assert (args.clip, args.batch_size, args.precision, args.bound_per_item) == (0, 6, "fp32", False)
-        assert args.weight_decay == parsed()[1].weight_decay and args.opts == words
-    _, args = parsed("--config-file", str(plain), "--steps", "5", *words)
+        assert args.weight_decay == parsed().weight_decay and args.opts == words
+    args = parsed("--config-file", str(plain), "--steps", "5", *words)
     assert (args.steps, args.lr) == (5, 0.25)
     defaults = write(tmp_path, "steps: 2\nlr: 0.125", "flags.yaml")
-    _, args = parsed("--config", str(defaults), "SOLVER.MAX_ITER", "7")
+    args = parsed("--config", str(defaults), "SOLVER.MAX_ITER", "7")
     assert (args.steps, args.lr) == (7, 0.125)
     swap = CONFIGS / "swin/maskformer2_swin_base_IN21k_swap.yaml"
-    _, args = parsed("--config-file", str(swap), "SOLVER.MAX_ITER", "7", "MODEL.SEM_SEG_HEAD.LORA_RANK", "4")
+    args = parsed("--config-file", str(swap), "SOLVER.MAX_ITER", "7", "MODEL.SEM_SEG_HEAD.LORA_RANK", "4")
     assert (args.steps, args.lora_rank, args.lr) == (7, 4, 1e-4)
 
 
@@ -163,7 +164,7 @@ def test_words_fill_the_flags_that_mean_the_same(tmp_path):
 )
 def test_settings_without_effect_are_told_in_one_line(text, words, unused, tmp_path, capsys):
     argv = ["--config-file", str(write(tmp_path, text)), *words]
-    launch.tell_unused(parsed(*argv)[0], argv)
+    config_words.tell_unused(vars(parsed(*argv)))
     assert capsys.readouterr().err == (f"settings without effect here: {unused}\n" if unused else "")
 
 

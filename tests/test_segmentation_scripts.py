@@ -1,17 +1,27 @@
 """The entry scripts on a tiny folder: what they write, and that bad input ends in one line and exit code 2."""
 
-import importlib.util
 import json
+import os
+import pickle
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
+from ks_segmentation import export_detectron2, load_checkpoint, load_config, published
+from ks_segmentation.checkpoints.folder import flat, load_folder
+from ks_segmentation.config import words as config_words
+from ks_segmentation.data import catalogs, layouts
+from ks_segmentation.session import SESSION
 from PIL import Image
 from tiny_mask2former import COMMON, RESNET
 
-from common import cli
+from common import commands, distributed
+from common.errors import UserError
 
 ROOT = Path(__file__).parent.parent / "semantic-segmentation"
 SMALL = [
@@ -40,16 +50,8 @@ QUICK = [
 CLASSES = "abcdef"
 
 
-def script(name):
-    """An entry script as a module, whatever else is called so."""
-    spec = importlib.util.spec_from_file_location(f"segmentation_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def call(name, *argv):
-    return cli.main(script(name).run, [str(a) for a in argv])
+    return commands.main(SESSION, name, [str(a) for a in argv])
 
 
 def write_yaml(path, words):
@@ -96,68 +98,176 @@ def swapped(place, tmp_path_factory):
 
 
 def test_evaluate_gives_the_scores_of_the_run_again(swapped, capsys):
-    assert call("evaluate", "--run", swapped, "--json", "--cache-dir", "", "--eval-batch", "6") == 0
-    scores = json.loads(capsys.readouterr().out)
+    capsys.readouterr()
+    assert call("evaluate", swapped, "--json", "--cache-dir", "", "--eval-batch", "6") == 0
+    found = json.loads(capsys.readouterr().out)
     lines = [json.loads(line) for line in (swapped / "metrics.jsonl").read_text().splitlines()]
     last = {line["group"]: line["score"] for line in lines if "group" in line and line["phase"] == 2}
-    assert {g: pytest.approx(s["miou"], abs=1e-3) for g, s in scores.items()} == last
-    assert {"fwiou", "macc", "pacc", "IoU-e", "ACC-e"} <= set(scores["learn"])
-    figures = json.loads((swapped / "details.json").read_text())["2"]
-    for group, found in scores.items():  # the run's record holds the same
-        totals = {name: figures[group]["figures"][name]["total"] for name in ("fwIoU", "ACC", "pACC")}
-        assert totals == {
-            n: pytest.approx(found[k], abs=1e-3) for n, k in zip(totals, ("fwiou", "macc", "pacc"), strict=True)
-        }
+    assert {g: pytest.approx(s["total"], abs=1e-3) for g, s in found["scores"].items()} == last
+    assert set(found["scores"]["learn"]) == {"total", "e", "f"} and found["metric"] == "miou"
+    assert set(found["figures"]["learn"]) == {"fwIoU", "ACC", "pACC"} and "e" in found["figures"]["learn"]["ACC"]
+    details = json.loads((swapped / "details.json").read_text())["2"]
+    for group, figures in found["figures"].items():  # the run's record holds the same
+        for name, values in figures.items():
+            assert values["total"] == pytest.approx(details[group]["figures"][name]["total"], abs=1e-3)
+
+
+def test_evaluate_scores_named_classes_as_one_group(swapped, capsys):
+    capsys.readouterr()
+    assert call("evaluate", swapped, "--classes", "b,e", "--cache-dir", "", "--no-per-class") == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["mean", "IoU", "(%)", "fwIoU", "ACC", "pACC"]
+    assert [row.split()[0] for row in rows] == ["chosen"] and len(rows[0].split()) == 5
 
 
 def test_predict_writes_ids_and_an_overlay(swapped, place, tmp_path, capsys):
-    picture = place / "data/images/validation/0.png"
-    assert call("predict", picture, "--run", swapped, "--output-dir", tmp_path) == 0
+    image = place / "data/images/validation/0.png"
+    assert call("predict", swapped, image, "--output-dir", tmp_path) == 0
     ids = np.asarray(Image.open(tmp_path / "0.ids.png"))
     assert ids.shape == (64, 64) and ids.max() < 7 and "%" in capsys.readouterr().out
     assert Image.open(tmp_path / "0.overlay.png").size == (64, 64)
+    assert call("predict", swapped, image.parent, "--json") == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert len(answers) == 6 and all(sum(c["share"] for c in a["classes"]) == pytest.approx(1) for a in answers)
+    first = max(range(7), key=lambda row: (ids == row).sum())
+    assert answers[0]["classes"][0] == {"class": [*CLASSES, "x"][first], "share": pytest.approx((ids == first).mean())}
+
+
+def test_predict_leaves_damaged_images_out_when_asked(swapped, place, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    shutil.copy(place / "data/images/validation/0.png", tmp_path / "b.png")
+    one_line(capsys, call("predict", swapped, tmp_path), "a.png cannot be read")
+    assert call("predict", swapped, tmp_path, "--skip-corrupt") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 and "b.png" in out and "left out: " in err
 
 
 def test_check_counts_classes_and_names_problems(place, tmp_path, capsys):
+    capsys.readouterr()
     assert call("check", place / "data") == 0
-    assert "12 training and 6 test pictures, 6 classes" in capsys.readouterr().out
-    import shutil
-
+    assert "12 training and 6 test images, 6 classes" in capsys.readouterr().out
     shutil.copytree(place / "data", tmp_path / "bad")
     Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "bad/annotations/training/3.png")
-    Image.fromarray(np.full((64, 64), 99, np.uint8)).save(tmp_path / "bad/annotations/training/4.png")
+    for name in (4, 5, 6):
+        Image.fromarray(np.full((64, 64), 99, np.uint8)).save(tmp_path / f"bad/annotations/training/{name}.png")
     assert call("check", tmp_path / "bad") == 2
-    errors = capsys.readouterr().err.strip().splitlines()
-    assert len(errors) == 3 and "4x3" in errors[0] and "id 99" in errors[1]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("4x3" in line for line in lines) == 1 and "2 errors, 0 notes" in lines[-1]
+    (strange,) = [line for line in lines if "id 99" in line]
+    assert "4.png" in strange and "2 more" in strange, "one line for all masks with one id"
 
 
 def test_an_exported_swap_is_a_detectron2_checkpoint_again(swapped, tmp_path):
-    import ks_segmentation
-    from ks_segmentation.session import load_run
-
-    model, names, _ = load_run(swapped)
-    path = ks_segmentation.export_detectron2(model, tmp_path / "m.pth")
-    assert names == list(CLASSES)
-    from ks_segmentation.config import load_config
-    from ks_segmentation.session import _words
-
-    config = load_config(None, [*_words(model.config.plain()), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 6])
-    loaded = ks_segmentation.load_checkpoint(path, config)
+    base = SESSION.load(swapped, {}).base
+    assert base.classes == list(CLASSES)
+    assert call("export", swapped, tmp_path / "m.pth") == 0
+    config = load_config(None, [*flat(base.model.config.plain()), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 6])
+    loaded = load_checkpoint(tmp_path / "m.pth", config)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(images)["pred_masks"], model(images)["pred_masks"], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(loaded(images)["pred_masks"], base.model(images)["pred_masks"], rtol=1e-3, atol=1e-3)
 
 
-def test_the_published_flags_are_translated(tmp_path):
-    from ks_segmentation.published import translate
+def test_an_exported_folder_is_a_base_and_so_is_a_swap(swapped, place, tmp_path, capsys):
+    assert call("export", swapped, tmp_path / "folder", "--format", "folder") == 0
+    names, shares = [], []
+    for model in (tmp_path / "folder", swapped):
+        base = SESSION.base({"checkpoint": str(model)})
+        with torch.no_grad():
+            shares.append(base.model.eval()(torch.ones(1, 3, 64, 64))["pred_masks"])
+        names.append(base.classes)
+    assert names == [list(CLASSES)] * 2
+    torch.testing.assert_close(*shares)
 
-    ours, ignored = translate(
-        ["--config-file", "c.yaml", "--num-gpus", "2", "--learnsetname", "pet", "--learnset", "L", "--forgetset", "F",
-         "--retainset", "R", "MODEL.WEIGHTS", "m.pth", "SOLVER.IMS_PER_BATCH", "6", "OUTPUT_DIR", "out"], "lfl"
-    )  # fmt: skip
-    text = " ".join(ours)
-    assert "--reference --order lfl" in text and "--batch-size 3" in text and "--output-dir out" in text
-    assert ours[-6:-4] == ["MODEL.WEIGHTS", "m.pth"] and not ignored
+
+def test_words_are_read_behind_flags_with_values(swapped, place, tmp_path):
+    """`KEY value` words of swap, pretrain, evaluate and predict, and where they end up."""
+    assert SESSION.tidy(["run", "--limit", "3", "SEED", "-1"]) == ["run", "--limit", "3", "--set", "SEED", "-1"]
+    assert SESSION.tidy(["A.B", "--x", "MODEL.pth", "TEST"]) == ["A.B", "--x", "MODEL.pth", "TEST"]
+    once = SESSION.tidy(["MODEL.WEIGHTS", "x.pkl", "SOLVER.BASE_LR", "1", "--steps", "3"])
+    assert once == ["--set", "MODEL.WEIGHTS", "x.pkl", "--set", "SOLVER.BASE_LR", "1", "--steps", "3"]
+    assert SESSION.tidy(once) == once
+    image, window = place / "data/images/validation/0.png", ["TEST.SLIDING_WINDOW", "48"]
+    assert call("predict", swapped, image, "--device", "cpu", *window) == 0
+    assert call("evaluate", swapped, "--cache-dir", "", "--eval-batch", "6", *window) == 0
+    flags = swap_flags(place, tmp_path / "out", "--order", "learn", *window, "INPUT.RANDOM_FLIP", "none")
+    assert call("swap", *flags) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["flags"]["opts"] == [*window, "INPUT.RANDOM_FLIP", "none"]
+    assert config["identity"]["data"]["config"]["TEST"]["SLIDING_WINDOW"] == 48
+    loaded = SESSION.load(tmp_path / "out", {"opts": ["TEST.SLIDING_WINDOW", "40"]}).base.model.config
+    assert (loaded.TEST.SLIDING_WINDOW, loaded.INPUT.RANDOM_FLIP) == (40, "none")
+
+
+def test_a_base_model_named_by_the_config_alone_may_move(place, tmp_path, capsys):
+    export_detectron2(load_folder(place / "base/model")[0], tmp_path / "m.pth")
+    four = ["--config-file", place / "tiny.yaml", "--class-names", "a,b,c,d"]
+    four += ["--data", place / "data", "--cache-dir", "", *QUICK]
+    words = ["MODEL.WEIGHTS", tmp_path / "m.pth", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"]
+    learn = ["--learn", "e", "--lora-rank", "2", "--output-dir", tmp_path / "run"]
+    assert call("swap", *four, *learn, *words) == 0
+    again = ["evaluate", tmp_path / "run", "--cache-dir", ""]
+    assert call(*again) == 0
+    (tmp_path / "m.pth").rename(tmp_path / "moved.pth")
+    capsys.readouterr()
+    one_line(capsys, call(*again), "m.pth, is not there; name it with --checkpoint")
+    assert call(*again, "--checkpoint", tmp_path / "moved.pth") == 0
+    assert call(*again, "MODEL.WEIGHTS", tmp_path / "moved.pth") == 0
+
+
+def test_a_checkpoint_is_evaluated_and_asked_with_its_config(place, tmp_path, capsys):
+    export_detectron2(load_folder(place / "base/model")[0], tmp_path / "m.pth")
+    where = [tmp_path / "m.pth", "--config-file", place / "tiny.yaml", "--class-names", "a,b,c,d"]
+    words = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"]
+    capsys.readouterr()
+    assert (
+        call("evaluate", *where, "--data", place / "data", "--cache-dir", "", "--precision", "fp32", "--json", *words)
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)["scores"]
+    lines = [json.loads(line) for line in (place / "base/metrics.jsonl").read_text().splitlines()]
+    assert found["all"]["total"] == pytest.approx(next(x for x in lines[::-1] if "score" in x)["score"], abs=1e-3)
+    image = place / "data/images/validation/0.png"
+    assert call("predict", where[0], image, *where[1:], *words) == 0
+    by_file = capsys.readouterr().out
+    assert call("predict", place / "base", image) == 0
+    assert capsys.readouterr().out == by_file
+
+
+@pytest.mark.parametrize("name", commands.VERBS)
+def test_help_explains_every_flag(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(name, "--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "Example" in text and max(map(len, text.splitlines())) <= 120
+    assert "(default: )" not in text, "an empty default is not worth a word"
+
+
+def test_the_published_flags_are_translated(monkeypatch):
+    line = "--config-file c.yaml --num-gpus 2 --learnsetname pet --learnset L --forgetset F --retainset=R --resume"
+    words = ["MODEL.WEIGHTS", "m.pth", "SOLVER.IMS_PER_BATCH", "6", "OUTPUT_DIR", "out"]
+    ours, ignored = published.translate([*line.split(), *words], "lfl")
+    assert ours[:3] == ["--reference", "--order", "lfl"] and ignored == ["--resume"]
+    assert ours[-9:] == SESSION.tidy(words) and "--num-gpus 2" in " ".join(ours)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as in each of the two processes
+    monkeypatch.setattr(config_words, "load_config", lambda file, words: load_config(None, words))
+    settings = commands.parsed(SESSION, "swap", ours)
+    assert (settings.train.batch_size, settings.record.output_dir, settings.lora.lora_alpha) == (3, "out", 1)
+    assert settings[SESSION.source].retainset == "R"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--eval-only"], "evaluate.py"),
+        (["--num-machines", "2"], "torchrun"),
+        ([], "--config-file, --learnsetname, .* --retainset is missing"),
+    ],
+)
+def test_published_lines_that_cannot_run_are_refused(more, message):
+    line = ["--config-file", "c.yaml", "--learnsetname", "pet", "--learnset", "L", "--forgetset", "F"]
+    with pytest.raises(UserError, match=message):
+        published.translate([*line, *more], "fltf")
 
 
 @pytest.mark.parametrize("order", ["fltf", "fftl", "lfl", "flf"])
@@ -165,7 +275,7 @@ def test_every_order_has_its_published_script(order):
     assert f'main("{order}")' in (ROOT / f"swapping_{order}.py").read_text()
 
 
-def published(place, folder):
+def published_folders(place, folder):
     """The three published folders for the tiny data: classes 4.. of a model of four are new."""
     for part in ("train", "test"):
         for kind, array in (
@@ -191,23 +301,36 @@ def published(place, folder):
 
 
 def test_a_published_command_line_runs(place, tmp_path):
-    from ks_segmentation.export import export_detectron2
-    from ks_segmentation.published import translate
-    from ks_segmentation.session import load_folder
-
-    model, _ = load_folder(place / "base/model")
-    export_detectron2(model, tmp_path / "m.pth")
-    flags = [str(f) for f in published(place, tmp_path)]
-    ours, _ = translate(
-        ["--config-file", str(place / "tiny.yaml"), "--learnsetname", "pet", *flags, "MODEL.WEIGHTS", str(tmp_path / "m.pth"),
-         "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / "out"),
-         "SOLVER.IMS_PER_BATCH", "2"], "fltf"
-    )  # fmt: skip
-    words = ours.index("MODEL.WEIGHTS")
-    more = ["--class-names", "a,b,c,d", "--cache-dir", "", "--lora-rank", "2", "--no-report", "--gallery", "0"]
-    assert call("swap", *ours[:words], *more, *ours[words:]) == 0
-    plan = json.loads((tmp_path / "out/config.json").read_text())["identity"]["plan"]["groups"]
+    export_detectron2(load_folder(place / "base/model")[0], tmp_path / "m.pth")
+    flags = ["--config-file", place / "tiny.yaml", "--learnsetname", "pet", *published_folders(place, tmp_path)]
+    more = [
+        "--class-names",
+        "a,b,c,d",
+        "--cache-dir",
+        "",
+        "--lora-rank",
+        "2",
+        "--no-report",
+        "--gallery",
+        "0",
+        "--resume",
+    ]
+    words = ["MODEL.WEIGHTS", tmp_path / "m.pth", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "SOLVER.MAX_ITER", "1"]
+    words += ["OUTPUT_DIR", tmp_path / "out", "SOLVER.IMS_PER_BATCH", "2"]
+    program = [sys.executable, ROOT / "swapping_fltf.py", *flags, *more, *words]
+    env = os.environ | {"PYTHONPATH": f"{ROOT.parent}:{ROOT.parent / 'object-detection/ops'}"}
+    done = subprocess.run([str(w) for w in program], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "without effect here: --resume" in done.stderr
+    identity = json.loads((tmp_path / "out/config.json").read_text())["identity"]
+    plan, train = identity["plan"]["groups"], identity["train"]
     assert plan["forget"] == ["a"] and plan["retain"] == ["b", "c"] and len(plan["learn"]) == 6
+    assert (train["steps"], train["batch_size"], train["train_head_rows"]) == (1, 2, False)
+    scores = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    last = {line["group"]: line["score"] for line in scores if "group" in line and line["phase"] == 2}
+    found, groups = SESSION.scoring(SESSION.load(tmp_path / "out", {}))
+    assert {g: set(c) for g, c in groups.items()} == {g: set(c) for g, c in plan.items()} and set(groups) == set(last)
+    assert found.size(plan["learn"], train=False) == 1
 
 
 def one_line(capsys, code, *expected):
@@ -217,15 +340,24 @@ def one_line(capsys, code, *expected):
         assert text in error
 
 
+class Runs:
+    """Would make a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def spoiled(place, folder, ids):
+    """The tiny data with one other training mask."""
+    shutil.copytree(place / "data", folder)
+    Image.fromarray(ids).save(folder / "annotations/training/3.png")
+    return folder
+
+
 def test_bad_input_ends_in_one_line_and_code_2(place, tmp_path, capsys):
-    import os
-    import pickle
-    import shutil
-
-    class Runs:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "PWNED"),)
-
     start = [
         "--data",
         place / "data",
@@ -239,78 +371,60 @@ def test_bad_input_ends_in_one_line_and_code_2(place, tmp_path, capsys):
         tmp_path / "r",
     ]
     tiny = ["--config-file", place / "tiny.yaml"]
-
-    shutil.copytree(place / "data", tmp_path / "size")
-    Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "size/annotations/training/3.png")
-    code = call("swap", *swap_flags(place, tmp_path / "r"), "--data", tmp_path / "size")
-    one_line(capsys, code, "64x64 pixels but its mask", "4x3")
-
-    shutil.copytree(place / "data", tmp_path / "id")
-    Image.fromarray(np.full((64, 64), 99, np.uint8)).save(tmp_path / "id/annotations/training/3.png")
-    code = call("swap", *swap_flags(place, tmp_path / "r"), "--data", tmp_path / "id")
-    one_line(capsys, code, "id 99", "not in the class list")
-
-    one_line(capsys, call("swap", *tiny, *start, "SOLVER.BASE_LRR", "1"), "Did you mean SOLVER.BASE_LR?")
-
-    from ks_segmentation.export import export_detectron2
-    from ks_segmentation.session import load_folder
-
     export_detectron2(load_folder(place / "base/model")[0], tmp_path / "four.pth")
-    code = call("evaluate", *tiny, "--data", place / "data", "--checkpoint", tmp_path / "four.pth", "--cache-dir", "")
-    one_line(capsys, code, "knows 4 classes and the config 5")
-
     (tmp_path / "os.yaml").write_text('OUTPUT_DIR: !!python/object/apply:os.mkdir ["PWNED"]')
-    code = call("swap", "--config-file", tmp_path / "os.yaml", *start)
-    one_line(capsys, code, "cannot run code")
-
-    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"model": Runs()}))
-    code = call("swap", *tiny, *start, "MODEL.WEIGHTS", tmp_path / "bad.pkl")
-    one_line(capsys, code, "nothing in it was run")
-    assert not (tmp_path / "PWNED").exists()
-
+    (tmp_path / "bad.pkl").write_bytes(pickle.dumps({"model": Runs(tmp_path / "PWNED")}))
+    size = spoiled(place, tmp_path / "size", np.zeros((3, 4), np.uint8))
+    strange = spoiled(place, tmp_path / "id", np.full((64, 64), 99, np.uint8))
+    flags, data = swap_flags(place, tmp_path / "r"), ["--data", place / "data", "--cache-dir", ""]
+    capsys.readouterr()
+    one_line(capsys, call("swap", *flags, "--data", size), "64x64 pixels but its mask", "4x3")
+    one_line(capsys, call("swap", *flags, "--data", strange), "id 99", "not in the class list")
+    one_line(capsys, call("swap", *flags, "--data-classes", "a,b", "--data", "digits"), "names its classes itself")
+    one_line(capsys, call("swap", *tiny, *start, "SOLVER.BASE_LRR", "1"), "Did you mean SOLVER.BASE_LR?")
+    one_line(capsys, call("swap", *tiny, *start, "SEED"), "'SEED' has no partner")
+    one_line(capsys, call("swap", *tiny, *start, "SEED=3"), "'SEED=3' has no partner")
+    one_line(capsys, call("evaluate", tmp_path / "four.pth", *tiny, *data), "knows 4 classes and the config 5")
+    one_line(capsys, call("swap", "--config-file", tmp_path / "os.yaml", *start), "cannot run code")
+    words = ["MODEL.WEIGHTS", tmp_path / "bad.pkl"]
+    one_line(capsys, call("swap", *tiny, *start, *words), "nothing in it was run")
+    assert not (tmp_path / "PWNED").exists() and not Path("PWNED").exists()
     one_line(capsys, call("swap", *start), "--config-file")
     one_line(capsys, call("swap", *tiny, "--learn", "e", "--checkpoint", place / "base"), "--data")
-    one_line(capsys, call("predict", tmp_path / "nowhere.png", "--run", place / "base"), "no file or folder")
-    one_line(capsys, call("evaluate", "--run", tmp_path / "nowhere", "--cache-dir", ""), "nowhere")
+    one_line(capsys, call("swap", *tiny, *data, "--checkpoint", place / "base"), "what shall change?")
+    one_line(capsys, call("pretrain", *tiny, *data, "--checkpoint", place / "base"), "`--checkpoint` is for swap.py")
+    one_line(capsys, call("predict", place / "base", tmp_path / "nowhere.png"), "no file or folder")
+    one_line(capsys, call("evaluate", tmp_path / "nowhere", "--cache-dir", ""), "nowhere")
+    one_line(capsys, call("export", place / "base", tmp_path / "x.onnx"), "ends in .pth or .pkl")
+    assert not (tmp_path / "r").exists(), "nothing is left behind"
 
 
 def test_num_gpus_starts_torchs_launcher(monkeypatch):
-    from ks_segmentation import launch
-
     calls = []
-    import torch.distributed.run
-
     monkeypatch.setattr(torch.distributed.run, "main", calls.append)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert launch.started_ranks("swap.py", ["--x"], 2) and not launch.started_ranks("swap.py", ["--x"], 1)
+    monkeypatch.setattr(sys, "argv", ["swap.py", "--x"])
+    two, one = (distributed.LaunchConfig(num_gpus=n) for n in (2, 1))
+    assert distributed.relaunched(two) and not distributed.relaunched(one)
     assert calls == [["--standalone", "--nproc-per-node=2", "swap.py", "--x"]]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not launch.started_ranks("swap.py", ["--x"], 2)
+    assert not distributed.relaunched(two)
 
 
 def test_a_swap_config_sets_the_flags_that_mean_the_same():
-    from ks_segmentation import launch
-
     path = ROOT / "configs/ade20k/semantic-segmentation/swin/maskformer2_swin_base_IN21k_swap.yaml"
-    found = launch.from_config(["--config-file", str(path)])
+    found = config_words.stated(["--config-file", str(path)])
     assert (found["steps"], found["bound"], found["lora_rank"], found["clip"]) == (3500, 115, 8, 0.01)
     assert found["bound_per_item"] is False  # the bound is the published loss's
-    assert launch.from_config(["--config-file", str(path.parent / "maskformer2_swin_tiny_bs16_160k.yaml")]) == {}
+    assert config_words.stated(["--config-file", str(path.parent / "maskformer2_swin_tiny_bs16_160k.yaml")]) == {}
 
 
 def test_detectron2_is_not_needed():
-    from ks_segmentation import detectron2
-
-    from common.errors import UserError
-
     if "detectron2" not in sys.modules:
         with pytest.raises(UserError, match="not installed"):
-            detectron2.register("x", "digits")
+            catalogs.register("x", "digits")
 
 
 def test_detectron2_gets_files_it_can_read(place, tmp_path):
-    from ks_segmentation import layouts
-    from ks_segmentation.detectron2 import entries
-
-    found = entries(layouts.load(str(place / "data")).train[:2], tmp_path)
+    found = catalogs.entries(layouts.load(str(place / "data")).train[:2], tmp_path)
     assert found[0]["height"] == 64 and np.asarray(Image.open(found[0]["sem_seg_file_name"])).max() <= 5

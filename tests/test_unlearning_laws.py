@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, step_of, trainer
 
 from common.errors import UserError
+from common.methods._base import Position
 from common.methods._snapshots import copied, trained
 from common.methods.salun import largest
 from common.plan import Plan, make_plan
@@ -164,11 +165,11 @@ def test_scrub_starts_without_a_push_and_ends_with_min_steps(tmp_path):
     batch = step_of(t, phase)
     steps = []
     for number in range(total):
-        batch.number, batch.total, batch.per_epoch, batch.epoch = number, total, per_epoch, number // per_epoch
+        batch.at = Position(phase, number, total, per_epoch)
         steps.append(t.method.is_max(batch))
     assert steps[0] and not any(steps[total // 2 :])
     assert sum(steps[:per_epoch]) == -(-16 // 8)  # one pass over the forget set, then the rest of the epoch
-    batch.number = 0
+    batch.at = Position(phase, 0, total, per_epoch)
     t.model.eval()
     assert_zero(gradients(t, t.method.loss(batch)))  # student = teacher: nothing to push away from yet
 

@@ -4,7 +4,7 @@ import os
 
 import torch
 from ks_detection.data.records import DetectionSet, Picture, Thing
-from ks_detection.domain import DetectionDomain, PictureConfig
+from ks_detection.domain import DetectionDomain, ImageConfig
 from PIL import Image
 from tiny_deformable import tiny_deformable
 from tiny_dino import tiny_dino
@@ -42,7 +42,7 @@ def base(kind="dino", **changes):
 
 
 def domain(model=None, **changes) -> DetectionDomain:
-    return DetectionDomain(model or base(), pictures(), GROUPS, PictureConfig(**(SMALL | changes)))
+    return DetectionDomain(model or base(), pictures(), GROUPS, ImageConfig(**(SMALL | changes)))
 
 
 def run_swap(folder, order="fltf", batch_size=2, model=None, **changes):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,57 +16,61 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
+from common.knobs import Checked, knob
 from common.streams import Draw, Stream, load_batches
-from ks_detection import gallery, transforms
-from ks_detection.boxes import xyxy_to_cxcywh
-from ks_detection.checkpoints.extend import class_heads, extend_classes
+from ks_detection import gallery
+from ks_detection.checkpoints.export import export_official
+from ks_detection.data import transforms
 from ks_detection.data.folders import with_classes
 from ks_detection.data.records import DetectionSet, Picture
-from ks_detection.detectors import build_detector, criterion_for
-from ks_detection.dino.model import ffn_linears
-from ks_detection.dino.padding import pad_images
-from ks_detection.dino.postprocess import post_process
-from ks_detection.features import FeatureCache, pad_maps
 from ks_detection.forgetting import miss_loss
+from ks_detection.models.detectors import build_detector, criterion_for
+from ks_detection.models.features import FeatureCache, pad_maps
+from ks_detection.models.parts.boxes import xyxy_to_cxcywh
+from ks_detection.models.parts.detector import extend_classes, ffn_linears
+from ks_detection.models.parts.padding import pad_images
+from ks_detection.models.parts.postprocess import post_process
 from ks_detection.scores import Found, Scores, Truth, coco_scores
 
+MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights
 RULES = ("ignore", "remove", "exclude")
 ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o_proj")  # linears inside attention
 
 
 @dataclass
-class PictureConfig:
+class ImageConfig(Checked):
     """Pictures: which objects count, sizes and augmentation."""
 
-    mixed: str = field(
-        default="ignore",
-        metadata={"help": "what becomes of objects of other groups in a picture: left out of the loss, treated as "
-                          "background (published), or the picture is not used", "choices": list(RULES)},
-    )  # fmt: skip
-    forget_part: str = field(
-        default="all",
-        metadata={"help": "with --no-bound-per-item: reverse the whole loss (Knowledge Swapping) or only its class part, "
-                          "boxes being trained as usual (CL-DETR)", "choices": ["all", "class"]},
-    )  # fmt: skip
-    augment: bool = field(default=True, metadata={"help": "DETR's random sizes and crops while training"})
-    flip: bool = field(default=True, metadata={"help": "mirror images are part of the augmentation (not for digits)"})
-    sizes: str = field(default="480-800:32", metadata={"help": "shorter sides to train with: from-to:step, or a list"})
-    longest: int = field(default=1333, metadata={"help": "longest side allowed, pixels"})
-    before_crop: str = field(default="400,500,600", metadata={"help": "shorter sides before a random crop, pixels"})
-    crop: str = field(default="384,600", metadata={"help": "smallest and largest side of a random crop, pixels"})
-    test_size: int = field(default=800, metadata={"help": "shorter side when scoring, pixels"})
-    eval_batch: int = field(default=8, metadata={"help": "pictures per batch when scoring, grouped by aspect ratio"})
-    keep_decoded: int = field(default=512, metadata={"help": "megabytes of decoded pictures kept in memory"})
-    learn_fraction: float = field(default=1.0, metadata={"help": "share of training pictures that a learn phase uses"})
-    forget_fraction: float = field(default=1.0, metadata={"help": "the same for classes to be forgotten"})
-    retain_fraction: float = field(default=1.0, metadata={"help": "the same for all other classes"})
-    cache_features: str = field(
-        default="", metadata={"help": "folder in which the frozen backbone's maps are kept; needs --no-augment"}
+    mixed: str = knob(
+        "ignore",
+        "what becomes of objects of other groups in an image: left out of the loss, treated as background (published), "
+        "or the image is not used",
+        RULES,
     )
-    cache_gb: float = field(default=4.0, metadata={"help": "size limit of that folder, gigabytes"})
-    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
+    forget_part: str = knob(
+        "all",
+        "with --no-bound-per-item: reverse the whole loss (Knowledge Swapping) or only its class part, boxes being "
+        "trained as usual (CL-DETR)",
+        ["all", "class"],
+    )
+    augment: bool = knob(True, "DETR's random sizes and crops while training")
+    flip: bool = knob(True, "mirror images are part of the augmentation (not for digits)")
+    sizes: str = knob("480-800:32", "shorter sides to train with: from-to:step, or a list")
+    longest: int = knob(1333, "longest side allowed, pixels", least=1)
+    before_crop: str = knob("400,500,600", "shorter sides before a random crop, pixels")
+    crop: str = knob("384,600", "smallest and largest side of a random crop, pixels")
+    test_size: int = knob(800, "shorter side when scoring, pixels", least=1)
+    eval_batch: int = knob(8, "pictures per batch when scoring, grouped by aspect ratio", least=1)
+    keep_decoded: int = knob(512, "megabytes of decoded pictures kept in memory", least=0)
+    learn_fraction: float = knob(1.0, "share of training pictures that a learn phase uses", above=0, most=1)
+    forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
+    retain_fraction: float = knob(1.0, "the same for all other classes", above=0, most=1)
+    cache_features: str = knob("", "folder in which the frozen backbone's maps are kept; needs --no-augment")
+    cache_gb: float = knob(4.0, "size limit of that folder, gigabytes", least=0)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cache_features and self.augment:
             raise UserError("--cache-features needs --no-augment: features of an augmented picture never come again.")
 
@@ -108,8 +113,10 @@ class DetectionDomain(Domain):
         base: the base model, a detector with `class_table`; its rows come before those of new classes.
         data: training and test pictures of all classes of the plan.
         groups: {"learn", "forget", "retain", ...} -> class names, which decide the share of pictures used.
-        config: see `PictureConfig`.
+        config: see `ImageConfig`.
         seed: decides which training pictures a share holds.
+        training: whether training pictures are needed at all.
+        half: whether `save_folder` stores floats in float16.
     """
 
     name = "detection"
@@ -122,14 +129,16 @@ class DetectionDomain(Domain):
         base: nn.Module,
         data: DetectionSet,
         groups: dict[str, Sequence[str]],
-        config: PictureConfig,
+        config: ImageConfig,
         seed: int = 0,
+        training: bool = True,
+        half: bool = False,
     ) -> None:
-        self.base, self.config, self.seed, self.groups = base, config, seed, groups
+        self.base, self.config, self.seed, self.groups, self.half = base, config, seed, groups, half
         self.recipe = config.recipe()
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = base.class_table.extended(wanted)
-        self.pictures = {"train": data.train, "test": data.test}
+        self.pictures = {"train": data.train, "test": data.test} if training else {"test": data.test}
         self.criterion = criterion_for(base.config)
         self.cache = FeatureCache(config, base) if config.cache_features else None
         self._transforms = {
@@ -139,7 +148,7 @@ class DetectionDomain(Domain):
         self._decoded: dict[tuple[bool, int], Tensor] = {}
         self._room = config.keep_decoded * 2**20
         self._check_classes(wanted, data)
-        self._used = self._choose()
+        self._used = self._choose() if training else {}
 
     def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:
         for part, pictures in self.pictures.items():
@@ -202,11 +211,7 @@ class DetectionDomain(Domain):
         return found
 
     def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
-        rows = self.classes.rows(classes)
-        idle = model.idle_heads() if hasattr(model, "idle_heads") else ()
-        heads = [head for head in class_heads(model) if head not in idle]
-        found = {f"{head}.{part}": rows for head in heads for part in ("weight", "bias")}
-        return found | ({"label_enc.weight": rows} if hasattr(model, "label_enc") else {})
+        return dict.fromkeys(model.class_parameters(), self.classes.rows(classes))
 
     # ---- batches -----------------------------------------------------------------------------------------
 
@@ -339,6 +344,9 @@ class DetectionDomain(Domain):
             )[0]
             items.append(gallery.item(picture, found, self.classes.names, wanted))
         return items
+
+    def save_folder(self, model: nn.Module, folder: Path) -> None:
+        export_official(model, folder / MODEL_FILE, self.classes, half=self.half)
 
     def describe(self) -> dict[str, Any]:
         keep = ("mixed", "forget_part", "augment", "flip", "sizes", "longest", "before_crop", "crop", "test_size", "learn_fraction",

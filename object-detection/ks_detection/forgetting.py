@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ks_detection.boxes import area, cxcywh_to_xyxy
-from ks_detection.dino.matcher import Matches
+from ks_detection.models.parts.boxes import area, cxcywh_to_xyxy
+from ks_detection.models.parts.matcher import Matches
 
 
 def miss_loss(outputs: dict, targets: list[dict], items: Matches) -> Tensor:

@@ -1,19 +1,16 @@
-"""Semantic segmentation: Mask2Former that learns, forgets and retains."""
+"""Semantic segmentation: Mask2Former that learns, forgets and retains.
 
-from importlib import import_module
-from typing import Any
+`swap(model, data=..., learn=[...], forget=[...])` trains and `load_run(path)` reads a finished run;
+`load_checkpoint(path_or_state, config_file)` gives a model in eval mode, `export_detectron2(model, path)` writes it back.
+"""
 
-_WHERE = {
-    "build_mask2former": "architecture",
-    "load_checkpoint": "checkpoint",
-    "export_detectron2": "export",
-    "load_config": "config",
-}
-__all__ = sorted(_WHERE)
+from common.lazy import lazy
 
-
-def __getattr__(name: str) -> Any:
-    """The public function `name`, imported when first asked for, so that the package itself imports at once."""
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+__getattr__, __all__ = lazy(
+    swap="ks_segmentation.api",
+    load_run="ks_segmentation.api",
+    build_mask2former="ks_segmentation.models.architecture",
+    load_checkpoint="ks_segmentation.checkpoints.load",
+    export_detectron2="ks_segmentation.checkpoints.export",
+    load_config="ks_segmentation.config.load",
+)

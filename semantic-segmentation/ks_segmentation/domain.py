@@ -1,11 +1,12 @@
-"""The segmentation domain: what the loop needs to know about pictures with class-id masks."""
+"""The segmentation domain: what the loop needs to know about images with class-id masks."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,38 +16,38 @@ from torch import Tensor, nn
 from common import distributed
 from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
+from common.knobs import Checked, knob
 from common.splits import shorten
 from common.streams import Draw, Stream, load_batches
-from ks_segmentation.augment import scoring_view, train_view
-from ks_segmentation.criterion import UNKNOWN, Criterion, SegmentationLoss
+from ks_segmentation.checkpoints.folder import save_config
+from ks_segmentation.data.augment import scoring_view, train_view
+from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.scan import scan
+from ks_segmentation.data.sets import Item, MaskSet
 from ks_segmentation.forgetting import miss_loss
-from ks_segmentation.layouts import MaskItem, MaskSet
-from ks_segmentation.masks import IGNORE
-from ks_segmentation.metrics import Confusion, Scores
-from ks_segmentation.scan import scan
+from ks_segmentation.gallery import shown
+from ks_segmentation.models.architecture import build_mask2former
+from ks_segmentation.models.criterion import UNKNOWN, Criterion, SegmentationLoss
+from ks_segmentation.scores import Confusion, Scores
 
 OTHERS = ("unknown", "background", "drop")
 
 
 @dataclass
-class MaskConfig:
-    """Masks: how pictures are read, augmented and scored."""
+class MaskConfig(Checked):
+    """Masks: how images are read, augmented and scored."""
 
-    others: str = field(
-        default="unknown",
-        metadata={"help": "pixels of other groups' classes while training: unknown (a query that covers them is not "
-                          "blamed), background (published: it is told 'no object'), drop (leave such pictures out)",
-                  "choices": list(OTHERS)},
-    )  # fmt: skip
-    augment: bool = field(default=True, metadata={"help": "train on random scales, crops, colours and mirror images"})
-    eval_batch: int = field(default=1, metadata={"help": "test pictures per batch; those of one size are joined"})
-    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
-    test_limit: int = field(default=0, metadata={"help": "score on at most so many test pictures; 0 uses all"})
-    cache_dir: str = field(default="data", metadata={"help": "where the list of classes per mask is kept"})
-
-    def __post_init__(self) -> None:
-        if self.eval_batch < 1:
-            raise UserError(f"`--eval-batch` must be at least 1, got {self.eval_batch}.")
+    others: str = knob(
+        "unknown",
+        "pixels of other groups' classes while training: unknown (a query that covers them is not blamed), background "
+        "(published: it is told 'no object'), drop (leave such images out)",
+        OTHERS,
+    )
+    augment: bool = knob(True, "train on random scales, crops, colours and mirror images")
+    eval_batch: int = knob(1, "test images per batch; those of one size are joined", least=1)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
+    test_limit: int = knob(0, "score on at most so many test images; 0 uses all", least=0)
+    cache_dir: str = knob("data", "where the list of classes per mask is kept")
 
 
 class Scenes(NamedTuple):
@@ -58,9 +59,9 @@ class Scenes(NamedTuple):
 
 
 class Known(NamedTuple):
-    """One picture of the data: its item, the row of each of its set's classes (-1: none), the rows in its mask."""
+    """One image of the data: its item, the row of each of its set's classes (-1: none), the rows in its mask."""
 
-    item: MaskItem
+    item: Item
     rows: np.ndarray
     present: frozenset[int]
 
@@ -75,6 +76,7 @@ class SegmentationDomain(Domain):
         groups: {"learn", "forget", "retain", ...} -> class names.
         config: see `MaskConfig`.
         seed: of the random start of a model that is not pretrained.
+        training: False leaves the training images unread.
     """
 
     name = "segmentation"
@@ -83,7 +85,7 @@ class SegmentationDomain(Domain):
 
     def __init__(
         self, base: nn.Module, known: Sequence[str], sets: Sequence[MaskSet], groups: dict[str, Sequence[str]],
-        config: MaskConfig, seed: int = 0,
+        config: MaskConfig, seed: int = 0, training: bool = True,
     ) -> None:  # fmt: skip
         self.base, self.config, self.seed = base, config, seed
         wanted = [c for classes in groups.values() for c in classes]
@@ -95,11 +97,12 @@ class SegmentationDomain(Domain):
         if missing:
             raise UserError(f"no mask can hold class {missing[0]!r}; the data has: {shorten(offered)}.")
         self.wanted = frozenset(self.classes.rows(wanted))
-        self.train_items = self._known(sets, "train")
+        self.train_items = self._known(sets, "train") if training else []
         self.test_items = self._known(sets, "test")
         if config.test_limit:
             self.test_items = self.test_items[:: max(1, len(self.test_items) // config.test_limit)][: config.test_limit]
-        for part, items in (("training", self.train_items), ("test", self.test_items)):
+        parts = {"training": self.train_items} if training else {}
+        for part, items in {**parts, "test": self.test_items}.items():
             empty = [c for c in wanted if not any(self.classes.row(c) in i.present for i in items)]
             if empty:
                 raise UserError(f"class {empty[0]!r} is in no {part} mask.")
@@ -116,7 +119,7 @@ class SegmentationDomain(Domain):
                     found.append(Known(item, rows, present))
         return found
 
-    # ---- which pictures ----------------------------------------------------------------------------------
+    # ---- which images ----------------------------------------------------------------------------------
 
     def _indices(self, classes: Sequence[str], train: bool) -> list[int]:
         rows = set(self.classes.rows(classes))
@@ -127,22 +130,25 @@ class SegmentationDomain(Domain):
         ]
         if not found:
             raise UserError(
-                f"no picture is left for {shorten(classes)}; with --others drop every one holds other classes."
+                f"no image is left for {shorten(classes)}; with --others drop every one holds other classes."
             )
         return found
 
     def size(self, classes: Sequence[str], *, train: bool) -> int:
         return len(self._indices(classes, train))
 
-    def labels_of(self, known: Known, classes: Sequence[str], other: int) -> np.ndarray:
-        """[H, W] int64 rows of `classes`; pixels of other classes become `other`, those of none stay IGNORE."""
+    def labels_of(self, known: Known, classes: Sequence[str], other: int, ids: np.ndarray | None = None) -> np.ndarray:
+        """[H, W] int64 rows of `classes`; pixels of other classes become `other`, those of none stay IGNORE.
+
+        ids: the item's mask, where it has been read.
+        """
         keep = set(self.classes.rows(classes))
         table = np.full(IGNORE + 1, other, np.int64)
         table[IGNORE] = IGNORE
         for index, row in enumerate(known.rows):
             if row in keep:
                 table[index] = row
-        return table[known.item.ids()]
+        return table[known.item.ids() if ids is None else ids]
 
     # ---- the model ---------------------------------------------------------------------------------------
 
@@ -150,8 +156,6 @@ class SegmentationDomain(Domain):
         if pretrained:
             model = copy.deepcopy(self.base)
         else:
-            from ks_segmentation.architecture import build_mask2former
-
             torch.manual_seed(self.seed)
             model = build_mask2former(self.base.config)
         if len(self.classes) != model.num_classes:
@@ -183,24 +187,28 @@ class SegmentationDomain(Domain):
     def _train_batch(self, draws: list[Draw], classes: Sequence[str]) -> Scenes:
         return self._collate([self._train_scene(draw, classes) for draw in draws])
 
+    def _tensors(self, known: Known, classes: Sequence[str], other: int) -> tuple[Tensor, Tensor]:
+        """Image [3, H, W] uint8 and labels [H, W]."""
+        pixels, ids = known.item.pair()
+        labels = self.labels_of(known, classes, other, ids)
+        return torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(labels)
+
     def _train_scene(self, draw: Draw, classes: Sequence[str]) -> tuple[Tensor, Tensor, str]:
         known = self.train_items[draw.index]
         other = UNKNOWN if self.config.others == "unknown" else IGNORE
-        image = torch.from_numpy(known.item.picture()).permute(2, 0, 1)
-        labels = torch.from_numpy(self.labels_of(known, classes, other))
+        image, labels = self._tensors(known, classes, other)
         settings = self.base.config.INPUT
-        if self.config.augment:  # a draw without a seed: always the same crop, as pictures of a batch share a size
+        if self.config.augment:  # a draw without a seed: always the same crop, as images of a batch share a size
             seed = draw.index if draw.seed is None else draw.seed
             image, labels = train_view(image, labels, settings, seed, IGNORE)
         return image, labels, known.item.name
 
     def _in_order(self, indices: Sequence[int], classes: Sequence[str], train: bool) -> Iterator[Scenes]:
-        """Batches of pictures of one size, labels at their original size."""
+        """Batches of images of one size, labels at their original size."""
         waiting: list[tuple[Tensor, Tensor, str]] = []
         for index in indices:
             known = (self.train_items if train else self.test_items)[index]
-            image = torch.from_numpy(known.item.picture()).permute(2, 0, 1)
-            labels = torch.from_numpy(self.labels_of(known, classes, IGNORE))
+            image, labels = self._tensors(known, classes, IGNORE)
             scene = (scoring_view(image, self.base.config.INPUT), labels, known.item.name)
             full = len(waiting) == self.config.eval_batch
             if waiting and (full or scene[0].shape != waiting[0][0].shape or scene[1].shape != waiting[0][1].shape):
@@ -214,7 +222,7 @@ class SegmentationDomain(Domain):
         images, labels, names = zip(*scenes, strict=True)
         if len({i.shape for i in images}) > 1:
             raise UserError(
-                "training pictures of one batch differ in size; turn INPUT.CROP.ENABLED on, or --batch-size 1."
+                "training images of one batch differ in size; turn INPUT.CROP.ENABLED on, or --batch-size 1."
             )
         normalised = self.base.normalise(torch.stack(images).to(self.base.pixel_mean.device))
         return Scenes(normalised, torch.stack(labels), list(names))
@@ -225,7 +233,7 @@ class SegmentationDomain(Domain):
         return self.predict_together(model, [batch])[0]
 
     def predict_together(self, model: nn.Module, batches: Sequence[Scenes]) -> list[Prediction]:
-        """One forward pass on the joined batches where their pictures have one size; losses batch by batch."""
+        """One forward pass on the joined batches where their images have one size; losses batch by batch."""
         device = next(model.parameters()).device
         if len({b.images.shape[-2:] for b in batches}) > 1:
             return [self.predict_together(model, [b])[0] for b in batches]
@@ -252,7 +260,7 @@ class SegmentationDomain(Domain):
         return Prediction(loss.total, *map(torch.cat, (scores, features, labels, missed)))
 
     def confusions(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
-        """Pixel counts of each group on this rank's test pictures, each looked at once; a group's counts leave out
+        """Pixel counts of each group on this rank's test images, each looked at once; a group's counts leave out
         the pixels of other classes."""
         counts = {group: Confusion(self.classes.names, IGNORE) for group in groups}
         rows = {group: torch.tensor(self.classes.rows(classes)) for group, classes in groups.items()}
@@ -268,7 +276,7 @@ class SegmentationDomain(Domain):
         return counts
 
     def scores(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Scores]:
-        """mIoU, fwIoU, mACC, pACC and per-class values of each group on the test pictures, over all ranks."""
+        """mIoU, fwIoU, mACC, pACC and per-class values of each group on the test images, over all ranks."""
         device = next(model.parameters()).device
         return {group: counts.scores(device) for group, counts in self.confusions(model, groups).items()}
 
@@ -278,17 +286,27 @@ class SegmentationDomain(Domain):
     def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
         return {group: found.evaluation(groups[group]) for group, found in self.scores(model, groups).items()}
 
+    def save_folder(self, model: nn.Module, folder: Path) -> None:
+        save_config(folder, model, self.classes.names)
+
     def item_names(self, batch: Scenes) -> list[str]:
         return batch.names
 
     def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
-        from ks_segmentation.pictures import gallery
-
-        return gallery(self, model, classes, count)
+        """Test images that hold as many of the classes as possible."""
+        by_class = [[k for k in self.test_items if row in k.present] for row in self.classes.rows(classes)]
+        picked: dict[str, Known] = {}
+        for turn in range(count):
+            for found in by_class:
+                if turn < len(found) and len(picked) < count:
+                    picked.setdefault(found[turn].item.name, found[turn])
+        names = self.classes.names
+        everything = [names[row] for row in sorted(self.wanted)]
+        return [shown(model, k.item, self.labels_of(k, everything, IGNORE), names) for k in picked.values()]
 
     def describe(self) -> dict[str, Any]:
         return {
             "config": self.base.config.plain(), "classes": list(self.classes.names), "others": self.config.others,
             "augment": self.config.augment,
-            "pictures": {"train": len(self.train_items), "test": len(self.test_items)},
+            "images": {"train": len(self.train_items), "test": len(self.test_items)},
         }  # fmt: skip

@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError
-from ks_detection.data.records import Picture, Problem, Thing, clipped, find_box_problem
+from common.session import Problem
+from ks_detection.data.records import Picture, Thing, clipped, find_box_problem
 
 
 def read_coco(file: Path, images: Path) -> tuple[list[Picture], dict[str, int], list[Problem]]:
@@ -39,7 +40,7 @@ def read_coco(file: Path, images: Path) -> tuple[list[Picture], dict[str, int], 
         if not path.is_file():
             problems.append(Problem("missing image", file.name, f"{path} does not exist"))
         if not things[image["id"]]:
-            problems.append(Problem("no objects", image["file_name"], "the picture has no annotation", False))
+            problems.append(Problem("no objects", image["file_name"], "the image has no annotation", False))
         pictures.append(Picture(str(image["file_name"]), path, *sizes[image["id"]], tuple(things[image["id"]])))
     return pictures, {name: number for number, name in names.items()}, problems
 
@@ -56,7 +57,7 @@ def _add(things: list[Thing], entry: dict, names: dict, size: tuple[int, int], w
         problems.append(Problem("crowd", where, "a crowd region: scored as COCO does, not trained on", False))
     thing = Thing(names[entry["category_id"]], clipped(box, *size), crowd)
     if thing in things:
-        problems.append(Problem("duplicate", where, f"the same {thing.label} box stands twice in one picture", False))
+        problems.append(Problem("duplicate", where, f"the same {thing.label} box stands twice in one image", False))
         return
     things.append(thing)
 

@@ -47,7 +47,7 @@ def load(text: str, strict: bool = True) -> DetectionSet:
 
 def _load(text: str) -> DetectionSet:
     if text == "digits" or text.startswith("digits:"):
-        from ks_detection.scenes import digit_scenes
+        from ks_detection.data.scenes import digit_scenes
 
         return digit_scenes(text.partition(":")[2])
     folder = Path(text)

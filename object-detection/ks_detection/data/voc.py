@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from common.errors import UserError
-from ks_detection.data.records import Picture, Problem, Thing, clipped, find_box_problem
+from common.session import Problem
+from ks_detection.data.records import Picture, Thing, clipped, find_box_problem
 
 
 def read_voc(folder: Path, part: str, training: bool) -> tuple[list[Picture], list[str], list[Problem]]:
@@ -57,5 +58,5 @@ def _picture(folder: Path, stem: str, problems: list[Problem]) -> Picture | None
         else:
             things.append(Thing(label, clipped(corners, width, height)))
     if not things:
-        problems.append(Problem("no objects", file.name, "the picture has no annotation", False))
+        problems.append(Problem("no objects", file.name, "the image has no annotation", False))
     return Picture(path.name, path, width, height, tuple(things))

@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from common.errors import UserError
-from ks_detection.data.records import Picture, Problem, Thing, clipped, find_box_problem
+from common.session import Problem
+from ks_detection.data.records import Picture, Thing, clipped, find_box_problem
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -73,5 +74,5 @@ def _picture(folder: Path, part: str, file: Path, names: list[str], problems: li
         else:
             things.append(Thing(names[row], clipped(corners, width, height)))
     if not things:
-        problems.append(Problem("no objects", str(inside), "the picture has no annotation", False))
+        problems.append(Problem("no objects", str(inside), "the image has no annotation", False))
     return Picture(str(inside), file, width, height, tuple(things))

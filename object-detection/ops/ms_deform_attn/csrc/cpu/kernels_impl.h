@@ -1,4 +1,7 @@
 // Forward and backward for one instruction set, in the compiler's vector extensions.
+#include <type_traits>
+#include <utility>
+
 #include "kernels.h"
 #if defined(__AVX2__)
 #include <immintrin.h>

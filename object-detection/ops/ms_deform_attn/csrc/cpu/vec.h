@@ -2,14 +2,8 @@
 // instruction set, inside its namespace: KSDA_BYTES is the register's width.
 
 template <class T>
-struct VecOf;
-template <>
-struct VecOf<float> {
-  typedef float type __attribute__((vector_size(KSDA_BYTES)));
-};
-template <>
-struct VecOf<double> {
-  typedef double type __attribute__((vector_size(KSDA_BYTES)));
+struct VecOf {
+  typedef T type __attribute__((vector_size(KSDA_BYTES)));
 };
 template <class T>
 using Vec = typename VecOf<T>::type;
@@ -25,26 +19,10 @@ struct Half {
 };
 
 template <class V>
-struct AccumulatorOf {
-  typedef float type;
-};
-template <>
-struct AccumulatorOf<double> {
-  typedef double type;
-};
-template <class V>
-using Acc = typename AccumulatorOf<V>::type;
+using Acc = std::conditional_t<std::is_same_v<V, double>, double, float>;
 
-static inline float from_bits(uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, 4);
-  return x;
-}
-static inline uint32_t to_bits(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  return bits;
-}
+static inline float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+static inline uint32_t to_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
 
 static inline float widen(float x) { return x; }
 static inline double widen(double x) { return x; }
@@ -77,13 +55,9 @@ static inline void narrow(float x, Half* y) {
   }
 }
 
-static inline Vec<float> load(const float* p) {
-  Vec<float> v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-static inline Vec<double> load(const double* p) {
-  Vec<double> v;
+template <class A>
+static inline Vec<A> load(const A* p) {
+  Vec<A> v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
@@ -117,83 +91,27 @@ static inline Vec<A> splat(A x) {
   return x - Vec<A>{};  // x + 0 would be an instruction: it turns -0 into 0
 }
 
+template <class V>
+using Lanes = std::make_integer_sequence<int, sizeof(V) / sizeof(V{}[0])>;
+
+template <int kFirst, class V, int... I>
+static inline V every_second(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (kFirst + 2 * I)...);
+}
+template <int kFirst, class V, int... I>
+static inline V zipped(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (kFirst + I / 2 + I % 2 * int(sizeof...(I)))...);
+}
+
 // evens, odds: lanes 0, 2, 4 .. and 1, 3, 5 .. of a followed by b; zip_low, zip_high undo them.
-#if KSDA_BYTES == 64
-static inline Vec<float> evens(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-}
-static inline Vec<float> odds(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-}
-static inline Vec<double> evens(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-}
-static inline Vec<double> odds(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-}
-static inline Vec<float> zip_low(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-}
-static inline Vec<float> zip_high(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-static inline Vec<double> zip_low(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-static inline Vec<double> zip_high(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-}
-#elif KSDA_BYTES == 32
-static inline Vec<float> evens(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-}
-static inline Vec<float> odds(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-}
-static inline Vec<double> evens(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
-}
-static inline Vec<double> odds(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 1, 3, 5, 7);
-}
-static inline Vec<float> zip_low(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-}
-static inline Vec<float> zip_high(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-}
-static inline Vec<double> zip_low(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-}
-static inline Vec<double> zip_high(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-}
-#else
-static inline Vec<float> evens(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
-}
-static inline Vec<float> odds(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 1, 3, 5, 7);
-}
-static inline Vec<double> evens(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 0, 2);
-}
-static inline Vec<double> odds(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 1, 3);
-}
-static inline Vec<float> zip_low(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-}
-static inline Vec<float> zip_high(Vec<float> a, Vec<float> b) {
-  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-}
-static inline Vec<double> zip_low(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 0, 2);
-}
-static inline Vec<double> zip_high(Vec<double> a, Vec<double> b) {
-  return __builtin_shufflevector(a, b, 1, 3);
-}
-#endif
+template <class V>
+static inline V evens(V a, V b) { return every_second<0>(a, b, Lanes<V>{}); }
+template <class V>
+static inline V odds(V a, V b) { return every_second<1>(a, b, Lanes<V>{}); }
+template <class V>
+static inline V zip_low(V a, V b) { return zipped<0>(a, b, Lanes<V>{}); }
+template <class V>
+static inline V zip_high(V a, V b) { return zipped<Lanes<V>::size() / 2>(a, b, Lanes<V>{}); }
 
 // Lane i of the result is the sum over all lanes of v[i]. Adding neighbours of pairs of vectors, again and again,
 // turns n vectors of n lanes into the vector of their sums.

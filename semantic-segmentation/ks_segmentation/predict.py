@@ -1,0 +1,56 @@
+"""The class of every pixel of image files."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from common.errors import UserError
+from common.session import Answer
+from ks_segmentation.data.masks import IGNORE, read_image
+from ks_segmentation.gallery import painted, segment_pixels
+
+
+def answers(
+    model: nn.Module, names: Sequence[str], files: Sequence[Path], draw: bool, skip_corrupt: bool
+) -> Iterator[Answer]:
+    """An answer per readable file, in order; unreadable ones are named on stderr with `skip_corrupt`.
+
+    Args:
+        draw: also make NAME.ids.png with the class ids, and NAME.overlay.png with the classes painted in.
+    """
+    if draw and model.num_classes > IGNORE:
+        raise UserError(f"ids of {model.num_classes} classes do not fit an 8-bit PNG; leave --output-dir out.")
+    for file in files:
+        try:
+            pixels = read_image(file)
+        except UserError as error:
+            if not skip_corrupt:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        ids = segment_pixels(model, pixels)
+        found = _shares(ids, names)
+        text = "  ".join(f"{name} {100 * share:.1f} %" for name, share in found.items())
+        data = {"classes": [{"class": name, "share": share} for name, share in found.items()]}
+        images = {"ids.png": _png(ids.astype(np.uint8)), "overlay.png": _png(painted(pixels, ids))} if draw else {}
+        yield Answer(str(file), text, data, images)
+
+
+def _shares(ids: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Class name -> share of the pixels, the largest first."""
+    rows, counts = np.unique(ids, return_counts=True)
+    order = np.argsort(-counts)
+    return {names[rows[i]] if rows[i] < len(names) else f"row_{rows[i]}": float(counts[i] / ids.size) for i in order}
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
