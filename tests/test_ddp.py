@@ -104,6 +104,7 @@ def test_only_what_trains_is_optimized_and_reduced(name, two_ranks):
             assert all(torch.equal(rank["first"][n], rank["last"][n]) for n in frozen)
 
 
+@pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
 @pytest.mark.parametrize("order", ["learn", "forget"])
 @pytest.mark.parametrize("domain", ["classification", "segmentation"])
 def test_accumulated_batches_equal_one_large_batch(order, domain, tmp_path):

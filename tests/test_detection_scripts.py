@@ -105,7 +105,8 @@ def test_a_run_is_scored_again_and_predicts(known, capsys, tmp_path):
     scores = json.loads(capsys.readouterr().out)["scores"]
     for line in last:
         assert scores[line["group"]]["ap"] == pytest.approx(line["score"], abs=0.2)
-    assert Image.open(curves).size[0] > 100
+    with Image.open(curves) as image:
+        assert image.size[0] > 100
     images = known["data"] + "/images"
     flags = [str(folder), images, "--threshold", "0.0", "--output-dir", str(tmp_path / "drawn")]
     assert cli.main(script("predict").run, flags) == 0

@@ -58,6 +58,7 @@ def assert_all_close(got, wanted, **limits):
         torch.testing.assert_close(a, b, **limits)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck reads it
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(backend, dtype):
     inputs = [x.requires_grad_() if x.is_floating_point() else x for x in case(dtype=dtype)]

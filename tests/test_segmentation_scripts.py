@@ -115,7 +115,8 @@ def test_predict_writes_ids_and_an_overlay(swapped, place, tmp_path, capsys):
     assert call("predict", picture, "--run", swapped, "--output-dir", tmp_path) == 0
     ids = np.asarray(Image.open(tmp_path / "0.ids.png"))
     assert ids.shape == (64, 64) and ids.max() < 7 and "%" in capsys.readouterr().out
-    assert Image.open(tmp_path / "0.overlay.png").size == (64, 64)
+    with Image.open(tmp_path / "0.overlay.png") as overlay:
+        assert overlay.size == (64, 64)
 
 
 def test_check_counts_classes_and_names_problems(place, tmp_path, capsys):
