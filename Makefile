@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 DONE   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup op demo demo-detection demo-segmentation test lint format clean
+.PHONY: help setup op demo demo-detection demo-segmentation test test-fast lint format clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ demo-detection: setup  ## the same for a DINO detector on digit scenes
 demo-segmentation: setup  ## the same for Mask2Former on digit scenes
 	$(PY) semantic-segmentation/demo.py
 
-test: setup  ## all tests
-	$(PY) -m pytest
+test: setup  ## all tests, in two processes
+	$(PY) -m pytest -n 2 --dist loadfile
+
+test-fast: setup  ## the tests that take less than ten seconds
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(DONE)  ## style checks
 	$(PY) -m ruff check .
