@@ -50,6 +50,7 @@ def results(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [s["name"] for s in SCENARIOS])
 def test_a_killed_run_ends_as_an_undisturbed_one(name, results):
     statuses = json.loads((results / f"{name}.json").read_text())
@@ -67,6 +68,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(name, results):
     assert {p.name for p in killed.iterdir()} == {p.name for p in whole.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(results):
     log = (results / "interrupted.killed.stderr").read_text()
     assert "the same command goes on from there" in log and "Traceback" not in log

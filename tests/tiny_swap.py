@@ -58,11 +58,12 @@ def without_noise(kind: str):
     return base(kind, **({"use_dn": False} if kind == "dino" else {}))
 
 
-def run_rank(rank: int, world: int, port: int, folder: str, batch_size: int, kind: str = "dino") -> None:
-    """One process of a distributed swap."""
+def run_rank(rank: int, world: int, port: int, folder: str, batch_size: int) -> None:
+    """One process of a distributed swap of each kind of detector, into FOLDER/kind."""
     torch.set_num_threads(1)
     if world > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
-    run_swap(folder, batch_size=batch_size, model=without_noise(kind))
+    for kind in KINDS:
+        run_swap(f"{folder}/{kind}", batch_size=batch_size, model=without_noise(kind))
     distributed.close()
