@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,19 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.record import save_tensors
 
-if TYPE_CHECKING:
-    from ks_detection.domain import ImageConfig
-
 
 class FeatureCache:
-    """Maps by picture, in a folder named after everything they depend on.
+    """Maps by image, in a folder named after everything they depend on.
 
-    Each picture runs through the backbone alone, so maps near the edge of a padded batch differ a little from
+    Each image runs through the backbone alone, so maps near the edge of a padded batch differ a little from
     those computed in the batch; what is padding is masked in either case.
 
     Args:
-        config: `cache_features`, `cache_gb` and the sizes pictures are resized to.
+        config: `cache_features`, `cache_gb` and the sizes images are resized to.
         model: its backbone computes what is missing; a copy of its weights is not kept.
     """
 
-    def __init__(self, config: ImageConfig, model: nn.Module) -> None:
+    def __init__(self, config: Any, model: nn.Module) -> None:
         self.backbone = model.backbone
         weights = [f"{p.double().sum().item():.9e}" for p in model.backbone.state_dict().values()]
         words = json.dumps(
@@ -44,7 +41,7 @@ class FeatureCache:
     def get(self, name: str, image: Tensor) -> list[Tensor]:
         """The maps [C, h, w] of a normalised image [3, H, W], from disk or computed (and written while there is room).
 
-        name: stands for the picture and nothing else; file names alone repeat from data set to data set.
+        name: stands for the image and nothing else; file names alone repeat from data set to data set.
         """
         file = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.pt"
         if file.is_file():
@@ -62,15 +59,15 @@ class FeatureCache:
 
 
 def pad_maps(
-    pictures: list[list[Tensor]], sizes: list[tuple[int, int]], device: torch.device
+    images: list[list[Tensor]], sizes: list[tuple[int, int]], device: torch.device
 ) -> tuple[list[Tensor], Tensor]:
-    """([B, C, h, w] per level, [B, H, W] mask): maps of pictures of `sizes` pixels padded to the largest."""
+    """([B, C, h, w] per level, [B, H, W] mask): maps of images of `sizes` pixels padded to the largest."""
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     mask = torch.ones(len(sizes), height, width, dtype=torch.bool, device=device)
     for row, (h, w) in enumerate(sizes):
         mask[row, :h, :w] = False
     levels = []
-    for maps in zip(*pictures, strict=True):
+    for maps in zip(*images, strict=True):
         h, w = max(m.shape[-2] for m in maps), max(m.shape[-1] for m in maps)
         level = torch.zeros(len(maps), maps[0].shape[0], h, w, device=device)
         for row, found in enumerate(maps):
