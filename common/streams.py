@@ -10,11 +10,11 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 
 def derive(seed: int, *words: object) -> int:
@@ -30,7 +30,8 @@ def seed_all(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """Which item to load, and the seed of its augmentation; None gives the same view every time."""
 
     index: int
@@ -122,7 +123,7 @@ def load_batches(
     )
 
 
-class _Made:
+class _Made(Dataset[Any]):
     """Batches as a data set whose keys are lists of draws."""
 
     def __init__(self, make: Callable[[list[Draw]], Any]) -> None:

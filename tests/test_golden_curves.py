@@ -18,10 +18,9 @@ from ks_classification.data import images
 from ks_classification.data.pixels import ImageConfig
 from ks_classification.domain import ClassificationDomain
 from ks_classification.models import build
-from ks_classification.models.build import ModelSpec
 from ks_detection import domain as detectors
 from ks_detection.data.scenes import digit_scenes
-from ks_segmentation import digits
+from ks_segmentation.data import digits
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
 from tiny_dino import tiny_dino
 from tiny_mask2former import RESNET, model
@@ -46,7 +45,7 @@ def classification():
     """A ViT of two blocks on the digits; it knows the first nine."""
     groups = {"learn": ("9",), "forget": ("0", "1"), "retain": tuple("2345678")}
     args = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    spec = ModelSpec("vit_tiny_patch16_224", args, list("012345678"), size=16)
+    spec = build.ModelSpec("vit_tiny_patch16_224", args, list("012345678"), size=16)
     config = ImageConfig(flip=False, shots=8)
     return ClassificationDomain(spec, images.digits(), groups, config, base=build.build(spec)), groups
 

@@ -4,10 +4,10 @@ import ks_segmentation
 import numpy as np
 import pytest
 import torch
-from ks_segmentation import layouts
-from ks_segmentation.folder import save_config
-from ks_segmentation.masks import IGNORE
-from ks_segmentation.scan import scan
+from ks_segmentation.checkpoints.folder import save_config
+from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.scan import scan
+from ks_segmentation.data.sets import from_datasets
 from PIL import Image
 from tiny_mask2former import RESNET, model
 from torch.utils.data import Dataset
@@ -115,7 +115,7 @@ def test_methods_that_train_all_are_loaded_with_and_without_the_base(tmp_path):
 
 @pytest.mark.parametrize("kind", ["array", "picture", "tensor", "float"])
 def test_images_of_every_kind_are_the_same_pixels(kind):
-    expected, given = (layouts.from_datasets((Halves(2, k), Halves(1, k)), ()) for k in ("array", kind))
+    expected, given = (from_datasets((Halves(2, k), Halves(1, k)), ()) for k in ("array", kind))
     assert given.classes == tuple(NAMES) and (len(given.train), len(given.test)) == (2, 1)
     for own, other in zip(expected.train, given.train, strict=True):
         for mine, theirs in zip(own.pair(), other.pair(), strict=True):
@@ -125,7 +125,7 @@ def test_images_of_every_kind_are_the_same_pixels(kind):
 
 def test_a_dataset_is_read_once_for_its_classes():
     data = Halves(6)
-    items = layouts.from_datasets((data, data), ()).train
+    items = from_datasets((data, data), ()).train
     assert [sorted(found) for found in scan(items)] == [sorted((k, (k + 1) % 6)) for k in range(6)]
     assert scan(items) == scan(items) and data.calls == 6
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from ks_segmentation import class_lists, layouts
-from ks_segmentation.augment import scoring_view, train_view
-from ks_segmentation.config import load_config
-from ks_segmentation.digits import digit_scenes
-from ks_segmentation.masks import IGNORE, plain
-from ks_segmentation.scan import scan
+from ks_segmentation.config.load import load_config
+from ks_segmentation.data import class_lists, layouts
+from ks_segmentation.data.augment import scoring_view, train_view
+from ks_segmentation.data.digits import digit_scenes
+from ks_segmentation.data.masks import IGNORE, plain
+from ks_segmentation.data.scan import scan
 from PIL import Image
 
 from common.errors import UserError
@@ -204,7 +204,7 @@ def test_the_scan_is_remembered_until_a_mask_changes(own, tmp_path, monkeypatch)
     cache = str(tmp_path / "cache")
     first = scan(items, cache)
     with monkeypatch.context() as patch:
-        patch.setattr("ks_segmentation.scan.pixels_per_class", lambda item: pytest.fail("read again"))
+        patch.setattr("ks_segmentation.data.scan.pixels_per_class", lambda item: pytest.fail("read again"))
         assert scan(items, cache) == first
     mask(own / "annotations/0.png", (1, 1), size=SIZE)
     import os

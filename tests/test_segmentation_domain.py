@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from ks_segmentation.criterion import UNKNOWN, Criterion, segments
-from ks_segmentation.digits import digit_scenes
+from ks_segmentation.data.digits import digit_scenes
+from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.sets import MaskItem, MaskSet
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
 from ks_segmentation.forgetting import miss_loss
-from ks_segmentation.inference import class_scores
-from ks_segmentation.layouts import MaskItem, MaskSet
-from ks_segmentation.masks import IGNORE
+from ks_segmentation.models.criterion import UNKNOWN, Criterion, segments
+from ks_segmentation.models.inference import class_scores
 from tiny_mask2former import RESNET, SWIN, model
 from toy import make_trainer
 

@@ -19,12 +19,12 @@ def render(runs: Sequence[RunRecord], title: str = "") -> str:
 
     found = tables(runs)
     shown = [(row[0], members[0]) for table in found for row, members in zip(table.rows, table.sets, strict=True)]
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options)
+    loader, strict = jinja2.FileSystemLoader(HERE), jinja2.StrictUndefined
+    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
     names, firsts = [name for name, _ in shown], [run for _, run in shown]
     several = len(firsts) > 1
     top = _most_moved(firsts) if several else None
-    return environment.get_template("page.html").render(
+    return env.get_template("page.html").render(
         title=title or heading(names),
         tables=found if len(runs) > 1 else [],
         footnote=FOOTNOTE,

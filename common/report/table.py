@@ -76,8 +76,8 @@ def _cells(runs: Sequence[RunRecord], groups: Sequence[str]) -> list[str]:
 
     scores = []
     for group in groups:
-        before = of(lambda run, group=group: run.moments[0].scores.get(group) if run.moments else None)
-        after = of(lambda run, group=group: run.moments[-1].scores.get(group) if len(run.moments) > 1 else None)
+        before = [r.moments[0].scores[group] for r in runs if r.moments and group in r.moments[0].scores]
+        after = [r.moments[-1].scores[group] for r in runs if r.moments[1:] and group in r.moments[-1].scores]
         scores.append(f"{mean_std(before)} → {mean_std(after)}" if before or after else NONE)
     trainable = of(lambda run: run.config.get("parameters", {}).get("trainable"))
     return [

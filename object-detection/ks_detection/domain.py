@@ -141,7 +141,10 @@ class DetectionDomain(Domain):
         self.classes = base.class_table.extended(wanted)
         self.records = {"train": data.train, "test": data.test} if training else {"test": data.test}
         self.criterion = criterion_for(base.config)
-        self.cache = FeatureCache(config, base) if config.cache_features else None
+        self.cache = None
+        if config.cache_features:
+            sizes = (config.test_size, config.longest)
+            self.cache = FeatureCache(config.cache_features, config.cache_gb, sizes, base)
         self._transforms = {
             True: transforms.train_transform(self.recipe),
             False: transforms.test_transform(self.recipe),

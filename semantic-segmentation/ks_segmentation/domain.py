@@ -19,15 +19,16 @@ from common.errors import UserError
 from common.knobs import Checked, knob
 from common.splits import shorten
 from common.streams import Draw, Stream, load_batches
-from ks_segmentation.architecture import build_mask2former
-from ks_segmentation.augment import scoring_view, train_view
-from ks_segmentation.criterion import UNKNOWN, Criterion, SegmentationLoss
-from ks_segmentation.folder import save_config
+from ks_segmentation.checkpoints.folder import save_config
+from ks_segmentation.data.augment import scoring_view, train_view
+from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.scan import scan
+from ks_segmentation.data.sets import Item, MaskSet
 from ks_segmentation.forgetting import miss_loss
-from ks_segmentation.layouts import DatasetItem, MaskItem, MaskSet
-from ks_segmentation.masks import IGNORE
-from ks_segmentation.metrics import Confusion, Scores
-from ks_segmentation.scan import scan
+from ks_segmentation.gallery import shown
+from ks_segmentation.models.architecture import build_mask2former
+from ks_segmentation.models.criterion import UNKNOWN, Criterion, SegmentationLoss
+from ks_segmentation.scores import Confusion, Scores
 
 OTHERS = ("unknown", "background", "drop")
 
@@ -60,7 +61,7 @@ class Scenes(NamedTuple):
 class Known(NamedTuple):
     """One image of the data: its item, the row of each of its set's classes (-1: none), the rows in its mask."""
 
-    item: MaskItem | DatasetItem
+    item: Item
     rows: np.ndarray
     present: frozenset[int]
 
@@ -292,9 +293,16 @@ class SegmentationDomain(Domain):
         return batch.names
 
     def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
-        from ks_segmentation.pictures import gallery
-
-        return gallery(self, model, classes, count)
+        """Test images that hold as many of the classes as possible."""
+        by_class = [[k for k in self.test_items if row in k.present] for row in self.classes.rows(classes)]
+        picked: dict[str, Known] = {}
+        for turn in range(count):
+            for found in by_class:
+                if turn < len(found) and len(picked) < count:
+                    picked.setdefault(found[turn].item.name, found[turn])
+        names = self.classes.names
+        everything = [names[row] for row in sorted(self.wanted)]
+        return [shown(model, k.item, self.labels_of(k, everything, IGNORE), names) for k in picked.values()]
 
     def describe(self) -> dict[str, Any]:
         return {

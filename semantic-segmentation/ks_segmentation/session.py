@@ -20,18 +20,19 @@ from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
-from ks_segmentation import config_words, layouts
-from ks_segmentation.architecture import build_mask2former
 from ks_segmentation.check import check
-from ks_segmentation.checkpoint import CLASSES_KEY, class_count, load_checkpoint, load_weights
-from ks_segmentation.config import load_config
+from ks_segmentation.checkpoints.export import export_detectron2
+from ks_segmentation.checkpoints.folder import MODEL_FILE, load_folder, save_config
+from ks_segmentation.checkpoints.load import CLASSES_KEY, class_count, load_checkpoint, load_weights
+from ks_segmentation.checkpoints.read_file import WEIGHT_FILES, read_weights
+from ks_segmentation.config import words as config_words
+from ks_segmentation.config.load import load_config
+from ks_segmentation.data import layouts
+from ks_segmentation.data.sets import MaskSet, from_datasets
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
-from ks_segmentation.export import export_detectron2
-from ks_segmentation.folder import MODEL_FILE, load_folder, save_config
-from ks_segmentation.layouts import MaskSet
-from ks_segmentation.model import Mask2Former
+from ks_segmentation.models.architecture import build_mask2former
+from ks_segmentation.models.mask2former import Mask2Former
 from ks_segmentation.predict import answers
-from ks_segmentation.read_file import WEIGHT_FILES, read_weights
 from ks_segmentation.source import (
     PUBLISHED,
     SourceConfig,
@@ -121,7 +122,7 @@ class SegmentationSession(Session):
         else:
             base = self.base(settings.flags)
         if settings.data is not None:
-            sets = [layouts.from_datasets(settings.data, read_list(source.data_classes))]
+            sets = [from_datasets(settings.data, read_list(source.data_classes))]
         else:
             sets = load_data(source, base.classes)
         if source.learnsetname:

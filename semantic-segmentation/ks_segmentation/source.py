@@ -11,10 +11,10 @@ from common.errors import UserError
 from common.knobs import Checked, knob
 from common.plan_file import PlanConfig
 from common.splits import read_list
-from ks_segmentation import class_lists, layouts
-from ks_segmentation.config import Config, load_config
-from ks_segmentation.layouts import MaskSet
-from ks_segmentation.scan import scan
+from ks_segmentation.config.load import Config, load_config
+from ks_segmentation.data import class_lists, layouts
+from ks_segmentation.data.scan import scan
+from ks_segmentation.data.sets import MaskSet
 
 PUBLISHED = ("learnsetname", "learnset", "forgetset", "retainset")  # flags of the published three folders
 

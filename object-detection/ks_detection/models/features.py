@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +20,21 @@ class FeatureCache:
     those computed in the batch; what is padding is masked in either case.
 
     Args:
-        config: `cache_features`, `cache_gb` and the sizes images are resized to.
+        place: folder of all such caches; gigabytes: the most that is written.
+        sizes: shorter and longer side that images are resized to, pixels.
         model: its backbone computes what is missing; a copy of its weights is not kept.
     """
 
-    def __init__(self, config: Any, model: nn.Module) -> None:
+    def __init__(self, place: str, gigabytes: float, sizes: tuple[int, int], model: nn.Module) -> None:
         self.backbone = model.backbone
         weights = [f"{p.double().sum().item():.9e}" for p in model.backbone.state_dict().values()]
-        words = json.dumps(
-            [model.config.backbone, model.config.return_interm_indices, config.test_size, config.longest, weights]
-        )
-        self.folder = Path(config.cache_features) / hashlib.sha256(words.encode()).hexdigest()[:16]
+        words = json.dumps([model.config.backbone, model.config.return_interm_indices, *sizes, weights])
+        self.folder = Path(place) / hashlib.sha256(words.encode()).hexdigest()[:16]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--cache-features {config.cache_features}: {error.strerror}.") from None
-        self.left = int(config.cache_gb * 2**30) - sum(f.stat().st_size for f in self.folder.glob("*.pt"))
+            raise UserError(f"--cache-features {place}: {error.strerror}.") from None
+        self.left = int(gigabytes * 2**30) - sum(f.stat().st_size for f in self.folder.glob("*.pt"))
 
     def get(self, name: str, image: Tensor) -> list[Tensor]:
         """The maps [C, h, w] of a normalised image [3, H, W], from disk or computed (and written while there is room).

@@ -86,12 +86,14 @@ void copy_rows(const char* source, int64_t from, char* target, int64_t to, int64
     for (int64_t r = 0; r < rows; r++) std::memset(target + r * to + bytes, 0, to - bytes);
 }
 
-// Runs f(task) for every task, each by whichever thread is free. Tasks share no output.
-template <class F>
-void each(int64_t tasks, const F& f) {
+// Runs every task, each by whichever thread is free; `worker()` is what a thread runs its tasks with. Tasks share no
+// output.
+template <class W>
+void each(int64_t tasks, const W& worker) {
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    const auto f = worker();
     for (int64_t t = begin; t < end; t++)
       for (int64_t task = next++; task < tasks; task = next++) f(task);
   });
@@ -144,11 +146,12 @@ void forward_direct(const Kernels& kernels, const Forward& f, const char* value,
   const Shape& s = f.shape;
   const std::vector<double> zeros(s.D, 0.0);
   const int64_t chunk = 64, chunks = (s.Q + chunk - 1) / chunk;
-  each(s.N * s.M * chunks, [&](int64_t task) {
+  const auto run = [&](int64_t task) {
     const int64_t n = task / chunks / s.M, m = task / chunks % s.M, q = task % chunks * chunk;
     const Rows rows{const_cast<char*>(value) + (n * s.S * s.M + m) * s.D * item, s.M * s.D, (void*)zeros.data(), false};
     kernels.forward(f, rows, n, m, q, std::min(q + chunk, s.Q));
-  });
+  };
+  each(s.N * s.M * chunks, [&] { return run; });
 }
 
 at::Tensor forward(const at::Tensor& value_, at::IntArrayRef sizes, at::IntArrayRef starts,
@@ -177,13 +180,10 @@ struct Task {
   int64_t n, m, l;
 };
 
-std::vector<Task> tasks_of(const Shape& s) {
-  std::vector<Task> tasks;
-  for (int64_t l = 0; l < s.L; l++)  // finest level of all heads first: the longest tasks must not come last
-    for (int64_t n = 0; n < s.N; n++)
-      for (int64_t m = 0; m < s.M; m++) tasks.push_back({n, m, l});
-  return tasks;
-}
+int64_t task_count(const Shape& s) { return s.L * s.N * s.M; }
+
+// Finest level of all heads first: the longest tasks must not come last.
+Task task_of(const Shape& s, int64_t t) { return {t / s.M % s.N, t % s.M, t / s.M / s.N}; }
 
 // One head and level at a time: the level's rows and their gradient, side by side, in this thread's cache.
 template <class A, class V>
@@ -193,13 +193,9 @@ void backward_packed(const Kernels& kernels, const Backward& f, const at::Tensor
   const int64_t width = padded(s.D), row = width * int64_t(sizeof(V)), apart = s.M * s.D;
   int64_t most = 0;
   for (int64_t l = 0; l < s.L; l++) most = std::max(most, levels.rows(l));
-  const std::vector<Task> tasks = tasks_of(s);
-  std::atomic<size_t> next{0};
-  const int64_t threads = std::min<int64_t>(tasks.size(), at::get_num_threads());
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    const at::Tensor memory = scratch((most + 1) * width * (sizeof(V) + sizeof(A)));
-    for (size_t t = next++; t < tasks.size(); t = next++) {
-      const auto [n, m, l] = tasks[t];
+  each(task_count(s), [&] {
+    return [&, memory = scratch((most + 1) * width * (sizeof(V) + sizeof(A)))](int64_t t) {
+      const auto [n, m, l] = task_of(s, t);
       const int64_t rows = levels.rows(l), at = ((n * s.S + levels.starts[l]) * s.M + m) * s.D;
       A* grad = reinterpret_cast<A*>(aligned(memory));
       char* packed = reinterpret_cast<char*>(grad + (rows + 1) * width);
@@ -209,8 +205,7 @@ void backward_packed(const Kernels& kernels, const Backward& f, const at::Tensor
       std::memset(packed + rows * row, 0, row);
       kernels.backward(f, Rows{packed, width, packed + rows * row, true}, Rows{grad, width, grad + rows * width, true}, n, m, l);
       unpack(grad, width, grad_value.mutable_data_ptr<V>() + at, apart, s.D, rows);
-    }
-    (void)begin, (void)end;
+    };
   });
 }
 
@@ -225,14 +220,14 @@ void backward_direct(const Kernels& kernels, const Backward& f, const at::Tensor
   at::parallel_for(0, s.N * s.S, 1024, [&](int64_t begin, int64_t end) {
     std::memset(to + begin * apart, 0, (end - begin) * apart * sizeof(A));
   });
-  const std::vector<Task> tasks = tasks_of(s);
-  each(tasks.size(), [&](int64_t t) {
-    const auto [n, m, l] = tasks[t];
+  const auto run = [&](int64_t t) {
+    const auto [n, m, l] = task_of(s, t);
     const int64_t at = ((n * s.S + levels.starts[l]) * s.M + m) * s.D;
     std::vector<double> zeros(s.D, 0.0), unread(s.D, 0.0);
     kernels.backward(f, Rows{const_cast<V*>(from) + at, apart, zeros.data(), false}, Rows{to + at, apart, unread.data(), false}, n, m,
                      l);
-  });
+  };
+  each(task_count(s), [&] { return run; });
   if (!std::is_same_v<A, V>) grad_value.copy_(sums);
 }
 
@@ -257,14 +252,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& grad_,
   int64_t covered = 0;
   for (int64_t l = 0; l < s.L; l++) covered += levels.rows(l);
   if (covered != s.S) grad_value.zero_();
-  const Backward f{s,
-                   kind_of(value.scalar_type()),
-                   kind_of(locations.scalar_type()),
-                   grad.data_ptr(),
-                   locations.data_ptr(),
-                   weights.data_ptr(),
-                   grad_locations.data_ptr(),
-                   grad_weights.data_ptr()};
+  const Backward f{s, kind_of(value.scalar_type()), kind_of(locations.scalar_type()), grad.data_ptr(),
+                   locations.data_ptr(), weights.data_ptr(), grad_locations.data_ptr(), grad_weights.data_ptr()};
   switch (f.value_kind) {
     case Kind::f32: backward_as<float, float>(f, value, grad_value, levels); break;
     case Kind::f64: backward_as<double, double>(f, value, grad_value, levels); break;

@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #ifndef KSDA_LAUNCH  // the tests run this file without a GPU, with a launcher of their own
 #include <cuda_runtime.h>
 #define KSDA_LAUNCH(kernel, blocks, threads, stream, ...) \
@@ -19,15 +21,7 @@ constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 1 << 20;  // larger problems loop
 
 template <class T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename AccumulatorOf<T>::type;
+using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }

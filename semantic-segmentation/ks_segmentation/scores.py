@@ -55,7 +55,7 @@ class Confusion:
         self.matrix = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)  # [predicted, true]
 
     def add(self, predicted: Tensor, true: Tensor) -> None:
-        """Counts one picture, [H, W] ids each.
+        """Counts one image, [H, W] ids each.
 
         Raises:
             UserError: different sizes, or an id outside the list.

@@ -9,7 +9,7 @@ import yaml
 
 from common import config
 from common.errors import UserError
-from ks_segmentation.arithmetic import evaluate
+from ks_segmentation.config.arithmetic import evaluate
 
 MAX_FILES = 20  # that one file may be based on
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.lora import adapters
-from ks_segmentation.key_map import key_map
+from ks_segmentation.checkpoints.key_map import key_map
 
 # These two of detectron2's modules take weights without a version for files of the first layout, and rename them.
 VERSIONS = {"sem_seg_head": 2, "sem_seg_head.predictor": 2}

@@ -1,4 +1,4 @@
-"""Semantic inference: class scores of every pixel at the size of the original picture."""
+"""Semantic inference: class scores of every pixel at the size of the original image."""
 
 from __future__ import annotations
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from common import distributed
 from common.errors import UserError
 from common.layers import linear
-from ks_segmentation.config import Config
-from ks_segmentation.points import random_points, sample, uncertain_points
+from ks_segmentation.config.load import Config
+from ks_segmentation.models.points import random_points, sample, uncertain_points
 
 LEAST = 1e-37  # share of a point at which the logarithm stops
 UNKNOWN = -1  # label of a pixel whose class is not told: some class of another group
@@ -129,8 +130,6 @@ class Criterion:
             logits: [L, Q, K + 1].
             embeddings: [L, Q, C] and features [C, h, w]: their product is the masks.
         """
-        from scipy.optimize import linear_sum_assignment
-
         points = random_points(1, self.points, device=features.device)
         x = linear(-embeddings, sample(features[None], points)[0].T)  # [L, Q, P] negative logits
         t = sample(target.masks[None].to(x.dtype), points)[0]  # [T, P]

@@ -1,4 +1,4 @@
-"""Every setting a Mask2Former config may hold, with the value it has when no file names it: `config_defaults.yaml`."""
+"""Every setting a Mask2Former config may hold, with the value it has when no file names it: `defaults.yaml`."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def pure_rgb_codes(image: Image.Image) -> np.ndarray:
 
 
 def rgb(image: Image.Image | np.ndarray | Tensor) -> np.ndarray:
-    """[H, W, 3] uint8 of a PIL picture, an array [H, W, 3], or a tensor [3, H, W] (uint8, or float in 0..1)."""
+    """[H, W, 3] uint8 of a PIL image, an array [H, W, 3], or a tensor [3, H, W] (uint8, or float in 0..1)."""
     if isinstance(image, Tensor):
         image = to_pil_image(image)
     return np.array((Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB"))

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.lora import inject
-from ks_segmentation.config import Config, load_config
-from ks_segmentation.key_map import HEAD, PREDICTOR, ROOT, key_map, newest
-from ks_segmentation.read_file import read_weights
+from ks_segmentation.checkpoints.key_map import HEAD, PREDICTOR, ROOT, key_map, newest
+from ks_segmentation.checkpoints.read_file import read_weights
+from ks_segmentation.config.load import Config, load_config
+from ks_segmentation.models.architecture import build_mask2former
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,6 @@ def load_checkpoint(
     Raises:
         UserError: an unreadable or unsafe file, missing names, shapes or numbers of classes that differ.
     """
-    from ks_segmentation.architecture import build_mask2former
-
     config = config_file if isinstance(config_file, Config) else load_config(config_file, overrides)
     named = CLASSES_KEY in [str(key) for key in overrides[::2]]
     allowed = rehead if rehead is not None else named or config.MODEL.SEM_SEG_HEAD.LORA_RANK > 0

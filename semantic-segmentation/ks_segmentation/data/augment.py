@@ -8,10 +8,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from ks_segmentation.config import Config
-from ks_segmentation.inference import shortest_edge
+from ks_segmentation.config.load import Config
+from ks_segmentation.models.inference import shortest_edge
 
-PAD_VALUE = 128  # grey, for pixels outside the picture
+PAD_VALUE = 128  # grey, for pixels outside the image
 TRIES = 10  # crops drawn to satisfy a condition, as published
 
 
@@ -101,6 +101,6 @@ def _pad(image: Tensor, labels: Tensor, size: tuple[int, int], ignore: int) -> t
 
 
 def scoring_view(image: Tensor, settings: Config) -> Tensor:
-    """The picture at test size, its short side MIN_SIZE_TEST unless the long one would exceed MAX_SIZE_TEST."""
+    """The image at test size, its short side MIN_SIZE_TEST unless the long one would exceed MAX_SIZE_TEST."""
     size = shortest_edge(image.shape[-2:], settings.MIN_SIZE_TEST, settings.MAX_SIZE_TEST)
     return TF.resize(image, list(size), antialias=True)

@@ -139,7 +139,7 @@ def _projected(attention: nn.Module, rows: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _fast_layer() -> tuple[type, type]:
-    from transformers.models.swin.modeling_swin import SwinLayer
+    from transformers.models.swin.modeling_swin import SwinLayer  # takes seconds to import
 
     return SwinLayer, type("SwinBlock", (SwinLayer,), {"forward": _block, "__module__": __name__})
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from common.errors import UserError
 from common.record import read_json, write_json
-from ks_segmentation.layouts import DatasetItem, MaskItem
-from ks_segmentation.masks import IGNORE, size_of
+from ks_segmentation.data.masks import IGNORE, size_of
+from ks_segmentation.data.sets import Item, MaskItem
 
-Item = MaskItem | DatasetItem
 _IN_MEMORY: WeakKeyDictionary[Item, dict[int, int]] = WeakKeyDictionary()  # counts of items that are no files
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from ks_segmentation.config_defaults import DEFAULTS, OPEN, RENAMED, leaves
-from ks_segmentation.yaml_reader import read_yaml
+from ks_segmentation.config.defaults import DEFAULTS, OPEN, RENAMED, leaves
+from ks_segmentation.config.yaml_reader import read_yaml
 
 TYPES = {tuple: "list of values", str: "text", int: "whole number", bool: "True or False", float: "number"}
 
@@ -44,7 +44,7 @@ class Config(dict):
 def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] = ()) -> Config:
     """The settings of `config_file` with `overrides`, ("MODEL.WEIGHTS", "x.pth", "SOLVER.BASE_LR", 1e-4, ...).
 
-    Keys that are known to detectron2 and read by nothing here are accepted; `config_words.tell_unused` lists them.
+    Keys that are known to detectron2 and read by nothing here are accepted; `words.tell_unused` lists them.
 
     Raises:
         UserError: a key that does not exist (with the nearest that does), a value of another type, an odd
@@ -113,7 +113,7 @@ def _nearest(key: str) -> str:
     close = difflib.get_close_matches(key, names, 1, 0.6)
     if not close:  # the right name in the wrong place
         close = [n for n in names if n.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    return f" Did you mean {close[0]}?" if close else " See ks_segmentation/config_defaults.yaml for all keys."
+    return f" Did you mean {close[0]}?" if close else " See ks_segmentation/config/defaults.yaml for all keys."
 
 
 def _decoded(value: Any) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ks_segmentation.models.architecture import RESNET_DEPTHS
+
 ROOT = "network."
 BACKBONE = "model.pixel_level_module.encoder."
 DECODER = "model.pixel_level_module.decoder."
@@ -97,8 +99,6 @@ def _convolution(theirs: str, ours: str) -> Iterator[Pair]:
 
 
 def _resnet(depth: int) -> Iterator[Pair]:
-    from ks_segmentation.architecture import RESNET_DEPTHS
-
     depths, kind = RESNET_DEPTHS[depth]
     yield from _convolution("backbone.stem.conv1", BACKBONE + "embedder.embedder")
     for stage, blocks in enumerate(depths):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ks_segmentation.config import Config
-from ks_segmentation.inference import segment
-from ks_segmentation.pixel_decoder import pixel_features
-from ks_segmentation.query_decoder import decode, masks_of
+from ks_segmentation.config.load import Config
+from ks_segmentation.models.inference import segment
+from ks_segmentation.models.pixel_decoder import pixel_features
+from ks_segmentation.models.query_decoder import decode, masks_of
 
 
 class Mask2Former(nn.Module):
@@ -89,8 +89,8 @@ class Mask2Former(nn.Module):
 
         Args:
             images: [B, 3, H, W] normalised, or a list of [3, H, W] of different sizes.
-            sizes: (height, width) of each answer, the size of the original picture.
-            valid: (height, width) of the picture inside each of `images` when they were padded at the bottom
+            sizes: (height, width) of each answer, the size of the original image.
+            valid: (height, width) of the image inside each of `images` when they were padded at the bottom
                 and right; the whole of it otherwise.
         """
         return [scores.argmax(0) for scores in segment(self, images, sizes, valid)]

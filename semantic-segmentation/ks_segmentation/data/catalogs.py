@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from common.errors import UserError
-from ks_segmentation import layouts
-from ks_segmentation.layouts import MaskItem, MaskSet
-from ks_segmentation.masks import IGNORE
-from ks_segmentation.pictures import colour
-from ks_segmentation.scan import mask_file
+from ks_segmentation.data import layouts
+from ks_segmentation.data.masks import IGNORE, size_of
+from ks_segmentation.data.scan import mask_file
+from ks_segmentation.data.sets import MaskItem, MaskSet
+from ks_segmentation.gallery import colour
 
 
 def entries(items: Sequence[MaskItem], cache: str | Path) -> list[dict[str, Any]]:
@@ -25,10 +26,6 @@ def entries(items: Sequence[MaskItem], cache: str | Path) -> list[dict[str, Any]
     Raises:
         UserError: an item that is not a file.
     """
-    from PIL import Image
-
-    from ks_segmentation.masks import size_of
-
     Path(cache).mkdir(parents=True, exist_ok=True)
     found = []
     for item in items:

@@ -15,7 +15,7 @@ def random_points(*shape: int, device: torch.device) -> Tensor:
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
-    """[N, C, P] bilinear values of maps [N, C, h, w] at points [N, P, 2], x and y in 0..1 of the picture.
+    """[N, C, P] bilinear values of maps [N, C, h, w] at points [N, P, 2], x and y in 0..1 of the image.
 
     Cell centres lie half a cell inside the border, and outside the map is zero.
     """

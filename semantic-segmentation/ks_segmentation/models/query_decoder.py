@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.layers import linear
-from ks_segmentation.pixel_decoder import PixelFeatures, sine_encoding
+from ks_segmentation.models.pixel_decoder import PixelFeatures, sine_encoding
 
 
 class Decoded(NamedTuple):

@@ -1,11 +1,10 @@
-"""Masks drawn into pictures: for the report's gallery and for predict.py."""
+"""Masks drawn into images: for the report's gallery and for predict.py."""
 
 from __future__ import annotations
 
 import colorsys
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,14 +12,12 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from common.domain import GalleryItem
-from ks_segmentation.augment import scoring_view
-from ks_segmentation.masks import IGNORE
+from ks_segmentation.data.augment import scoring_view
+from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.sets import Item
 
-if TYPE_CHECKING:
-    from ks_segmentation.domain import Known, SegmentationDomain
-
-LONGEST = 320  # pixels, of one picture in the gallery
-SHARE = 0.01  # of the picture's pixels: smaller answers are not named
+LONGEST = 320  # pixels, of one image in the gallery
+SHARE = 0.01  # of the image's pixels: smaller answers are not named
 
 
 def colour(row: int) -> tuple[int, int, int]:
@@ -30,9 +27,9 @@ def colour(row: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def painted(picture: np.ndarray, ids: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """[H, W, 3] the picture with every class id in its colour, edges drawn; ignored pixels stay as they are."""
-    result = picture.astype(np.float32)
+def painted(pixels: np.ndarray, ids: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+    """[H, W, 3] the image with every class id in its colour, edges drawn; ignored pixels stay as they are."""
+    result = pixels.astype(np.float32)
     for row in np.unique(ids):
         if row != IGNORE:
             where = ids == row
@@ -52,7 +49,7 @@ def segment_pixels(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
 
 
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
-    """PNG bytes of pictures of one size in a row, each with a title above it."""
+    """PNG bytes of images of one size in a row, each with a title above it."""
     height, width = panels[0].shape[:2]
     scale = (
         max(1, round(96 / max(height, width))) if max(height, width) < 96 else min(1.0, LONGEST / max(height, width))
@@ -69,30 +66,16 @@ def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def gallery(domain: SegmentationDomain, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
-    """Test pictures that hold as many of the classes as possible: picture, truth and answer side by side."""
-    rows = domain.classes.rows(classes)
-    by_class = [[k for k in domain.test_items if row in k.present] for row in rows]
-    picked: dict[str, Known] = {}
-    for turn in range(count):
-        for found in by_class:
-            if turn < len(found) and len(picked) < count:
-                picked.setdefault(found[turn].item.name, found[turn])
-    return [_shown(domain, model, known) for known in picked.values()]
-
-
-def _shown(domain: SegmentationDomain, model: nn.Module, known: Known) -> GalleryItem:
-    names = domain.classes.names
-    everything = [names[row] for row in sorted(domain.wanted)]
-    truth = domain.labels_of(known, everything, IGNORE)
-    pixels = known.item.pixels()
+def shown(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:
+    """An image, its truth [H, W] and the model's answer side by side, and what they hold in words."""
+    pixels = item.pixels()
     answer = segment_pixels(model, pixels)
     sheet = side_by_side([pixels, painted(pixels, truth), painted(pixels, answer)], ["image", "truth", "answer"])
-    return GalleryItem(known.item.name, sheet, _named(truth, names), _named(answer, names, truth), None)
+    return GalleryItem(item.name, sheet, _named(truth, names), _named(answer, names, truth), None)
 
 
 def _named(ids: np.ndarray, names: Sequence[str], truth: np.ndarray | None = None) -> str:
-    """'car, road 93 %': classes by area; with a truth, each with its IoU in this picture."""
+    """'car, road 93 %': classes by area; with a truth, each with its IoU in this image."""
     values, counts = np.unique(ids[ids != IGNORE], return_counts=True)
     words = []
     for row in values[np.argsort(-counts)]:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from common.backbones.mobilenet import WIDTHS, MobileNet
 from common.errors import UserError
 from common.layers import fast, use_fast_linears
-from ks_segmentation.config import Config, load_config
-from ks_segmentation.swin import use_fast_blocks
+from ks_segmentation.config.load import Config, load_config
+from ks_segmentation.models.mask2former import Mask2Former
+from ks_segmentation.models.swin import use_fast_blocks
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 RESNET_DEPTHS = {
@@ -65,8 +67,6 @@ def build_mask2former(config_file: str | Path | Config, overrides: Sequence[Any]
     Raises:
         UserError: see `load_config`; or the config asks for another architecture.
     """
-    from ks_segmentation.model import Mask2Former
-
     config = config_file if isinstance(config_file, Config) else load_config(config_file, overrides)
     check(config)
     return Mask2Former(config, network(config))
@@ -102,6 +102,7 @@ def check(config: Config) -> None:
 
 def network(config: Config) -> nn.Module:
     """transformers' Mask2FormerForUniversalSegmentation with the sizes of `config` and random weights."""
+    # here, because they take seconds to import
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
     from transformers.utils import logging as hf_logging
 
@@ -151,7 +152,7 @@ def _initialise(network: nn.Module) -> None:
 
 
 def _backbone_config(config: Config) -> Any:
-    from transformers import ResNetConfig, SwinConfig
+    from transformers import ResNetConfig, SwinConfig  # takes seconds to import
 
     if config.MODEL.BACKBONE.NAME == "D2SwinTransformer":
         swin = config.MODEL.SWIN
@@ -202,8 +203,6 @@ def _finish_backbone(pixel_level: nn.Module, config: Config) -> None:
 
 
 def _normalise_with(backbone: nn.Module, norm: str) -> None:
-    from torchvision.ops import FrozenBatchNorm2d
-
     make = {
         "FrozenBN": lambda channels: FrozenBatchNorm2d(channels, eps=1e-5),
         "GN": lambda channels: nn.GroupNorm(min(32, channels // 2), channels),

@@ -6,7 +6,7 @@ import colorsys
 
 import numpy as np
 
-from ks_segmentation.layouts import MaskItem, MaskSet
+from ks_segmentation.data.sets import MaskItem, MaskSet
 
 SIDE = 64  # pixels of a scene
 HUE_JITTER = 0.04  # of the colour circle; neighbours lie 0.1 apart
@@ -20,7 +20,7 @@ def digit_scenes(train: int = 1500, test: int = 300, side: int = SIDE) -> MaskSe
     The digits are scikit-learn's 1,797 8x8 images; those of every fifth writing appear in test scenes only.
     Scene k is the same at every call and on every machine.
     """
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # takes seconds to import
 
     data = load_digits()
     held_out = np.arange(len(data.images)) % 5 == 4
@@ -33,7 +33,7 @@ def digit_scenes(train: int = 1500, test: int = 300, side: int = SIDE) -> MaskSe
 
 def _scene(number: int, part: str, data, allowed: np.ndarray, side: int) -> MaskItem:
     random = np.random.default_rng([number, part == "test"])
-    picture = _ground(random, side)
+    scene = _ground(random, side)
     ids = np.zeros((side, side), np.int16)
     for _ in range(random.integers(PLATES_PER_SCENE[0], PLATES_PER_SCENE[1] + 1)):
         which, size = int(random.choice(allowed)), int(random.integers(side // 3, side // 2 + 1))
@@ -41,10 +41,10 @@ def _scene(number: int, part: str, data, allowed: np.ndarray, side: int) -> Mask
             top, left = random.integers(0, side - size + 1, 2)
             place = np.s_[top : top + size, left : left + size]
             if not ids[place].any():
-                picture[place] = _plate(random, data.images[which] / 16, int(data.target[which]), size)
+                scene[place] = _plate(random, data.images[which] / 16, int(data.target[which]), size)
                 ids[place] = int(data.target[which]) + 1
                 break
-    return MaskItem(f"{part}-{number:04d}", np.clip(picture, 0, 255).astype(np.uint8), ids)
+    return MaskItem(f"{part}-{number:04d}", np.clip(scene, 0, 255).astype(np.uint8), ids)
 
 
 def _plate(random: np.random.Generator, digit: np.ndarray, value: int, size: int) -> np.ndarray:

@@ -11,8 +11,8 @@ from typing import Any
 
 from common import distributed
 from common.config import Parser
-from ks_segmentation.config import Config, in_pairs, load_config
-from ks_segmentation.config_defaults import DEFAULTS, USED
+from ks_segmentation.config.defaults import DEFAULTS, USED
+from ks_segmentation.config.load import Config, in_pairs, load_config
 
 KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 OTHER_ROOTS = ("GLOBAL",)

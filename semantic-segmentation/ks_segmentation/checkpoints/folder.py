@@ -11,9 +11,9 @@ from torch import nn
 from common import adapters
 from common.errors import UserError
 from common.record import read_json, write_json
-from ks_segmentation.architecture import build_mask2former
-from ks_segmentation.checkpoint import CLASSES_KEY
-from ks_segmentation.config import load_config
+from ks_segmentation.checkpoints.load import CLASSES_KEY
+from ks_segmentation.config.load import load_config
+from ks_segmentation.models.architecture import build_mask2former
 
 MODEL_FILE = "segmentation.json"  # beside the weights
 
