@@ -5,7 +5,7 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as processes
-from ks_detection.data.records import DetectionSet, Picture
+from ks_detection.data.records import DetectionSet, ImageRecord
 from ks_detection.domain import DetectionDomain, ImageConfig
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.dino.criterion import Criterion
@@ -39,14 +39,14 @@ def test_rule_for_pictures_that_show_other_groups_too(rule, expected):
 
 
 def test_excluding_everything_is_a_clear_error():
-    with pytest.raises(UserError, match="leaves no training picture"):
+    with pytest.raises(UserError, match="leaves no training image"):
         data = DetectionSet([picture(0, "a", "b")], [picture(0, "a", "b")], ["a", "b"])
         DetectionDomain(base(), data, {"forget": ("b",), "retain": ("a",)}, ImageConfig(mixed="exclude", **SMALL))
 
 
 def test_no_pictures_of_a_class_is_a_clear_error():
     groups = GROUPS | {"learn": ("zebra",)}
-    with pytest.raises(UserError, match="no training picture with class 'zebra'"):
+    with pytest.raises(UserError, match="no training image with class 'zebra'"):
         DetectionDomain(base(), pictures(), groups, ImageConfig(**SMALL))
 
 
@@ -233,7 +233,9 @@ def test_pictures_of_one_name_in_two_folders_are_cached_apart(tmp_path):
         image = picture(40 * number, "a").image
         (tmp_path / str(number)).mkdir()
         image.save(tmp_path / str(number) / "same.png")
-        rows.append(Picture("same.png", tmp_path / str(number) / "same.png", *image.size, picture(0, "a").things))
+        rows.append(
+            ImageRecord("same.png", tmp_path / str(number) / "same.png", *image.size, picture(0, "a").annotations)
+        )
     data = DetectionSet(rows, rows, ["a"])
     config = ImageConfig(**(SMALL | {"cache_features": str(tmp_path / "maps")}))
     own = DetectionDomain(model, data, {"retain": ("a",)}, config)
