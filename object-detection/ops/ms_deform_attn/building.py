@@ -15,24 +15,15 @@ from pathlib import Path
 
 import torch
 
-from ms_deform_attn import loader
+from ms_deform_attn import library
 
-COMMON = [
-    "-std=c++20",
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wno-maybe-uninitialized",
-    "-Wno-ignored-attributes",
-]
+WARNINGS = ["-Wall", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 # Comparisons and conversions may be hoisted over branches, or nothing vectorises; NaN and infinity keep their meaning.
 KERNEL = ["-fno-math-errno", "-fno-trapping-math"]
-INSTRUCTION_SETS = {
-    "plain": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"],
-}  # fmt: skip
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS = {"plain": [], "avx2": AVX2, "avx512": AVX512}
 
 
 class BuildError(Exception):
@@ -57,7 +48,7 @@ def build(device: str, *, architectures: list[str] | None = None, extra: tuple[s
         (work / "build.ninja").write_text(rules)
         start = time.monotonic()
         _run([_ninja(), "-C", str(work)])
-        manifest = loader.key(device) | {"seconds": round(time.monotonic() - start, 1)} | _contents(device, rules)
+        manifest = library.key(device) | {"seconds": round(time.monotonic() - start, 1)} | _contents(device, rules)
         (work / f"{device}.json").write_text(json.dumps(manifest, indent=1) + "\n")
         for name in (f"{device}.so", f"{device}.json"):  # renaming leaves a library in use alone
             os.replace(work / name, folder / name)
@@ -116,7 +107,7 @@ def default_architectures() -> list[str]:
 
 
 def _cpu_rules(extra: tuple[str, ...]) -> str:
-    sources = loader.SOURCES / "cpu"
+    sources = library.SOURCES / "cpu"
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     define = ["-DKSDA_X86"] if x86 else []
     lines = _rule("cxx", f"{compiler()} $flags -c $in -o $out")
@@ -131,7 +122,7 @@ def _cpu_rules(extra: tuple[str, ...]) -> str:
 
 
 def _cuda_rules(architectures: list[str], extra: tuple[str, ...]) -> str:
-    sources, home = loader.SOURCES / "cuda", cuda_home()
+    sources, home = library.SOURCES / "cuda", cuda_home()
     codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")  # newer cards: PTX
     device_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC", "--threads=0", *codes]
@@ -195,14 +186,14 @@ def _run(command: list[str]) -> None:
 
 
 def _writable_folder() -> Path:
-    for folder in loader.folders():
+    for folder in library.folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
         except OSError:
             continue
-    raise BuildError(f"none of these folders is writable: {', '.join(map(str, loader.folders()))}")
+    raise BuildError(f"none of these folders is writable: {', '.join(map(str, library.folders()))}")
 
 
 @contextlib.contextmanager
