@@ -1,0 +1,21 @@
+"""The templates of the page and its charts."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jinja2
+
+HERE = Path(__file__).parent
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """The template in a file of this folder; what is put in is escaped."""
+    import jinja2  # runs that write no page do without it
+
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options).get_template(name)
