@@ -112,7 +112,7 @@ def add_flags(
     for item in dataclasses.fields(config):
         if flag(item.name) in known or item.metadata.get("flag") is False:
             continue
-        kind, optional = _plain(hints[item.name])
+        kind = _plain(hints[item.name])
         default = argparse.SUPPRESS if given_only else defaults.get(item.name, _default(item))
         text = item.metadata.get("help", "").replace("%", "%%")
         if kind is bool:
@@ -129,11 +129,11 @@ def from_values(config: type, values: Mapping[str, Any]) -> Any:
     return config(**{f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values})
 
 
-def _plain(hint: Any) -> tuple[type, bool]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        inner = [t for t in typing.get_args(hint) if t is not type(None)]
-        return inner[0], True
-    return hint, False
+def _plain(hint: Any) -> type:
+    """The type of a field without its `| None`."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    return next(t for t in typing.get_args(hint) if t is not type(None))
 
 
 def _default(item: dataclasses.Field) -> Any:

@@ -17,5 +17,6 @@ def template(name: str) -> jinja2.Template:
     """The template in a file of this folder; what is put in is escaped."""
     import jinja2  # runs that write no page do without it
 
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options).get_template(name)
+    loader, strict = jinja2.FileSystemLoader(HERE), jinja2.StrictUndefined
+    folder = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
+    return folder.get_template(name)
