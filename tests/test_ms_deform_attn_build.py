@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from ms_deform_attn import __main__ as program
-from ms_deform_attn import building, loader, ms_deform_attn, ms_deform_attn_reference, use_backend
+from ms_deform_attn import building, library, loader, ms_deform_attn, ms_deform_attn_reference, use_backend
 from msda import build_once, case
 
 
@@ -28,7 +28,7 @@ def built():
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """No library found yet, and an empty folder to build in."""
-    monkeypatch.setattr(loader, "folders", lambda: [tmp_path])
+    monkeypatch.setattr(library, "folders", lambda: [tmp_path])
     monkeypatch.delenv("KS_BUILD_OP", raising=False)
     loader.forget()
     yield tmp_path
@@ -53,22 +53,22 @@ def test_insisting_on_the_kernel_says_how_to_build_it(elsewhere):
 
 @pytest.mark.parametrize("entry", ["torch", "machine", "sources"])
 def test_a_stale_library_is_not_loaded(built, elsewhere, entry):
-    for file in (loader.PACKAGE / "lib").glob("cpu.*"):
+    for file in (library.PACKAGE / "lib").glob("cpu.*"):
         shutil.copy(file, elsewhere)
     if not (elsewhere / "cpu.so").exists():
         pytest.skip("the library lies in the user's cache")
-    assert loader.find("cpu") == (elsewhere / "cpu.so", "")
+    assert library.find("cpu") == (elsewhere / "cpu.so", "")
     manifest = json.loads((elsewhere / "cpu.json").read_text())
     (elsewhere / "cpu.json").write_text(json.dumps(manifest | {entry: "1.0"}))
-    path, reason = loader.find("cpu")
+    path, reason = library.find("cpu")
     assert path is None and "stale" in reason and f"{entry} was 1.0" in reason
     (elsewhere / "cpu.json").write_text("{")
-    assert "unreadable" in loader.find("cpu")[1]
+    assert "unreadable" in library.find("cpu")[1]
 
 
 def test_a_library_that_does_not_load_is_reported(elsewhere, caplog):
     (elsewhere / "cpu.so").write_bytes(b"no library")
-    (elsewhere / "cpu.json").write_text(json.dumps(loader.key("cpu")))
+    (elsewhere / "cpu.json").write_text(json.dumps(library.key("cpu")))
     ms_deform_attn(*case())
     assert "does not load" in caplog.text
 
@@ -101,7 +101,7 @@ def test_the_script_succeeds_even_if_the_build_fails(elsewhere, monkeypatch, cap
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["build.py", "--force"])
     monkeypatch.setattr(sys, "path", sys.path[:])
-    runpy.run_path(str(loader.PACKAGE.parent / "build.py"), run_name="__main__")
+    runpy.run_path(str(library.PACKAGE.parent / "build.py"), run_name="__main__")
     assert "plain PyTorch will be used" in capsys.readouterr().err
 
 

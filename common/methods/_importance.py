@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
-from common.errors import UserError
 from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
@@ -35,12 +34,9 @@ class Importance(Continual):
             "keep", "data that importances are measured on: what a phase keeps, or what it learned", ["keep", "target"]
         )
         online: bool = knob(False, "one anchor, the newest, for the importances of all phases")
-        importance_items: int = knob(0, "measure importances on so many of these items, drawn at random; 0 on all")
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.importance_items < 0:
-                raise UserError(f"`--importance-items` must not be negative, got {self.importance_items}.")
+        importance_items: int = knob(
+            0, "measure importances on so many of these items, drawn at random; 0 on all", least=0
+        )
 
     merge_terms = True
     saved = ("penalty",)

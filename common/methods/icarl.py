@@ -43,7 +43,7 @@ class ICaRL(Continual):
     @dataclass
     class Config(Continual.Config):
         trains: str = knob("all", "what moves", ["all"])
-        exemplars: int = knob(20, "items remembered; 0 also means 20")
+        exemplars: int = knob(20, "items remembered; 0 also means 20", least=0)
         classifier: str = knob("nearest_mean", "who answers", ["nearest_mean", "head"])
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
