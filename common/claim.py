@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import tempfile
 import threading
+import time
 import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from common.errors import UserError
 
 FILE = "run.lock"
 LEASE, BEAT = 300.0, 20.0  # seconds: without a sign of life for so long the holder is dead; it gives one so often
+WAIT = 0.2  # seconds between looks at a lock that is taken
 PART = ".part"  # how names of files end that are still being written
 JOBS = (("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
 _held: set[str] = set()  # tokens of this process
@@ -25,8 +30,8 @@ _held: set[str] = set()  # tokens of this process
 class Claim:
     """A folder held by this process from `take` to `release`; a thread renews the sign of life, the file's time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.path, self.token = folder, folder / FILE, uuid.uuid4().hex
+    def __init__(self, folder: Path, name: str = FILE) -> None:
+        self.folder, self.path, self.token = folder, folder / name, uuid.uuid4().hex
         self._over = threading.Event()
 
     def take(self) -> None:
@@ -49,11 +54,11 @@ class Claim:
         Who replaces that file holds another one, named after the dead holder, so that only one process does. Raises
         UserError where the holder is alive.
         """
-        handle, part = tempfile.mkstemp(dir=self.folder, prefix=f".{FILE}.", suffix=PART)
+        handle, part = tempfile.mkstemp(dir=self.folder, prefix=f".{self.path.name}.", suffix=PART)
         try:
             with os.fdopen(handle, "w") as file:
                 file.write(text)
-            os.link(part, path)
+            _link(part, path, text)
             return True
         except FileExistsError:
             found = _read(path)
@@ -62,7 +67,7 @@ class Claim:
                     f"{self.folder} is in use by process {found['pid']} on {found['host']}; wait until it has ended, or "
                     f"choose another --output-dir. (If it is no run any more: remove {self.path}.)"
                 ) from None
-            grave = path.with_name(f".{FILE}.{zlib.crc32(str(found.get('token')).encode()):08x}{PART}")
+            grave = path.with_name(f".{self.path.name}.{zlib.crc32(str(found.get('token')).encode()):08x}{PART}")
             if not found or not self._placed(grave, text):
                 return False
             still = _read(path).get("token") == found["token"]
@@ -92,6 +97,33 @@ class Claim:
         if self.token in _held and (_read(self.path) or {}).get("token") == self.token:
             self.path.unlink(missing_ok=True)
         _held.discard(self.token)
+
+
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Inside, no other process is inside with the same folder and name; waits for its turn."""
+    own = Claim(folder, name)
+    while True:
+        try:
+            own.take()
+            break
+        except UserError:
+            time.sleep(WAIT)
+    try:
+        yield
+    finally:
+        own.release()
+
+
+def _link(part: str, path: Path, text: str) -> None:
+    """Gives a whole file a second name that must be new; where a file system has no links, writes another file."""
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        with path.open("x") as file:
+            file.write(text)
 
 
 def in_use(folder: Path) -> bool:
@@ -127,7 +159,7 @@ def _alive(path: Path, found: dict[str, Any]) -> bool:
     if found["host"] == socket.gethostname():
         if found["pid"] == os.getpid():
             return found["token"] in _held
-        if os.name == "posix" and not _exists(int(found["pid"])):
+        if os.name == "posix" and not exists(found["pid"]):
             return False
     try:
         with tempfile.TemporaryFile(dir=path.parent) as probe:  # its time is told by the clock that told the lock's
@@ -136,10 +168,11 @@ def _alive(path: Path, found: dict[str, Any]) -> bool:
         return False
 
 
-def _exists(pid: int) -> bool:
+def exists(pid: Any) -> bool:
+    """Whether there is a process of this number on this machine."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError, ValueError):
         return False
     except PermissionError:
         pass

@@ -31,7 +31,14 @@ killed; the finished rows make report.html, table.md, table.csv and figures.json
     seed: [0, 1, 2]                             a table has the mean and the spread over seeds
 
 Also: `zip` (lists of equal length that vary together), `set` (values of $name; --set replaces them), `extends` (other
-sweep files), `only` (as --only), `columns` (of the table; see common.report), `tune` (see --tune)."""
+sweep files), `only` (as --only), `columns` (of the table; see common.report), and for --tune
+
+  tune:
+    flags: --seed 9 --validation 0.2            of every trial: a seed that no table uses, scored on held-out training images
+    objective: h_mean                           a column; with a minus it is made small
+    range: {'*': {lr: [1.0e-4, 1.0e-2, log]}, 'gs_lora*': {bound: [2.0, 10.0]}}   by pattern of row names
+
+which prints the best flags of each row and writes them to tuned.yaml."""
 
 
 def body(argv: list[str]) -> int:
@@ -53,6 +60,7 @@ def body(argv: list[str]) -> int:
     config = from_values(engines.EngineConfig, vars(args))
     given = dict(pair.partition("=")[::2] for pair in args.set)
     sweep = read_sweep(args.file, args.output_dir, given, args.only, args.flags)
+    engine = engines.slurm if config.engine == "slurm" else engines.local
     if config.engine == "slurm":
         engines.check_extra("submitit")
     if args.dry_run:
@@ -64,9 +72,12 @@ def body(argv: list[str]) -> int:
         if failed := carried_out([row], sweep, config, engines.local):
             raise UserError(f"{row.command()} failed: {failed[row.name]}")
     if args.tune:
-        return tuning.tune(sweep, args.tune, config)
+        engines.check_extra("optuna")
+        best = tuning.tune(sweep, args.tune, config.jobs, lambda rows: carried_out(rows, sweep, config, engine))
+        print(*(f"{name}: {flags}" for name, flags in best.items()), sep="\n")
+        return 0
     _check_commands(sweep)
-    failed = carried_out(sweep.rows, sweep, config, engines.slurm if config.engine == "slurm" else engines.local)
+    failed = carried_out(sweep.rows, sweep, config, engine)
     write_tables(sweep)
     for name, error in failed.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
