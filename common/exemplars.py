@@ -77,16 +77,6 @@ class Exemplars:
         """(item, class) pairs, class by class."""
         return ((item, c) for c, items in self.store.items() for item in items)
 
-    @property
-    def items(self) -> list[Any]:
-        """All remembered items, class by class."""
-        return [item for item, _ in self]
-
-    @property
-    def labels(self) -> list[Hashable]:
-        """The class of each of `items`."""
-        return [c for _, c in self]
-
     def add(self, items: Sequence[Any], labels: Iterable[Hashable], embed: Embed | None = None) -> None:
         """Offers the examples of a phase; items that are remembered already change nothing.
 
