@@ -52,7 +52,7 @@ class Amnesiac(Method):
     """
 
     merge_terms = False
-    saved = ("records",)
+    saved: tuple[str, ...] = ("records",)
 
     @dataclass
     class Config(LwF.Config, EWC.Config, DER.Config):

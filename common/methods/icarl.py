@@ -38,7 +38,7 @@ class ICaRL(Continual):
 
     teaches = True
     memorises = True
-    saved = ("trained_head",)
+    saved: tuple[str, ...] = ("trained_head",)
 
     @dataclass
     class Config(Continual.Config):

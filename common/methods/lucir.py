@@ -42,7 +42,7 @@ class LUCIR(Continual):
 
     teaches = True
     memorises = True
-    saved = ("frozen", "rows_before")
+    saved: tuple[str, ...] = ("frozen", "rows_before")
     own: nn.ParameterDict
 
     @dataclass

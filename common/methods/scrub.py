@@ -36,7 +36,7 @@ class SCRUB(Unlearning):
     """
 
     teaches = True
-    saved = ("average",)
+    saved: tuple[str, ...] = ("average",)
 
     @dataclass
     class Config(Unlearning.Config):
