@@ -23,7 +23,12 @@ COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 KERNEL = ["-fno-math-errno", "-fno-trapping-math"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-INSTRUCTION_SETS = {"plain": [], "avx2": AVX2, "avx512": AVX512}
+# Plain vectors of 16 bytes (SSE2, NEON) are in every 64-bit machine.
+INSTRUCTION_SETS = {
+    "plain": ["-DKSDA_BYTES=16"],
+    "avx2": ["-DKSDA_BYTES=32", *AVX2],
+    "avx512": ["-DKSDA_BYTES=64", *AVX512],
+}
 
 
 class BuildError(Exception):
@@ -114,8 +119,8 @@ def _cpu_rules(extra: tuple[str, ...]) -> str:
     objects = []
     for name, flags in INSTRUCTION_SETS.items():
         if x86 or name == "plain":
-            flags = [*COMMON, *KERNEL, *flags, *define, *extra]
-            lines += _edge("cxx", f"{name}.o", sources / f"kernels_{name}.cpp", flags)
+            flags = [*COMMON, *KERNEL, f"-DKSDA_ISA={name}", *flags, *define, *extra]
+            lines += _edge("cxx", f"{name}.o", sources / "kernels.cpp", flags)
             objects.append(f"{name}.o")
     lines += _edge("cxx", "op.o", sources / "op.cpp", [*COMMON, *define, *_torch_flags(), *extra])
     return "\n".join(lines + _link("cpu.so", [*objects, "op.o"], ["torch_cpu", "c10"], extra))
