@@ -53,6 +53,10 @@ class ScoreConfig(ComputeConfig):
     curves: str = knob("", "write the curves of every class to this .svg (detection)")
     json: bool = knob(False, "print JSON instead of a table")
 
+    def __post_init__(self) -> None:
+        if self.curves and not self.curves.endswith(".svg"):
+            raise UserError(f"`--curves {self.curves}`: the file must end in .svg.")
+
 
 @dataclass
 class AnswerConfig(ComputeConfig):
@@ -194,7 +198,7 @@ def predict(session: Session, argv: list[str]) -> None:
     model = loaded.base.model.to(device).eval()
     answers: list[dict[str, Any]] = []
     written: set[Path] = set()
-    with torch.inference_mode(), lora.merged(model), config.region({}, device):
+    with torch.inference_mode(), lora.merged(model), config.region(loaded.record, device):
         for answer in session.predict(loaded, files, device):
             _write_pictures(answer, config.output_dir, written)
             answers.append({"file": answer.file, **answer.data})

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
             if self.everyday and action.option_strings and action.dest not in self.everyday:
                 action.help = argparse.SUPPRESS
         if self.usage is None and len(self._actions) > MANY:  # every flag once is enough
-            words = [action.metavar or action.dest for action in self._actions if not action.option_strings]
+            words = [str(action.metavar or action.dest) for action in self._actions if not action.option_strings]
             self.usage = " ".join(["%(prog)s", *words, "[flags]"])
         try:
             return super().format_help()
@@ -55,7 +55,8 @@ class Parser(argparse.ArgumentParser):
 class _HelpAll(argparse.Action):
     """Prints every flag and ends."""
 
-    def __call__(self, parser: Parser, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        assert isinstance(parser, Parser)  # no other has this action
         parser.everyday = ()
         parser.print_help()
         parser.exit()
@@ -76,7 +77,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         ]
         return "\n\n".join(filled)
 
-    def _get_help_string(self, action: argparse.Action) -> str:
+    def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, "", argparse.SUPPRESS):
             return action.help
         if isinstance(action.default, bool):
@@ -119,7 +120,7 @@ def add_flags(
             group.add_argument(flag(item.name), default=default, action=argparse.BooleanOptionalAction, help=text)
             continue
         group.add_argument(
-            flag(item.name), type=_reader(kind, item.name), default=default, help=text or " ",
+            flag(item.name), type=_reader(kind), default=default, help=text or " ",
             choices=item.metadata.get("choices"), metavar=None if item.metadata.get("choices") else kind.__name__.upper(),
         )  # fmt: skip
 
@@ -130,13 +131,13 @@ def from_values(config: type, values: Mapping[str, Any]) -> Any:
 
 
 def _plain(hint: Any) -> type:
-    """The type of a field without its `| None`."""
-    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
-        return hint
-    return next(t for t in typing.get_args(hint) if t is not type(None))
+    """`int` for `int | None` too."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(t for t in typing.get_args(hint) if t is not type(None))
+    return hint
 
 
-def _default(item: dataclasses.Field) -> Any:
+def _default(item: dataclasses.Field[Any]) -> Any:
     if item.default is not dataclasses.MISSING:
         return item.default
     if item.default_factory is not dataclasses.MISSING:
@@ -144,7 +145,7 @@ def _default(item: dataclasses.Field) -> Any:
     return None
 
 
-def _reader(kind: type, name: str):
+def _reader(kind: type) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             return kind(text)
@@ -244,11 +245,9 @@ def apply_values(
 
 def _checked(action: argparse.Action, value: Any, what: str) -> Any:
     """A YAML value as the flag of that name would give it."""
-    if isinstance(action.nargs, int) and action.nargs > 1:
-        if not isinstance(value, list | tuple) or len(value) % action.nargs:
-            raise UserError(f"{what} takes a list of {action.nargs} values, or of as many more, got {value!r}.")
-        return list(value)
     if isinstance(value, list | tuple):
+        if action.nargs:  # a flag of several values, given again and again
+            return list(value)
         value = ",".join(map(str, value))
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
@@ -259,6 +258,6 @@ def _checked(action: argparse.Action, value: Any, what: str) -> Any:
     if action.choices and value not in action.choices:
         raise UserError(f"{what} must be one of {', '.join(map(str, action.choices))}, got {value!r}.")
     try:
-        return action.type(str(value)) if action.type else value
+        return action.type(str(value)) if callable(action.type) else value
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{what} {error}.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,11 +57,11 @@ def _run(session: Session, demo: Demo, argv: list[str]) -> None:
             base = folder / f"base-seed{seed}"
             print(f"Pretraining the base model (seed {seed})")
             flags = ["--seed", str(seed), "--output-dir", str(base), "--no-report", *again]
-            commands.pretrain(session, session.tidy([*demo.pretrain.split(), *flags]))
+            commands.pretrain(session, session.tidy([*shlex.split(demo.pretrain), *flags]))
         for order in read_list(args.orders):
             print(f"\n{order}, seed {seed}")
             runs.append(folder / f"{order}-seed{seed}")
             flags = ["--checkpoint", str(base), "--order", order, "--seed", str(seed), "--output-dir", str(runs[-1])]
-            commands.swap(session, session.tidy([*demo.swap.split(), *flags, *again]))
+            commands.swap(session, session.tidy([*shlex.split(demo.swap), *flags, *again]))
     report.write(runs, folder / "report.html", title=demo.title)
     print(f"\n{time.monotonic() - began:.0f} s. Open {folder / 'report.html'} in a browser.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import field, fields
 from typing import Any
 
@@ -13,7 +13,7 @@ from common.errors import UserError
 def knob(
     default: Any,
     help: str,
-    choices: Sequence[str] = (),
+    choices: Collection[str] = (),
     *,
     least: float | None = None,
     above: float | None = None,

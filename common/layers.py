@@ -45,4 +45,4 @@ def use_fast_linears(model: nn.Module) -> None:
 
 def keep_freed_memory() -> bool:
     """Keeps freed memory for the next step; returns whether the C allocator obeyed."""
-    return bool(fast) and fast.keep_freed_memory()
+    return fast is not None and fast.keep_freed_memory()

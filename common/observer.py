@@ -67,8 +67,8 @@ class Observer:
         if not members:
             return
         norms = dict(zip(members, group_norms(members).tolist(), strict=True))
-        profile = {"adapter_norm": norms, "adapter_moved": _moved(before, factors(self.model))}
-        profile["zero_groups"] = zero_group_ratio(members)
+        moved = _moved(before, factors(self.model))
+        profile = {"adapter_norm": norms, "adapter_moved": moved, "zero_groups": zero_group_ratio(members)}
         self.write([{"phase": phase.index, "action": phase.action, **profile}])
 
     def write(self, lines: list[dict[str, Any]]) -> None:

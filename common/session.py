@@ -83,6 +83,7 @@ class Session:
     defaults:  verb -> values that replace the fields' own.
     reference: YAML file of the published settings.
     data_flags: flags besides --data that name data; another --data takes their place.
+    base_flags: flags that also reach a base model which is an earlier swap.
     suffixes:  endings of image files.
     formats:   what `export` can write; the first is the default.
     """
@@ -99,6 +100,7 @@ class Session:
     defaults: Mapping[str, Mapping[str, object]] = {}
     reference: Path
     data_flags: Sequence[str] = ()
+    base_flags: Sequence[str] = ()
     suffixes: Sequence[str] = ()
     formats: Sequence[str] = ()
 
@@ -136,7 +138,7 @@ class Session:
         path = str(flags.get("checkpoint") or "")
         if not path or not (Path(path) / "adapter").is_dir():
             return self.base_model(flags)
-        base = self.load(path, {}).base
+        base = self.load(path, {name: flags[name] for name in self.base_flags if name in flags}).base
         return base._replace(model=adapters.merge(base.model))
 
     def load_folder(self, folder: Path, flags: Flags) -> Base:

@@ -62,7 +62,7 @@ def groups(model: nn.Module, grouping: str = "block") -> dict[str, list[nn.Param
 
 def group_norms(members: dict[str, list[nn.Parameter]]) -> Tensor:
     """[G] Frobenius norm of each group, sqrt(sum of squares), with gradient 0 (not NaN) at exactly zero."""
-    squares = torch.stack([sum(p.float().pow(2).sum() for p in group) for group in members.values()])
+    squares = torch.stack([sum((p.float().pow(2).sum() for p in group), torch.zeros(())) for group in members.values()])
     alive = squares > 0
     # the inner where keeps sqrt away from 0, where its derivative is infinite and 0 * inf is NaN
     return torch.where(alive, torch.where(alive, squares, torch.ones_like(squares)).sqrt(), torch.zeros_like(squares))

@@ -10,11 +10,11 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 
 def derive(seed: int, *words: object) -> int:
@@ -30,7 +30,8 @@ def seed_all(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """Which item to load, and the seed of its augmentation; None gives the same view every time."""
 
     index: int
@@ -120,7 +121,7 @@ def load_batches(
     return DataLoader(_Keys(), batch_size=None, sampler=draws, collate_fn=make, num_workers=workers, generator=own)
 
 
-class _Keys:
+class _Keys(Dataset[Any]):
     """A data set whose item is its key: a list of draws, of which the loader's `collate_fn` makes the batch."""
 
     def __getitem__(self, batch: list[Draw]) -> list[Draw]:

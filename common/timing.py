@@ -73,7 +73,8 @@ class Timing(NamedTuple):
 
 def measure(steps: Mapping[str, Step], args: argparse.Namespace) -> dict[str, Timing]:
     """Runs the steps in turn, so that a drifting machine slows all of them."""
-    laps, peaks = {name: [] for name in steps}, dict.fromkeys(steps, 0)
+    laps: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    peaks = dict.fromkeys(steps, 0)
     for turn, (name, step) in itertools.product(range(args.warm_up + args.steps), steps.items()):
         reset_peak()
         watch = Stopwatch(args.clock)
@@ -94,7 +95,8 @@ def compare(
         precisions: "fp32" or "bf16" of each step, for the limit of this machine.
         in_turn: one step of each after the other, all in memory; else all steps of one, then of the next.
     """
-    found, figures = {}, {}
+    found: dict[str, Timing] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for names in [list(makers)] if in_turn else [[name] for name in makers]:
         steps = {name: makers[name]() for name in names}
         found |= measure(steps, args)

@@ -56,10 +56,11 @@ def our_step(args: argparse.Namespace) -> timing.Step:
     trainer = Trainer(domain, plan, settings_from((), {**flags, "device": "cpu"}), Run(tempfile.mkdtemp()))
     phase, stream = plan.phases[0], Stream(0, args.batch_size)
     trainer._begin(phase, 0)
-    pair = tuple(next(iter(domain.loader(c, train=True, stream=stream))) for c in (phase.target, phase.keep))
+    target, keep = (next(iter(domain.loader(c, train=True, stream=stream))) for c in (phase.target, phase.keep))
+    batches = itertools.repeat((target, keep))
 
     def step(watch: timing.Stopwatch) -> None:
-        trainer._step(Position(phase, 0, 10, 10), itertools.repeat(pair), 1e-3)
+        trainer._step(Position(phase, 0, 10, 10), batches, 1e-3)
         watch.lap("step")
 
     return step

@@ -9,11 +9,12 @@ import sys
 from functools import partial
 
 import torch
-from ks_detection.dino import deformable
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.criterion import Criterion
-from ks_detection.dino.model import Dino, ffn_linears
-from ks_detection.dino.padding import pad_images
+from ks_detection.models.dino import attention
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.dino.criterion import Criterion
+from ks_detection.models.dino.model import Dino
+from ks_detection.models.parts.detector import ffn_linears
+from ks_detection.models.parts.padding import pad_images
 from ms_deform_attn import ms_deform_attn, ms_deform_attn_reference
 
 from common import timing
@@ -68,7 +69,7 @@ def training_step(model: Dino, size: tuple[int, int], precision: str) -> timing.
 
 def step_on(path: str, args: argparse.Namespace) -> timing.Step:
     """The step on one of `PATHS`, to which this process is switched."""
-    deformable.ms_deform_attn = ms_deform_attn if path == "op" else ms_deform_attn_reference
+    attention.ms_deform_attn = ms_deform_attn if path == "op" else ms_deform_attn_reference
     if fast:
         fast.switch(path != "plain")
     if path != "plain":

@@ -1,5 +1,7 @@
-"""The published script: forget, then learn."""
+import sys
 
-from ks_detection.published import main
+from ks_detection.session import SESSION
 
-main("fftl")
+from common.commands import main
+
+sys.exit(main(SESSION, "swap", ["--order", "fftl", *sys.argv[1:]]))

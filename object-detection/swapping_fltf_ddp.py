@@ -1,5 +1,7 @@
-"""The published script: learn, then forget."""
+import sys
 
-from ks_detection.published import main
+from ks_detection.session import SESSION
 
-main("fltf")
+from common.commands import main
+
+sys.exit(main(SESSION, "swap", ["--order", "fltf", *sys.argv[1:]]))

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from ks_segmentation.architecture import build_mask2former
-from ks_segmentation.config import load_config
-from ks_segmentation.criterion import Criterion, segments
-from ks_segmentation.pixel_decoder import pixel_features
-from ks_segmentation.query_decoder import decode
+from ks_segmentation.config.load import load_config
+from ks_segmentation.models.architecture import build_mask2former
+from ks_segmentation.models.criterion import Criterion, segments
+from ks_segmentation.models.pixel_decoder import pixel_features
+from ks_segmentation.models.query_decoder import decode
 from transformers import Mask2FormerForUniversalSegmentation
 
 from common import timing

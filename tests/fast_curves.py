@@ -36,8 +36,8 @@ def curve(model: nn.Module, adapted: list[str], loss: Callable[[], Tensor]) -> l
 
 
 def dino() -> list[float]:
-    from ks_detection.dino.criterion import Criterion
-    from ks_detection.dino.model import ffn_linears
+    from ks_detection.models.dino.criterion import Criterion
+    from ks_detection.models.parts.detector import ffn_linears
     from tiny_dino import some_images, some_targets, tiny_dino
 
     model = tiny_dino()
@@ -49,7 +49,7 @@ def dino() -> list[float]:
 
 def mask2former() -> list[float]:
     import tiny_mask2former
-    from ks_segmentation.criterion import Criterion
+    from ks_segmentation.models.criterion import Criterion
 
     model = tiny_mask2former.model()
     criterion = Criterion(model.config)

@@ -6,16 +6,15 @@ import math
 import ks_detection
 import pytest
 import torch
+from ks_detection.checkpoints import hugging_face
+from ks_detection.checkpoints.deformable_detr import our_name, to_ours
 from ks_detection.checkpoints.export import export_official, published_state
-from ks_detection.checkpoints.extend import class_heads, extend_classes
-from ks_detection.deformable_detr import folder
-from ks_detection.deformable_detr.config import DeformableConfig
-from ks_detection.deformable_detr.criterion import DeformableCriterion
-from ks_detection.deformable_detr.names import our_name, to_ours
-from ks_detection.detectors import build_detector
-from ks_detection.dino.model import ffn_linears
-from ks_detection.dino.padding import pad_images
 from ks_detection.forgetting import miss_loss
+from ks_detection.models.deformable_detr.config import DeformableConfig
+from ks_detection.models.deformable_detr.criterion import DeformableCriterion
+from ks_detection.models.detectors import build_detector
+from ks_detection.models.parts.detector import class_heads, extend_classes, ffn_linears
+from ks_detection.models.parts.padding import pad_images
 from ms_deform_attn import use_backend
 from msda import build_once
 from tiny_deformable import VARIANTS, lively, theirs, tiny_deformable, tiny_deformable_config
@@ -83,7 +82,7 @@ def test_published_names_go_there_and_back(variant, tmp_path):
     assert {our_name(name) for name in state if "in_proj" not in name} >= {
         name for name in model.state_dict() if not any(f".{x}_proj." in name for x in "qkv")
     }
-    back = to_ours(state, model.config.with_box_refine)
+    back = to_ours(state, model.config)
     assert set(back) == set(model.state_dict())
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
     table = ClassTable(tuple("abcde"), (1, 2, 4, 8, 9))
@@ -181,7 +180,8 @@ def test_the_loss_is_transformers_own_up_to_the_published_matching_cost():
 def test_without_auxiliary_losses_the_last_layer_is_trained_on_alone():
     model = lively(tiny_deformable(aux_loss=False, with_box_refine=True)).train()
     outputs = model(some_images())
-    assert outputs["aux_outputs"] == [] and model.idle_heads() == ["class_embed.0", "class_embed.1"]
+    assert outputs["aux_outputs"] == []
+    assert model.class_parameters() == ["class_embed.2.weight", "class_embed.2.bias"]
     criterion = DeformableCriterion(model.config)
     terms, items = criterion.with_matches(outputs, some_targets())
     assert [name for name in terms if criterion.weight(name)] == ["loss_ce", "loss_bbox", "loss_giou"]
@@ -196,7 +196,7 @@ def test_proposals_of_a_two_stage_model_are_of_one_class():
     changed = criterion(outputs, others)
     assert changed["loss_ce_enc"] == terms["loss_ce_enc"] > 0 and changed["loss_ce"] != terms["loss_ce"]
     assert criterion.classification(terms) == 2 * sum(terms[f"loss_ce{x}"] for x in ("", "_0", "_1"))
-    assert model.idle_heads() == ["class_embed.3"]
+    assert model.class_parameters() == [f"class_embed.{i}.{part}" for i in range(3) for part in ("weight", "bias")]
 
 
 def test_boxes_start_at_their_references_with_the_published_size():
@@ -268,7 +268,7 @@ def test_an_older_folder_names_its_backbone_without_a_look_on_the_hub(tmp_path, 
         "use_timm_backbone": True,
         "backbone_kwargs": {"in_chans": 3, "out_indices": [3, 4]},
     }
-    config = folder._config({"model_type": "deformable_detr", "num_feature_levels": 4} | older, 5, tmp_path)
+    config = hugging_face._config({"model_type": "deformable_detr", "num_feature_levels": 4} | older, 5, tmp_path)
     assert (config.backbone, config.return_interm_indices) == ("resnet50", (2, 3))
 
 

@@ -4,19 +4,19 @@ import math
 
 import pytest
 import torch
-from ks_detection.boxes import (
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.dino.criterion import Criterion, positive_matches
+from ks_detection.models.dino.denoising import blocked_pairs, group_count, make_denoising
+from ks_detection.models.parts.boxes import (
     cxcywh_to_xyxy,
     generalized_iou,
     inverse_sigmoid,
     xyxy_to_cxcywh,
 )
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.criterion import Criterion, positive_matches
-from ks_detection.dino.denoising import blocked_pairs, group_count, make_denoising
-from ks_detection.dino.matcher import match, match_costs, pad_targets
-from ks_detection.dino.model import ffn_linears
-from ks_detection.dino.padding import pad_images, resize_mask, valid_ratio
-from ks_detection.dino.postprocess import post_process
+from ks_detection.models.parts.detector import ffn_linears
+from ks_detection.models.parts.matcher import match, match_costs, pad_targets
+from ks_detection.models.parts.padding import pad_images, resize_mask, valid_ratio
+from ks_detection.models.parts.postprocess import post_process
 from tiny_dino import some_images, some_targets, tiny_config, tiny_dino
 
 from common.errors import UserError

@@ -6,11 +6,12 @@ import pickle
 import ks_detection
 import pytest
 import torch
+from ks_detection.checkpoints.dino import our_name, published_names
 from ks_detection.checkpoints.export import export_official, published_state
-from ks_detection.checkpoints.extend import extend_classes
-from ks_detection.checkpoints.names import our_name, published_names
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.model import Dino, build_dino
+from ks_detection.models.detectors import build_dino
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.dino.model import Dino
+from ks_detection.models.parts.detector import extend_classes
 from tiny_dino import some_images, tiny_config, tiny_dino
 
 from common.domain import ClassTable
@@ -41,8 +42,7 @@ def test_names_go_there_and_back():
     ],
 )
 def test_config_is_read_off_the_published_keys(changes, keys):
-    from ks_detection.checkpoints.infer import infer_config
-    from ks_detection.checkpoints.names import to_ours
+    from ks_detection.checkpoints.dino import infer_config, to_ours
 
     with torch.device("meta"):
         model = build_dino(DinoConfig(**changes))

@@ -1,8 +1,8 @@
 """Config files are data: literals, bases, options; anything that would run is refused with its line."""
 
 import pytest
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.config_file import read_config
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.parts.config_file import read_config
 
 from common.errors import UserError
 

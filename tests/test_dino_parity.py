@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from ks_detection.checkpoints.export import published_state
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.criterion import Criterion
-from ks_detection.dino.model import Dino
-from ks_detection.dino.postprocess import post_process
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.dino.criterion import Criterion
+from ks_detection.models.dino.model import Dino
+from ks_detection.models.parts.postprocess import post_process
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "dino_r50_4scale.npz")
 FIRST = "transformer.decoder.{}.0.{}"  # the name whose values all tied copies share

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ks_detection.dino.swin import Swin, map_of, windows_of
+from ks_detection.models.parts.swin import Swin, map_of, windows_of
 
 NEW = {
     "norm1": "layernorm_before",

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from ks_segmentation import criterion as criterion_module
-from ks_segmentation import inference, points
-from ks_segmentation.architecture import network
-from ks_segmentation.criterion import Criterion, segments
+from ks_segmentation.models import criterion as criterion_module
+from ks_segmentation.models import inference, points
+from ks_segmentation.models.architecture import network
+from ks_segmentation.models.criterion import Criterion, segments
 from tiny_mask2former import RESNET, SWIN, config, model
 
 from common.errors import UserError

@@ -9,10 +9,10 @@ import ks_segmentation
 import numpy as np
 import pytest
 import torch
-from ks_segmentation.checkpoint import load_checkpoint, load_weights
-from ks_segmentation.export import detectron2_state, export_detectron2
-from ks_segmentation.key_map import key_map
-from ks_segmentation.read_file import read_weights
+from ks_segmentation.checkpoints.export import detectron2_state, export_detectron2
+from ks_segmentation.checkpoints.key_map import key_map
+from ks_segmentation.checkpoints.load import load_checkpoint, load_weights
+from ks_segmentation.checkpoints.read_file import read_weights
 from tiny_mask2former import RESNET, SWIN, config, model
 
 from common.errors import UserError

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from ks_segmentation import config as config_module
-from ks_segmentation import config_words
-from ks_segmentation.arithmetic import evaluate
-from ks_segmentation.augment import scoring_view, train_view
-from ks_segmentation.config import Config, load_config
-from ks_segmentation.config_defaults import DEFAULTS, USED, leaves
-from ks_segmentation.criterion import Criterion
+from ks_segmentation.config import load as config_module
+from ks_segmentation.config import words as config_words
+from ks_segmentation.config.arithmetic import evaluate
+from ks_segmentation.config.defaults import DEFAULTS, USED, leaves
+from ks_segmentation.config.load import Config, load_config
+from ks_segmentation.data.augment import scoring_view, train_view
+from ks_segmentation.models.criterion import Criterion
 from ks_segmentation.session import SESSION
 from tiny_mask2former import RESNET, SWIN, model
 

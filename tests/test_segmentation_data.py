@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from ks_segmentation import class_lists, layouts
-from ks_segmentation.augment import scoring_view, train_view
-from ks_segmentation.config import load_config
-from ks_segmentation.digits import digit_scenes
-from ks_segmentation.masks import IGNORE, plain
-from ks_segmentation.scan import scan
+from ks_segmentation.config.load import load_config
+from ks_segmentation.data import class_lists, layouts
+from ks_segmentation.data.augment import scoring_view, train_view
+from ks_segmentation.data.digits import digit_scenes
+from ks_segmentation.data.masks import IGNORE, plain
+from ks_segmentation.data.scan import scan
 from PIL import Image
 
 from common.errors import UserError
@@ -117,6 +117,34 @@ def test_a_flat_folder_gives_every_fifth_picture_to_the_test(own):
     assert [sorted(c) for c in scan(found.train)] == [[0], [1], [0], [1]]
 
 
+def test_a_flat_folder_may_have_just_a_list_of_names_and_state_its_test_images(own):
+    for i in range(5):
+        mask(own / f"annotations/{i}.png", (i % 2, 255))
+    (own / "classes.json").write_text(json.dumps(["a", "b"]))
+    found = layouts.load(str(own))
+    assert found.classes == ("a", "b") and [i.name for i in found.test] == ["images/4.png"]
+    (own / "classes.json").write_text(json.dumps({"classes": ["a", "b"], "splits": {"val": ["1", "3.png"]}}))
+    assert [i.name for i in layouts.load(str(own)).test] == ["images/1.png", "images/3.png"]
+    (own / "classes.json").unlink()
+    assert layouts.load(str(own), ["x", "y"]).classes == ("x", "y")
+    with pytest.raises(UserError, match="write classes.json there or give --data-classes"):
+        layouts.load(str(own))
+    with pytest.raises(UserError, match="`--data-classes`: voc data names its classes itself"):
+        layouts.load(f"voc:{own}", ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["3", "null", "[1, 2]", '"ab"', '{"names": ["a"]}', '{"classes": {"first": "a"}}', '{"classes": [{"id": 0}]}', "[",
+     '{"classes": ["a"], "ignore_index": "none"}', '{"classes": ["a"], "ignore_index": null}', '{"classes": ["a"], "splits": 3}'],
+)  # fmt: skip
+def test_class_lists_of_another_form_get_one_line(text, own):
+    (own / "classes.json").write_text(text)
+    with pytest.raises(UserError, match="classes.json must be .* or just the list of names") as found:
+        layouts.load(str(own))
+    assert "\n" not in str(found.value)
+
+
 def test_the_ignored_id_may_have_a_name_in_the_list(own):
     (own / "classes.json").write_text(json.dumps({"classes": ["a", "none", "b"], "ignore_index": 1}))
     mask(own / "annotations/0.png", (2, 1))
@@ -176,7 +204,7 @@ def test_the_scan_is_remembered_until_a_mask_changes(own, tmp_path, monkeypatch)
     cache = str(tmp_path / "cache")
     first = scan(items, cache)
     with monkeypatch.context() as patch:
-        patch.setattr("ks_segmentation.scan.pixels_per_class", lambda item: pytest.fail("read again"))
+        patch.setattr("ks_segmentation.data.scan.pixels_per_class", lambda item: pytest.fail("read again"))
         assert scan(items, cache) == first
     mask(own / "annotations/0.png", (1, 1), size=SIZE)
     import os

@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from ks_segmentation.criterion import UNKNOWN, Criterion, segments
-from ks_segmentation.digits import digit_scenes
+from ks_segmentation.data.digits import digit_scenes
+from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.sets import MaskItem, MaskSet
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
 from ks_segmentation.forgetting import miss_loss
-from ks_segmentation.inference import class_scores
-from ks_segmentation.layouts import MaskItem, MaskSet
-from ks_segmentation.masks import IGNORE
+from ks_segmentation.models.criterion import UNKNOWN, Criterion, segments
+from ks_segmentation.models.inference import class_scores
 from tiny_mask2former import RESNET, SWIN, model
 from toy import make_trainer
 
@@ -220,6 +220,7 @@ def test_a_swap_touches_adapters_and_new_rows_alone(order, tmp_path):
         torch.testing.assert_close(again(images)["pred_logits"], trainer.model.eval()(images)["pred_logits"])
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path):
     """Both ranks compute their half of a batch with the other's counts; their mean gradient is the whole batch's."""
     import torch.multiprocessing as mp

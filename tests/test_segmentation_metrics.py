@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from ks_segmentation.metrics import Confusion
+from ks_segmentation.scores import Confusion
 
 from common.errors import UserError
 
@@ -68,7 +68,7 @@ def test_sizes_and_ids_are_checked():
 @pytest.mark.skipif("KS_CAMVID" not in os.environ, reason="set KS_CAMVID to a CamVid folder (images/, annotations/)")
 def test_scores_equal_a_direct_count_on_camvid():
     """Each test mask answered by the mask of the picture before it: real shapes, partly right."""
-    from ks_segmentation import layouts
+    from ks_segmentation.data import layouts
 
     data = layouts.load(os.environ["KS_CAMVID"])
     masks = [item.ids() for item in data.test]

@@ -12,16 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.run
-from ks_segmentation import (
-    config_words,
-    detectron2,
-    export_detectron2,
-    layouts,
-    load_checkpoint,
-    load_config,
-    published,
-)
-from ks_segmentation.folder import flat, load_folder
+from ks_segmentation import export_detectron2, load_checkpoint, load_config, published
+from ks_segmentation.checkpoints.folder import flat, load_folder
+from ks_segmentation.config import words as config_words
+from ks_segmentation.data import catalogs, layouts
 from ks_segmentation.session import SESSION
 from PIL import Image
 from tiny_mask2former import COMMON, RESNET
@@ -178,7 +172,7 @@ def test_an_exported_folder_is_a_base_and_so_is_a_swap(swapped, place, tmp_path,
     assert call("export", swapped, tmp_path / "folder", "--format", "folder") == 0
     names, shares = [], []
     for model in (tmp_path / "folder", swapped):
-        base = SESSION.base_model({"checkpoint": str(model), "learn": ""})
+        base = SESSION.base({"checkpoint": str(model)})
         with torch.no_grad():
             shares.append(base.model.eval()(torch.ones(1, 3, 64, 64))["pred_masks"])
         names.append(base.classes)
@@ -428,9 +422,9 @@ def test_a_swap_config_sets_the_flags_that_mean_the_same():
 def test_detectron2_is_not_needed():
     if "detectron2" not in sys.modules:
         with pytest.raises(UserError, match="not installed"):
-            detectron2.register("x", "digits")
+            catalogs.register("x", "digits")
 
 
 def test_detectron2_gets_files_it_can_read(place, tmp_path):
-    found = detectron2.entries(layouts.load(str(place / "data")).train[:2], tmp_path)
+    found = catalogs.entries(layouts.load(str(place / "data")).train[:2], tmp_path)
     assert found[0]["height"] == 64 and np.asarray(Image.open(found[0]["sem_seg_file_name"])).max() <= 5

@@ -1,8 +1,8 @@
 """A Deformable DETR small enough for tests, ours and transformers'."""
 
 import torch
-from ks_detection.deformable_detr.config import DeformableConfig
-from ks_detection.detectors import build_detector
+from ks_detection.models.deformable_detr.config import DeformableConfig
+from ks_detection.models.detectors import build_detector
 
 VARIANTS = {
     "plain": {},

@@ -1,8 +1,9 @@
 """A detector small enough for tests, and targets for it."""
 
 import torch
-from ks_detection.dino.config import DinoConfig
-from ks_detection.dino.model import Dino, build_dino
+from ks_detection.models.detectors import build_dino
+from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.dino.model import Dino
 
 
 def tiny_config(**changes) -> DinoConfig:

@@ -22,6 +22,12 @@ def pooled(classes: Mapping[str, Sequence[str]], groups: Sequence[str], scores: 
     return sum(scores[g] * len(classes[g]) for g in known) / count if count else None
 
 
+def _pooled(plan: Plan, groups: Sequence[str], scores: Mapping[str, float]) -> float:
+    found = pooled(plan.groups, groups, scores)
+    assert found is not None, "every group of a plan is scored at every moment"
+    return found
+
+
 def standing(phases: Sequence[Phase], index: int, action: str) -> list[str]:
     """Groups whose last action up to phase `index` was `action`."""
     last: dict[str, str] = {}
@@ -51,15 +57,15 @@ def forget_measures(plan: Plan, history: History, index: int) -> dict[str, float
     if phase.action != "forget":
         return {}
     kept = groups_of(plan.groups, phase.keep)
-    before, start, forgotten = (pooled(plan.groups, phase.groups, s) for s in (history[0], history[index - 1], now))
-    found = {"forget": forgotten, "retain": pooled(plan.groups, kept, now), "drop": drop(before, forgotten)}
+    before, start, forgotten = (_pooled(plan, phase.groups, s) for s in (history[0], history[index - 1], now))
+    fall, retain = drop(before, forgotten), pooled(plan.groups, kept, now)
+    found = {"forget": forgotten, "retain": retain, "drop": fall}
     old = [g for g in standing(plan.phases, index - 1, "forget") if g not in phase.groups]
     found |= {"old": pooled(plan.groups, old, now), "missing": pooled(plan.groups, plan.missing, now)}
-    retain = found["retain"]
     if plan.missing:
         retain = found["retain_all"] = pooled(plan.groups, [*kept, *plan.missing], now)
     if retain is not None:
-        found |= {"h_mean": h_mean(retain, found["drop"]), "h_mean_phase": h_mean(retain, drop(start, forgotten))}
+        found |= {"h_mean": h_mean(retain, fall), "h_mean_phase": h_mean(retain, drop(start, forgotten))}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -78,8 +84,8 @@ def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]
             moments.append((phase.index, own))
     if len(moments) < 2 or not any(i for i, _ in moments):
         return {}
-    table = [[pooled(plan.groups, groups, history[i]) for _, groups in moments] for i, _ in moments[:-1]]
-    table.append([pooled(plan.groups, groups, history[index]) for _, groups in moments])
+    table = [[_pooled(plan, groups, history[i]) for _, groups in moments] for i, _ in moments[:-1]]
+    table.append([_pooled(plan, groups, history[index]) for _, groups in moments])
     sizes = [sum(len(plan.groups[g]) for g in groups) for _, groups in moments]
     return {
         "last": continual.last_accuracy(table, sizes),

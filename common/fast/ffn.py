@@ -7,7 +7,7 @@ W + scale B A, while only the factors get a gradient.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,9 @@ class _Layer(NamedTuple):
 
     def updated(self) -> Tensor:
         """The weight with its update, [out, in]."""
-        return self.weight if self.a is None else torch.addmm(self.weight, self.b, self.a, alpha=self.scale)
+        if self.a is None or self.b is None:
+            return self.weight
+        return torch.addmm(self.weight, self.b, self.a, alpha=self.scale)
 
     def gradients(self, wanted: tuple[bool, ...], rows: Tensor, grad: Tensor) -> list[Tensor | None]:
         """Those of weight, bias, a and b that are wanted, from rows [N, in] and the gradient [N, out] of the answers."""
@@ -37,8 +39,8 @@ class _Layer(NamedTuple):
         return [
             outer(grad, rows) if weight else None,
             grad.sum(0) if bias else None,
-            outer(linear(grad, self.b.t()), rows).mul_(self.scale) if a else None,
-            outer(grad, linear(rows, self.a)).mul(self.scale) if b else None,
+            outer(linear(grad, self.b.t()), rows).mul_(self.scale) if a and self.b is not None else None,
+            outer(grad, linear(rows, self.a)).mul(self.scale) if b and self.a is not None else None,
         ]
 
 
@@ -49,13 +51,13 @@ def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str
         first, second: `Linear`, also with a low-rank adapter; None for all other layers.
         activation: "relu" or "gelu" (exact).
     """
-    layers = _layer(first), _layer(second)
-    if None in layers or x.numel() < FEW * x.shape[-1] or not usable(x, *(layer.weight for layer in layers)):
+    one, two = _layer(first), _layer(second)
+    if one is None or two is None or x.numel() < FEW * x.shape[-1] or not usable(x, one.weight, two.weight):
         return None
-    return _FeedForward.apply(x, activation, *layers[0], *layers[1])
+    return _FeedForward.apply(x, activation, *one, *two)
 
 
-def _layer(module: nn.Module) -> _Layer | None:
+def _layer(module: Any) -> _Layer | None:
     """What a layer computes, or None when it is not known to be a product."""
     if type(module) is Linear:
         return _Layer(module.weight, module.bias)
@@ -63,7 +65,8 @@ def _layer(module: nn.Module) -> _Layer | None:
         return None
     if module.merged is not None:
         return _Layer(module.merged, module.bias)
-    return _Layer(module.weight, module.bias, *module.factors(), module.scale)
+    a, b = module.factors()
+    return _Layer(module.weight, module.bias, a, b, module.scale)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -71,7 +74,7 @@ class _FeedForward(torch.autograd.Function):
     its derivative, or the input of a gelu."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, activation: str, *numbers) -> Tensor:
+    def forward(ctx: Any, x: Tensor, activation: str, *numbers: Any) -> Tensor:
         first, second = _Layer(*numbers[:5]), _Layer(*numbers[5:])
         into, out = first.updated(), second.updated()
         kept = product(_rows(x), into, first.bias, "relu" if activation == "relu" else "none")
@@ -81,9 +84,9 @@ class _FeedForward(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(answer, [*x.shape[:-1], len(out)])
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, into, out, *numbers = ctx.saved_tensors
-        first, second = _Layer(*numbers[:4], ctx.scales[0]), _Layer(*numbers[4:], ctx.scales[1])
+        first, second = _Layer._make([*numbers[:4], ctx.scales[0]]), _Layer._make([*numbers[4:], ctx.scales[1]])
         if torch.is_grad_enabled():
             return _differentiable(ctx, grad, x, first, second)
         needed, after = ctx.needs_input_grad, _rows(grad)
@@ -104,12 +107,12 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def _differentiable(ctx, grad: Tensor, x: Tensor, first: _Layer, second: _Layer) -> tuple:
+def _differentiable(ctx: Any, grad: Tensor, x: Tensor, first: _Layer, second: _Layer) -> tuple[Tensor | None, ...]:
     """The gradients as a graph of their own, for second derivatives."""
     hidden = linear(x, first.updated(), first.bias)
     hidden = F.relu(hidden) if ctx.activation == "relu" else F.gelu(hidden)
     answer = linear(hidden, second.updated(), second.bias)
     inputs = (x, None, *first[:4], None, *second[:4], None)
-    asked = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=True) if need]
+    asked = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=True) if need and t is not None]
     found = iter(torch.autograd.grad(answer, asked, grad, create_graph=True))
     return tuple(next(found) if need else None for need in ctx.needs_input_grad)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,14 +22,14 @@ class _Product(torch.autograd.Function):
     """x W' + b by oneDNN, its gradients too (written with `linear`, so that they can be differentiated again)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         out = product(x.reshape(-1, x.shape[-1]), weight, bias)
         # not a view, so that what follows may write into it without a copy in the backward pass
         return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.shape[0]])
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1]).contiguous()
         for_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
@@ -63,19 +65,19 @@ def usable(*tensors: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     flags = torch.backends.mkldnn
-    return flags.is_available() and flags.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return bool(flags.is_available() and flags.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
 class _Softmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         out = (x - x.amax(-1, keepdim=True)).exp_()
         out /= out.sum(-1, keepdim=True)
         ctx.save_for_backward(out)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (out,) = ctx.saved_tensors
         weighted = out * grad
         return weighted - out * weighted.sum(-1, keepdim=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.knobs import Checked, knob
@@ -73,7 +73,7 @@ def inject(
         if isinstance(parent, nn.MultiheadAttention):
             raise UserError(f"`{name}` is read by torch's attention, not run; name {name.rpartition('.')[0]} instead.")
         if isinstance(layer, nn.MultiheadAttention):
-            new = LoRAMultiheadAttention(layer, rank, alpha)
+            new: Adapter = LoRAMultiheadAttention(layer, rank, alpha)
         elif isinstance(layer, nn.Linear):
             split = (parts or {}).get(name, 3 if leaf in ("qkv", "to_qkv") else 1)
             new = LoRALinear(layer, rank, alpha, split)
@@ -88,11 +88,11 @@ def inject(
 def _unfuse(parent: nn.Module) -> None:
     """Torch's fused encoder layer reads its parts' weights itself, so that adapters would be passed by."""
     if isinstance(parent, nn.TransformerEncoderLayer) and parent.activation_relu_or_gelu:
-        parent.fused_activation = parent.activation_relu_or_gelu
+        parent.fused_activation = parent.activation_relu_or_gelu  # type: ignore[assignment]  # torch expects a module
         parent.activation_relu_or_gelu = 0
 
 
-def put_back(model: nn.Module, name: str, weight: nn.Parameter) -> None:
+def put_back(model: nn.Module, name: str, weight: Tensor) -> None:
     """Replaces an adapted layer by the plain layer it was, with this weight; inner layers go first."""
     parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
     setattr(parent, leaf, getattr(parent, leaf).unadapted(weight))

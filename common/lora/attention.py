@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.lora.layers import Adapter, LoRALinear
 
+Attended = tuple[Tensor, Tensor | None]  # the output, and the attention weights where they are wanted
+
 
 class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
     """nn.MultiheadAttention with adapters on the q, k, v projections (packed) and on the output projection.
@@ -18,6 +21,8 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
     Same arguments, shapes and results as nn.MultiheadAttention. A is [3r, E] and B [3E, r] beside
     `in_proj_weight`; `out_proj` becomes a LoRALinear. The base must have one embedding size for q, k and v.
     """
+
+    out_proj: LoRALinear  # type: ignore[assignment]  # torch's is another kind of nn.Linear
 
     def __init__(self, base: nn.MultiheadAttention, rank: int, alpha: float = 1.0) -> None:
         nn.Module.__init__(self)
@@ -39,18 +44,23 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
     def base_weight(self) -> Tensor:
         return self.in_proj_weight
 
-    def unadapted(self, weight: nn.Parameter) -> nn.Module:
+    def unadapted(self, weight: Tensor) -> nn.Module:
         layer = self.plain[0]
         layer.in_proj_weight, layer.in_proj_bias, layer.out_proj = weight, self.in_proj_bias, self.out_proj
         return layer.train(self.training)
 
-    def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
-                average_attn_weights=True, is_causal=False):  # fmt: skip
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+        need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> Attended:  # fmt: skip
         """(output, attention weights or None), as nn.MultiheadAttention gives them."""
         if self.add_zero_attn or self.merged is not None:
             return self._plain(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            )
+                query, key, value, key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
+                average_attn_weights=average_attn_weights,
+                is_causal=is_causal and attn_mask is not None and not need_weights,
+            )  # fmt: skip
         batched = query.dim() == 3
         if not batched:
             query, key, value = (t.unsqueeze(0 if self.batch_first else 1) for t in (query, key, value))
@@ -70,13 +80,13 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
             weights = None if weights is None else weights.squeeze(0)
         return out, weights
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool):
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Attended:
         dropout = self.dropout if self.training else 0.0
         q, k, v = (self._heads(t) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=causal)
         return out.permute(2, 0, 1, 3).reshape(-1, self.embed_dim), None
 
-    def _attend_and_tell(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool):
+    def _attend_and_tell(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Attended:
         """The same with the attention weights, step by step as torch does it, so that the bits are torch's."""
         (length, batch, _), source = q.shape, k.shape[0]
         q, k, v = (t.view(-1, batch * self.num_heads, self.head_dim).transpose(0, 1) for t in (q, k, v))
@@ -93,7 +103,8 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, [L, B, E] each; equal inputs share one product, as in torch."""
         if query is key and key is value:
-            return tuple(t.contiguous() for t in self._linear(query, 0, 3).chunk(3, dim=-1))
+            q, k, v = (t.contiguous() for t in self._linear(query, 0, 3).chunk(3, dim=-1))
+            return q, k, v
         if key is value:
             k, v = self._linear(key, 1, 3).chunk(2, dim=-1)
             return self._linear(query, 0, 1), k.contiguous(), v.contiguous()
@@ -112,7 +123,7 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 0, 3)  # [L, B, E] -> [B, H, L, E/H]
 
-    def _mask(self, attn_mask, key_padding_mask, q: Tensor) -> Tensor | None:
+    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
         """One additive mask [B, H or 1, L, S] from torch's two kinds, or None."""
         masks = []
         if attn_mask is not None:
@@ -130,7 +141,7 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
             total = mask if total is None else total + mask
         return total
 
-    def _plain(self, query, key, value, key_padding_mask, need_weights, attn_mask, average, is_causal):
+    def _plain(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Attended:
         """Torch's own function on the updated weights."""
         transpose = self.batch_first and query.dim() == 3
         if transpose:
@@ -140,9 +151,7 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
         out_weight = out_proj.weight + out_proj.delta() if out_proj.merged is None else out_proj.merged
         out, attention = F.multi_head_attention_forward(
             query, key, value, self.embed_dim, self.num_heads, weight, self.in_proj_bias, None, None,
-            self.add_zero_attn, self.dropout, out_weight, out_proj.bias, training=self.training,
-            key_padding_mask=key_padding_mask, need_weights=need_weights, attn_mask=attn_mask,
-            average_attn_weights=average, is_causal=is_causal and attn_mask is not None and not need_weights,
+            self.add_zero_attn, self.dropout, out_weight, out_proj.bias, self.training, **options,
         )  # fmt: skip
         return (out.transpose(0, 1) if transpose else out), attention
 

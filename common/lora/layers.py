@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.layers import linear
 
 
-class Adapter:
+class Adapter(nn.Module):
     """What every adapted layer offers, whatever its shape.
 
     `scale` times `B @ A` (from `factors()`) is the update of `base_weight`, which is never written to.
@@ -20,6 +20,10 @@ class Adapter:
     """
 
     scale: float
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    past_A: Tensor
+    past_B: Tensor
     merged: Tensor | None
     plain: tuple[nn.Module]
 
@@ -27,7 +31,7 @@ class Adapter:
         """The frozen weight that the adapter updates, [out, in]."""
         raise AssertionError("an adapter names its base weight")
 
-    def unadapted(self, weight: nn.Parameter) -> nn.Module:
+    def unadapted(self, weight: Tensor) -> nn.Module:
         """The layer that was adapted, with this weight in the place of its base weight."""
         raise AssertionError("an adapter gives its layer back")
 
@@ -119,7 +123,7 @@ class LoRALinear(Adapter, nn.Linear):
     def base_weight(self) -> Tensor:
         return self.weight
 
-    def unadapted(self, weight: nn.Parameter) -> nn.Module:
+    def unadapted(self, weight: Tensor) -> nn.Module:
         layer = self.plain[0]
         layer.weight, layer.bias = weight, self.bias
         return layer.train(self.training)

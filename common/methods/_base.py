@@ -15,6 +15,7 @@ from common.knobs import Checked
 from common.plan import Phase
 from common.rows import TrainedRows
 from common.streams import Ordered, Stream
+from common.teacher import Teacher, restored
 from common.train_config import TrainConfig
 
 
@@ -149,6 +150,26 @@ class Method:
                 own.load_state_dict(value)
             elif value is not None:
                 setattr(self, name, value)
+
+
+class Taught(Method):
+    """A method with a teacher, the model as it once was, where its subclass wants one."""
+
+    teaches = False  # whether `self.teacher` is wanted
+    saved: tuple[str, ...] = ("teacher",)
+
+    def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
+        super().__init__(config, domain, model)
+        self.teacher: Teacher | None = None
+
+    def taught(self, batches: Sequence[Batch]) -> list[Prediction]:
+        """The teacher's predictions for batches of this step."""
+        assert self.teacher is not None, "`begin_phase` makes the teacher"
+        return self.teacher.predict(self.domain, batches)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.teacher = restored(self.model, state["teacher"])
 
 
 def for_phase(values: str, default: float, phase: Phase, flag: str) -> float:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from common.domain import Domain, Prediction
 from common.exemplars import STRATEGIES, ExemplarConfig
 from common.knobs import knob
-from common.methods._base import Method, Step
+from common.methods._base import Method, Step, Taught
 from common.methods._memory import Memory
 from common.methods._relabel import cross_entropy, relabelled
 from common.plan import Phase
 from common.streams import Chosen, Stream
-from common.teacher import Teacher, restored
+from common.teacher import Teacher
 
 
-class Continual(Method):
+class Continual(Taught):
     """learn:  L(target) + keep_weight L(keep) + retention
     forget: CE(target with wrong labels) + keep_weight L(keep) + retention
 
@@ -28,8 +28,7 @@ class Continual(Method):
     """
 
     trains = "backbone"
-    saved = ("teacher", "memory", "chosen")
-    teaches = False  # whether `self.teacher` is wanted
+    saved: tuple[str, ...] = ("memory", "chosen")
     memorises = False  # whether keep batches come from a memory even when `exemplars` is 0
 
     @dataclass
@@ -54,7 +53,6 @@ class Continual(Method):
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
-        self.teacher: Teacher | None = None
         self._memory: Memory | None = None
         self.chosen: tuple[int, ...] = ()
 
@@ -87,11 +85,6 @@ class Continual(Method):
     def reads_keep(self, phase: Phase) -> bool:
         """Whether keep batches enter the loss."""
         return self.config.rehearse
-
-    def taught(self, batches: list[Any]) -> list[Prediction]:
-        """The teacher's predictions for batches of this step."""
-        assert self.teacher is not None
-        return self.teacher.predict(self.domain, batches)
 
     # ---- phases ------------------------------------------------------------------------------------------
 
@@ -131,12 +124,6 @@ class Continual(Method):
             sizes = ExemplarConfig(count or 20, self.config.exemplars_per, self.config.exemplar_strategy)
             self._memory = Memory(sizes, self.domain, self.train_config.seed, self.train_config.batch_size)
         return self._memory
-
-    # ---- resume ------------------------------------------------------------------------------------------
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.teacher = restored(self.model, state["teacher"])
 
 
 def outside(scores: Tensor, rows: list[int]) -> Tensor:

@@ -47,6 +47,7 @@ class Memory:
         if found is None:  # several annotated items per image: one image at a time
             stream = Ordered(0, 1, 0, distributed.rank(), distributed.world())
             found = self._items(model, name, row, stream)
+        assert found is not None, "one image always gives one mean"
         pairs = list(zip(stream.positions(size), found, strict=True))
         everything = sorted((p for part in distributed.gather(pairs) for p in part), key=lambda p: p[0])
         return [pair for _, pair in everything]

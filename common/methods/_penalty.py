@@ -112,7 +112,7 @@ class Quadratic:
 class Penalised(Continual):
     """Continual + penalty_weight times a quadratic penalty on the weights, which a subclass fills."""
 
-    saved = ("penalty",)
+    saved: tuple[str, ...] = ("penalty",)
     merge_terms = True
 
     @dataclass

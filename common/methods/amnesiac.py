@@ -52,7 +52,7 @@ class Amnesiac(Method):
     """
 
     merge_terms = False
-    saved = ("records",)
+    saved: tuple[str, ...] = ("records",)
 
     @dataclass
     class Config(LwF.Config, EWC.Config, DER.Config):
@@ -62,15 +62,16 @@ class Amnesiac(Method):
         )
         disable_unlearning: bool = knob(False, "record nothing and unlearn nothing: the reference run")
         trains: str = knob("all", "what moves", ["adapter", "backbone", "all"])
-        rehearse: bool | None = knob(None, "train on the keep labels too (default: on for der_pp, else off)")
-        keep_weight: float | None = knob(None, "weight of the rehearsal loss (default: 0.5 for der_pp, else 1)")
-        exemplars: int | None = knob(
+        # a default of None stands for the learner's own, which `__post_init__` puts there
+        rehearse: bool = knob(None, "train on the keep labels too (default: on for der_pp, else off)")
+        keep_weight: float = knob(None, "weight of the rehearsal loss (default: 0.5 for der_pp, else 1)")
+        exemplars: int = knob(
             None, "size of the memory; 0 draws from all keep items (default: 200 for der and der_pp, else 0)", least=0
         )
-        exemplars_per: str | None = knob(
+        exemplars_per: str = knob(
             None, "what `--exemplars` counts (default: total for der and der_pp, else class)", ["class", "total"]
         )
-        exemplar_strategy: str | None = knob(
+        exemplar_strategy: str = knob(
             None, "how they are chosen (default: reservoir for der and der_pp, else herding)", STRATEGIES
         )
         distil_weight: float = knob(0.1, "lwf: weight of the distillation")

@@ -43,9 +43,9 @@ class BadTeaching(Unlearning):
         loss = step.log("bad", _divergence(target.scores, bad, self.config.temperature))
         if keep is None:
             return loss
-        (good,) = self.teacher.predict(self.domain, [step.keep])
-        good = step.log("good", _divergence(keep.scores, good.scores, self.config.temperature))
-        return loss + self.config.keep_weight * good
+        (good,) = self.taught([step.keep])
+        kept = step.log("good", _divergence(keep.scores, good.scores, self.config.temperature))
+        return loss + self.config.keep_weight * kept
 
     @torch.no_grad()
     def _bad_scores(self, step: Step, target: Prediction) -> Tensor:

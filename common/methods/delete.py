@@ -37,7 +37,7 @@ class Delete(Unlearning):
         return super().loss(step)
 
     def forget_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
-        (teacher,) = self.teacher.predict(self.domain, [step.target])
+        (teacher,) = self.taught([step.target])
         if not target.scores.numel():
             return target.scores.sum()
         wanted = self.masked_scores(step, teacher.scores.float(), target.labels)

@@ -38,7 +38,7 @@ class ICaRL(Continual):
 
     teaches = True
     memorises = True
-    saved = ("trained_head",)
+    saved: tuple[str, ...] = ("trained_head",)
 
     @dataclass
     class Config(Continual.Config):
@@ -92,6 +92,7 @@ class ICaRL(Continual):
     @torch.no_grad()
     def answer_by_means(self, classes: tuple[str, ...]) -> None:
         """Overwrites the head with the mean directions of the remembered items of `classes`."""
+        assert self.memory is not None, "this method memorises"
         means = training_means(self, classes, normalize=True, items=self.memory.positions(classes))
         self.head.weight.zero_()
         if self.head.bias is not None:

@@ -50,6 +50,7 @@ class LIRF(Unlearning):
 
     trains = "backbone"
     teaches = True
+    own: nn.Module  # the deposit
 
     @dataclass
     class Config(Unlearning.Config):
@@ -78,7 +79,7 @@ class LIRF(Unlearning):
                 parameter.requires_grad_(False)
         low = set(self.low)
         shared = {id(p): p for n, p in model.named_parameters() if n not in low and not p.requires_grad}
-        self.own = copy.deepcopy(model, shared)  # the deposit
+        self.own = copy.deepcopy(model, shared)
         for name, parameter in self.own.named_parameters():
             parameter.requires_grad_(name in low and parameter.requires_grad)
 
@@ -93,6 +94,7 @@ class LIRF(Unlearning):
             return super().loss(step) + idle
         c, rows = self.config, self._rows(step.phase)
         student, attention = self._with_attention(self.model, step.target)
+        assert self.teacher is not None, "`begin_phase` makes the teacher"
         with torch.no_grad():
             teacher, old_attention = self._with_attention(self.teacher.module, step.target)
         deposit = self.domain.predict(self.own, step.target)

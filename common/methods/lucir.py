@@ -42,7 +42,8 @@ class LUCIR(Continual):
 
     teaches = True
     memorises = True
-    saved = ("frozen", "rows_before")
+    saved: tuple[str, ...] = ("frozen", "rows_before")
+    own: nn.ParameterDict
 
     @dataclass
     class Config(Continual.Config):
@@ -144,7 +145,7 @@ class LUCIR(Continual):
 
     @torch.no_grad()
     def after_step(self, step: Step, lr: float) -> None:
-        if self.frozen:  # weight decay moves rows that have no gradient
+        if self.frozen and self.rows_before is not None:  # weight decay moves rows that have no gradient
             self.head.weight[self.frozen] = self.rows_before
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from common.domain import Prediction
@@ -47,7 +48,7 @@ class LwF(Continual):
             return None
         taught = self.taught([batch for _, batch in pairs])
         terms = [self._distil(step, student, t) for (student, _), t in zip(pairs, taught, strict=True)]
-        return self.config.distil_weight * step.log("distil", sum(terms) / len(terms))
+        return self.config.distil_weight * step.log("distil", torch.stack(terms).mean())
 
     def _distil(self, step: Step, student: Prediction, teacher: Prediction) -> Tensor:
         a, b = student.scores, teacher.scores

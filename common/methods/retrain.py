@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.domain import Prediction
+from common.domain import Domain, Prediction
 from common.errors import UserError
 from common.knobs import knob
 from common.methods._base import Method, Step
@@ -29,7 +30,7 @@ class Retrain(Method):
     class Config(Method.Config):
         start: str = knob("random", "weights that each phase starts from", ["random", "pretrained"])
 
-    def __init__(self, config, domain, model) -> None:
+    def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
         source = model
         if config.start == "random":

@@ -29,7 +29,7 @@ class SalUn(Relabel):
     Source: Fan et al., ICLR 2024, arXiv:2310.12508, eq. 3-5. Published: the top half of all weights.
     """
 
-    saved = ("mask", "anchor")
+    saved: tuple[str, ...] = ("mask", "anchor")
 
     @dataclass
     class Config(Relabel.Config):

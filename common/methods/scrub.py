@@ -36,7 +36,7 @@ class SCRUB(Unlearning):
     """
 
     teaches = True
-    saved = ("average",)
+    saved: tuple[str, ...] = ("average",)
 
     @dataclass
     class Config(Unlearning.Config):
@@ -77,7 +77,7 @@ class SCRUB(Unlearning):
         return c.ce_weight * step.log("keep", keep.loss) + c.distil_weight * near + self._pull(step)
 
     def _distil(self, batch: Any, scores: Tensor) -> Tensor:
-        (teacher,) = self.teacher.predict(self.domain, [batch])
+        (teacher,) = self.taught([batch])
         return soft_kl(scores, teacher.scores, self.config.temperature) if scores.numel() else scores.sum()
 
     def _pull(self, step: Step) -> Tensor | float:

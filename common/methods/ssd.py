@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from common.domain import Prediction
 from common.knobs import knob
 from common.methods._base import Step
 from common.methods._penalty import mean_over_batches
-from common.methods._snapshots import trained
+from common.methods._snapshots import Weights, trained
 from common.methods._unlearning import Unlearning
 from common.plan import Phase
 
@@ -50,11 +50,11 @@ class SSD(Unlearning):
                 beta = (self.config.dampening * d / d_f.clamp_min(torch.finfo(d_f.dtype).tiny)).clamp_max(1)
                 p.mul_(torch.where(d_f > self.config.selection * d, beta, torch.ones_like(beta)).to(p.dtype))
 
-    def _importance(self, classes: tuple[str, ...]) -> dict[str, Any]:
+    def _importance(self, classes: tuple[str, ...]) -> Weights:
         batches = self.pass_over(classes, self.config.fisher_batch)
         return mean_over_batches(self, batches, lambda p: p.loss, lambda grad, _: grad.square())
 
-    def forget_loss(self, step: Step, target: Prediction, keep: Prediction | None):
+    def forget_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         raise AssertionError("nothing is trained in a forget phase")
 
 

@@ -20,10 +20,8 @@ def draw_curves(found: Mapping[str, Evaluation], path: Path, axes: tuple[str, st
         axes: what the curves show, such as ("recall", "precision at IoU 0.5").
 
     Raises:
-        UserError: another suffix than .svg, or a domain without curves.
+        UserError: a domain without curves.
     """
-    if path.suffix != ".svg":
-        raise UserError(f"--curves {path}: the file must end in .svg.")
     if not any(evaluation.curves for evaluation in found.values()):
         raise UserError("--curves: there are no curves of these scores; detectors have them.")
     charts = []

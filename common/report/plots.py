@@ -29,22 +29,23 @@ class Plot:
 
 def hues(run: RunRecord) -> dict[str, float]:
     """A hue for every group of classes: green for learn, red for forget, blue for retain, spread within each."""
-    result = {}
+    result: dict[str, float] = {}
     for role, span in HUES.items():
         names = [g for g in run.groups if run.role(g) == role]
-        result.update(_spread(names, span))
+        result.update(zip(names, _spread(len(names), span), strict=True))
     return result
 
 
-def _spread(names: Sequence[str], span: tuple[float, float]) -> dict[str, float]:
+def _spread(count: int, span: tuple[float, float]) -> list[float]:
     width = span[1] - span[0]
-    return {name: span[0] + width * i / max(1, len(names) - 1) for i, name in enumerate(names)}
+    return [span[0] + width * i / max(1, count - 1) for i in range(count)]
 
 
 def _phase_hues(run: RunRecord) -> dict[int, float]:
-    result = {}
+    result: dict[int, float] = {}
     for role in ("learn", "forget"):
-        result.update(_spread([p.index for p in run.phases if p.action == role], HUES[role]))
+        own = [p.index for p in run.phases if p.action == role]
+        result.update(zip(own, _spread(len(own), HUES[role]), strict=True))
     return result
 
 
@@ -144,7 +145,8 @@ def adapters(run: RunRecord, top: float | None = None) -> list[Plot]:
         blocks = list(dict.fromkeys(b for line in run.adapters for b in line.get(key, {})))
         if not blocks:
             continue
-        lines, legend = [], []
+        lines: list[Line] = []
+        legend = []
         for line in run.adapters:
             values = line.get(key, {})
             curve = [(float(i), finite(values.get(b))) for i, b in enumerate(blocks)]

@@ -113,8 +113,8 @@ class RunRecord:
     @property
     def details(self) -> list[Mapping[str, Any]]:
         """group -> {"figures", "curves"} before training and after each phase scored so far; empty without any."""
-        found = [self.stored.get(str(moment.index)) for moment in self.moments]
-        return found if found and None not in found else []
+        keys = [str(moment.index) for moment in self.moments]
+        return [self.stored[key] for key in keys] if self.stored.keys() >= set(keys) else []
 
     @property
     def curve_axes(self) -> tuple[str, str]:
@@ -167,10 +167,10 @@ def forgetting(run: RunRecord, index: int) -> Forgetting | None:
     now, phase = run.moments[index], run.phases[index - 1]
     known = [*phase.keep, *(phase.target if phase.action == "learn" else ())]
     retain, after = run.pooled(groups_of(run.groups, known), now), run.pooled(groups, now)
-    starts = [run.pooled(groups, run.moments[i]) for i in (0, latest - 1)]
-    if retain is None or after is None or None in starts:
+    first, start = (run.pooled(groups, run.moments[i]) for i in (0, latest - 1))
+    if retain is None or after is None or first is None or start is None:
         return None
-    drops = [drop(start, after) for start in starts]
+    drops = drop(first, after), drop(start, after)
     return Forgetting(tuple(groups), *drops, *(h_mean(retain, d) for d in drops))
 
 

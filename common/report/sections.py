@@ -59,8 +59,8 @@ def score_rows(run: RunRecord) -> list[dict[str, Any]]:
     rows = []
     for group in run.groups:
         scores = [m.scores.get(group) for m in run.moments]
-        known = None not in (scores[0], scores[-1]) if len(scores) > 1 else False
-        change = f"{scores[-1] - scores[0]:+.1f}".replace("-", "−") if known else NONE
+        first, last = (scores[0], scores[-1]) if len(scores) > 1 else (None, None)
+        change = NONE if first is None or last is None else f"{last - first:+.1f}".replace("-", "−")
         cells = [(_fixed(s), run.standing(group, i) if _touched(run, group, i) else "") for i, s in enumerate(scores)]
         row = {"group": group, "role": run.role(group), "count": len(run.groups[group])}
         rows.append(row | {"change": change, "cells": cells})

@@ -42,8 +42,8 @@ def _verdict(run: RunRecord, group: str) -> Verdict:
     own = [p.index for p in run.phases if group in p.groups]
     last = len(run.moments) - 1
     shown = sorted({0, last, *(i for i in own if 0 < i <= last), *(i - 1 for i in own if 1 < i <= last)})
-    path = [(run.moments[i].title, run.moments[i].scores.get(group)) for i in shown if 0 <= i <= last]
-    path = [(title, score) for title, score in path if score is not None]
+    moments = [run.moments[i] for i in shown if 0 <= i <= last]
+    path = [(m.title, m.scores[group]) for m in moments if group in m.scores]
     if last < 1 or not path or any(i > last for i in own):
         word = {"learn": "To be learned", "forget": "To be forgotten"}.get(role, "To be retained")
         return Verdict(group, role, word, "open", tuple(path), classes)

@@ -1,24 +1,20 @@
 """Object detection: DINO and Deformable DETR that learn, forget and retain.
 
+`swap(model, data=..., learn=[...], forget=[...])` trains and `load_run(path)` reads a finished run.
 `build_dino(config)`, `build_detector(config)` and `load_checkpoint(path_or_state, config=None)` give a model;
 `model(images)` the raw outputs, `model.detect(images, score_threshold)` finished boxes.
 """
 
-_HOME = {
-    "DinoConfig": "ks_detection.dino.config",
-    "DeformableConfig": "ks_detection.deformable_detr.config",
-    "build_dino": "ks_detection.dino.model",
-    "build_detector": "ks_detection.detectors",
-    "load_checkpoint": "ks_detection.checkpoints.load",
-    "export_official": "ks_detection.checkpoints.export",
-    "DetectionDomain": "ks_detection.domain",
-}
-__all__ = sorted(_HOME)
+from common.lazy import lazy
 
-
-def __getattr__(name):  # imported on first use, so that `import ks_detection` does not cost a second of torch
-    if name in _HOME:
-        import importlib
-
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __all__ = lazy(
+    swap="ks_detection.api",
+    load_run="ks_detection.api",
+    DinoConfig="ks_detection.models.dino.config",
+    DeformableConfig="ks_detection.models.deformable_detr.config",
+    build_dino="ks_detection.models.detectors",
+    build_detector="ks_detection.models.detectors",
+    load_checkpoint="ks_detection.checkpoints.load",
+    export_official="ks_detection.checkpoints.export",
+    DetectionDomain="ks_detection.domain",
+)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.errors import UserError
-from common.plan import Plan, PlanConfig
+from common.knobs import knob
+from common.plan import Plan
 from common.plan_builders import build
+from common.plan_file import PlanConfig
 
 
 @dataclass
 class ForgettingConfig:
     """Forgetting classes in a seeded order (instead of --plan or --order)."""
 
-    num_of_first_cls: int = field(
-        default=0, metadata={"help": "classes retained by the first task; above 0 these four flags make the plan"}
-    )
-    cls_per_phase: int = field(default=0, metadata={"help": "classes forgotten per task; 0: all but the first"})
-    num_tasks: int = field(default=1, metadata={"help": "tasks; 1 is single-step forgetting"})
-    seed_cls: int = field(default=123, metadata={"help": "seed of the class order (numpy's legacy shuffle of the ids)"})
+    num_of_first_cls: int = knob(0, "classes retained by the first task; above 0 these four flags make the plan")
+    cls_per_phase: int = knob(0, "classes forgotten per task; 0: all but the first")
+    num_tasks: int = knob(1, "tasks; 1 is single-step forgetting")
+    seed_cls: int = knob(123, "seed of the class order (numpy's legacy shuffle of the ids)")
 
 
 def forgetting_plan(config: ForgettingConfig, other: PlanConfig, known: Sequence[str]) -> Plan | None:

@@ -1,185 +1,193 @@
-"""From flags to a domain and a plan: what swap.py, pretrain.py, evaluate.py and predict.py share."""
+"""Object detection for the commands: flags, models and data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from common import adapters
-from common.domain import ClassTable
+from common.config import from_values
+from common.domain import ClassTable, Domain
 from common.errors import UserError
-from common.lora import adapters as find_adapters
-from common.plan import Plan, PlanConfig, plan_from
-from common.record import read_json
-from common.splits import read_list
-from ks_detection.checkpoints.extend import extend_classes
+from common.knobs import knob
+from common.plan import Plan
+from common.plan_file import PlanConfig, plan_from
+from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
+from common.settings import Settings
+from common.splits import resolve, shorten
+from ks_detection.check import check
+from ks_detection.checkpoints.backbone import load_backbone
+from ks_detection.checkpoints.export import export_official
+from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
-from ks_detection.coco_names import COCO
-from ks_detection.data.folders import load
-from ks_detection.data.records import DetectionSet
-from ks_detection.deformable_detr.folder import is_folder
-from ks_detection.detectors import Config, build_detector, changed, config_from
-from ks_detection.dino.config_file import read_config, read_options
-from ks_detection.domain import DetectionDomain, PictureConfig
-
-MODEL_FILE = "model.pth"  # what pretrain.py and full fine-tuning leave in a run folder
+from ks_detection.data.yolo import SUFFIXES
+from ks_detection.domain import MODEL_FILE, DetectionDomain, ImageConfig
+from ks_detection.models.parts.detector import Detector, extend_classes
+from ks_detection.predict import PredictConfig, answers
+from ks_detection.published import tidy
+from ks_detection.source import SourceConfig, base_model, fresh_model, name_rows, open_data
 
 
 @dataclass
-class SourceConfig:
-    """Model and data."""
+class BaseConfig:
+    """What the base model shall know."""
 
-    data: str = field(
-        default="digits",
-        metadata={"help": "pictures: a COCO, VOC or YOLO folder, several separated by commas, or digits"},
+    classes: str = knob("", "classes of --data to train on: a,b,c or @file; default all")
+    backbone_weights: str = knob(
+        "", "weights of the backbone alone, such as torchvision's resnet50 or mobilenet_v2 .pth"
     )
-    learn_data: str = field(default="", metadata={"help": "folder of the classes to learn (three-folder layout)"})
-    forget_data: str = field(default="", metadata={"help": "folder of the classes to forget (three-folder layout)"})
-    retain_data: str = field(default="", metadata={"help": "folder of the classes to retain (three-folder layout)"})
-    checkpoint: str = field(
-        default="",
-        metadata={
-            "help": "pretrained detector: an official .pth, a swap's .pth, a Hugging Face folder, or a run folder"
-        },
-    )
-    ema: bool = field(default=False, metadata={"help": "take the averaged weights of an official checkpoint"})
-    config_file: str = field(default="", metadata={"help": "a config such as the published config/DINO/*.py (also -c)"})
-    options: str = field(
-        default="", metadata={"help": "overrides of its values, or of the checkpoint's: 'key=value key=value'"}
-    )
-    class_names: str = field(
-        default="",
-        metadata={"help": "names of a checkpoint's logit rows, in order: a,b,c or @file; COCO's if it has 91"},
-    )
+    freeze_backbone: bool = knob(False, "train all but the backbone, whose maps --cache-features can then keep")
+    half: bool = knob(False, "store the result in float16, half the size")
 
 
-def model_config(source: SourceConfig, **changes: Any) -> Config | None:
-    """The config of --config-file and --options, or None without a file."""
-    if not source.config_file:
-        return None
-    return config_from(read_config(source.config_file, source.options.split()) | changes)
+class DetectionSession(Session):
+    """DINO and Deformable DETR on images with boxes."""
+
+    name = "detection"
+    summaries = {
+        "swap": "Learn, forget and retain object classes: one run, from a pretrained detector to a report.",
+        "pretrain": "Train a detector on named classes, from scratch or from a checkpoint.",
+        "evaluate": "Score a finished run, or a checkpoint: COCO AP per group of classes and per class.",
+        "predict": "Find objects in images: class, score and box (left, top, right, bottom in pixels) of each.",
+        "check": "List everything that is wrong with images and boxes before they are trained on; exit code 2 if a run would stop.",
+        "export": "Write the detector of a run, adapters merged, as a file that the original code loads.",
+    }
+    examples = {
+        "swap": "torchrun --nproc_per_node=2 object-detection/swap.py -c config/DINO/DINO_4scale.py \\\n"
+        "    --checkpoint checkpoint0011_4scale.pth --data coco --learn-data birds --learn bird2 --forget cat,dog",
+        "pretrain": "python object-detection/pretrain.py --data mydata -c object-detection/configs/mobilenet_small.py \\\n"
+        "    --output-dir results/base",
+        "evaluate": "python object-detection/evaluate.py results/detection/fltf-gs_lora-seed0 --curves curves.svg",
+        "predict": "python object-detection/predict.py results/detection/fltf-gs_lora-seed0 photos/ --output-dir drawn",
+        "check": "python object-detection/check.py mydata",
+        "export": "python object-detection/export.py results/detection/fltf-gs_lora-seed0 swapped.pth",
+    }
+    source, view = SourceConfig, ImageConfig
+    swap_flags, pretrain_flags, predict_flags = (ForgettingConfig,), (BaseConfig,), (PredictConfig,)
+    everyday = ("config_file", "class_names", "mixed", "test_size")
+    defaults = {
+        "swap": {
+            "batch_size": 2, "lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1, "epochs": 20, "schedule": "constant", "warmup": 0.0,
+            "learn_weight": 0.9, "sparsity_weight": 0.01,
+        },  # of the published detection runs, where the loop's own are meant for classification
+        "pretrain": {"method": "finetune", "epochs": 12, "batch_size": 2, "lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1},
+    }  # fmt: skip
+    reference = Path(__file__).parent / "reference.yaml"
+    data_flags = ("learn_data", "forget_data", "retain_data")
+    suffixes = SUFFIXES
+    formats = ("official", "official-half")
+
+    def tidy(self, argv: Sequence[str]) -> list[str]:
+        return tidy(argv)
+
+    # ---- runs --------------------------------------------------------------------------------------------
+
+    def open_swap(self, settings: Settings) -> Opening:
+        source, chosen, forgetting = settings[SourceConfig], settings[PlanConfig], settings[ForgettingConfig]
+        if not (chosen.plan or forgetting.num_of_first_cls or source.forget_data or source.retain_data):
+            chosen.chosen_order()
+        data, implied = open_data(source, settings.data)
+        for name, text in implied.items():
+            if not getattr(chosen, name):
+                setattr(chosen, name, text)
+        given, flags = settings.model, settings.flags
+        model = (self.base(flags) if given is None else self.given_model(given, flags)).model
+        names = model.class_table.names
+        known, new = [c for c in names if c in data.classes], [c for c in data.classes if c not in names]
+        if not known:
+            raise UserError(f"the data shows none of the checkpoint's classes: {shorten(names)}.")
+        plan = forgetting_plan(forgetting, chosen, known) or plan_from(chosen, known, new)
+        images, seed = settings[ImageConfig], settings.train.seed
+        return Opening(plan, lambda: DetectionDomain(model, data, dict(plan.groups), images, seed))
+
+    def open_pretrain(self, settings: Settings) -> Opening:
+        source, wanted = settings[SourceConfig], settings[BaseConfig]
+        data, _ = open_data(source, settings.data)
+        classes = tuple(resolve(wanted.classes, data.classes, "--classes") if wanted.classes else data.classes)
+        torch.manual_seed(settings.train.seed)
+        if source.checkpoint:
+            model = self.base(settings.flags).model
+        else:
+            model = fresh_model(source, classes, tuple(data.ids.get(name, row) for row, name in enumerate(classes)))
+        if wanted.backbone_weights:
+            load_backbone(model, wanted.backbone_weights)
+        if wanted.freeze_backbone:
+            model.backbone.requires_grad_(False)
+        groups, images, seed = {"base": classes}, settings[ImageConfig], settings.train.seed
+        plan = Plan("pretrain", groups, (("learn", ("base",)),))
+        return Opening(plan, lambda: DetectionDomain(model, data, groups, images, seed, half=wanted.half))
+
+    # ---- models ------------------------------------------------------------------------------------------
+
+    def is_run(self, path: str | Path) -> bool:
+        """Whether a folder holds a run of ours; a Hugging Face folder has a config.json too."""
+        return super().is_run(path) and not is_folder(path)
+
+    def base(self, flags: Flags) -> Base:
+        """Raises UserError for flags that would be without effect on an earlier swap."""
+        found = super().base(flags)
+        strange = [name for name in ("config_file", "options", "ema", "class_names") if flags.get(name)]
+        if strange and (Path(flags["checkpoint"] or "?") / "adapter").is_dir():
+            raise UserError(
+                f"`--{strange[0].replace('_', '-')}` is for other checkpoints than the run of an earlier swap."
+            )
+        return found
+
+    def base_model(self, flags: Flags) -> Base:
+        return _named(base_model(from_values(SourceConfig, flags)))
+
+    def load_folder(self, folder: Path, flags: Flags) -> Base:
+        return _named(load_checkpoint(folder / MODEL_FILE))
+
+    def widened(self, base: Base, classes: Sequence[str]) -> Base:
+        model = extend_classes(base.model, len(classes))
+        model.class_table = ClassTable(tuple(classes), model.class_table.ids)
+        return _named(model)
+
+    def given_model(self, model: nn.Module, flags: Flags) -> Base:
+        if not isinstance(model, Detector):
+            raise UserError(
+                f"a {type(model).__name__} is no detector known here; make one with build_detector or load_checkpoint."
+            )
+        model = copy.deepcopy(model)
+        model.class_table = name_rows(model, from_values(SourceConfig, flags))
+        return _named(model)
+
+    # ---- what the other verbs do -------------------------------------------------------------------------
+
+    def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
+        flags, model = loaded.flags, loaded.base.model
+        if not any(flags.get(name) for name in ("data", *self.data_flags)):
+            raise UserError(
+                "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
+            )
+        data, _ = open_data(from_values(SourceConfig, flags))
+        chosen, groups = flags.get("classes", ""), dict(loaded.groups)
+        if chosen or not groups:
+            shared = [c for c in data.classes if c in loaded.base.classes]
+            groups = {"chosen" if chosen else "all": tuple(resolve(chosen, shared, "--classes") if chosen else shared)}
+        config = from_values(ImageConfig, {**flags, "cache_features": ""})
+        return DetectionDomain(model, data, groups, config, training=False), groups
+
+    def predict(self, loaded: Loaded, files: Sequence[Path], device: torch.device) -> Iterator[Answer]:
+        config, recipe = from_values(PredictConfig, loaded.flags), from_values(ImageConfig, loaded.flags).recipe()
+        skip, draw = bool(loaded.flags.get("skip_corrupt")), bool(loaded.flags.get("output_dir"))
+        return answers(loaded.base.model, files, recipe, config, device, skip, draw)
+
+    def check(self, text: str) -> tuple[list[str], list[Problem]]:
+        return check(text)
+
+    def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
+        return export_official(loaded.base.model, path, half=kind == "official-half")
 
 
-def own_changes(source: SourceConfig) -> dict[str, Any]:
-    """The values of --options where no --config-file takes them: they change the checkpoint's own config."""
-    return {} if source.config_file else read_options(source.options.split())
+def _named(model: nn.Module) -> Base:
+    return Base(model, list(model.class_table.names))
 
 
-def base_model(source: SourceConfig) -> nn.Module:
-    """The pretrained detector with names for its rows; adapters of a published swap are merged.
-
-    Raises:
-        UserError: nothing to load, or what is there does not fit the config.
-    """
-    if not source.checkpoint:
-        raise UserError("which detector? Give --checkpoint: an official .pth file, or a run folder of pretrain.py.")
-    path = Path(source.checkpoint)
-    if path.is_dir() and not is_folder(path):
-        path = next((p for p in (path / "model" / MODEL_FILE, path / MODEL_FILE) if p.is_file()), path / MODEL_FILE)
-    model = load_checkpoint(path, model_config(source), ema=source.ema, changes=own_changes(source))
-    if find_adapters(model):
-        table = model.class_table
-        model = adapters.merge(model)
-        model.config.lora_rank, model.class_table = 0, table
-    model.class_table = name_rows(model, source)
-    return model
-
-
-def name_rows(model: nn.Module, source: SourceConfig) -> ClassTable:
-    """Names of the checkpoint's rows: its own, --class-names, or COCO's where there are at least 91 rows."""
-    rows = model.config.num_classes
-    if source.class_names:
-        names = read_list(source.class_names)
-        if len(names) > rows:
-            raise UserError(f"--class-names holds {len(names)} names, but the checkpoint has {rows} classes.")
-    elif model.class_table is not None:
-        return model.class_table
-    elif rows >= 91:
-        names = [COCO.get(row, f"row_{row}") for row in range(91)]
-    else:
-        raise UserError(f"the checkpoint has {rows} classes without names; give --class-names a,b,c or @file.")
-    names += [f"row_{row}" for row in range(len(names), rows)]
-    return ClassTable(tuple(names), tuple(range(rows)))
-
-
-def open_data(source: SourceConfig) -> tuple[DetectionSet, dict[str, str]]:
-    """The pictures, and the flags learn, forget and retain that a three-folder layout implies."""
-    folders = {"learn": source.learn_data, "forget": source.forget_data, "retain": source.retain_data}
-    if not (folders["forget"] or folders["retain"]):
-        data = load(source.data)
-        return (data.joined(load(source.learn_data)) if source.learn_data else data), {}
-    missing = [name for name, folder in folders.items() if not folder and name != "learn"]
-    if missing:
-        raise UserError(f"a three-folder layout needs --{missing[0]}-data as well.")
-    whole, flags = None, {}
-    for name, folder in folders.items():
-        if folder:
-            part = load(folder)
-            shown = {thing.label for picture in part.train for thing in picture.things}
-            flags[name] = ",".join(c for c in part.classes if c in shown)
-            whole = part if whole is None else whole.joined(part)
-    return whole, flags
-
-
-def open_swap(
-    source: SourceConfig, pictures: PictureConfig, forgetting: ForgettingConfig, plan_config: PlanConfig, seed: int
-) -> tuple[DetectionDomain, Plan]:
-    """The domain and the plan that the flags of swap.py describe."""
-    data, implied = open_data(source)
-    for name, text in implied.items():
-        if not getattr(plan_config, name):
-            setattr(plan_config, name, text)
-    model = base_model(source)
-    known = [c for c in model.class_table.names if c in data.classes]
-    new = [c for c in data.classes if c not in model.class_table.names]
-    if not known:
-        raise UserError(
-            f"the data shows none of the checkpoint's classes ({', '.join(model.class_table.names[:8])}, ...)."
-        )
-    plan = forgetting_plan(forgetting, plan_config, known) or plan_from(plan_config, known, new)
-    torch.manual_seed(seed)
-    return DetectionDomain(model, data, dict(plan.groups), pictures, seed), plan
-
-
-def fresh_model(source: SourceConfig, names: tuple[str, ...], ids: tuple[int, ...], default: Config) -> nn.Module:
-    """A detector at random with one row per name, of --config-file or else of the `default` config."""
-    changes = {"num_classes": len(names), "dn_labelbook_size": len(names)}
-    config = model_config(source, **changes)
-    if config is None:
-        config = config_from(changed(default, own_changes(source)).to_dict() | changes)
-    model = build_detector(config)
-    model.class_table = ClassTable(names, ids)
-    return model
-
-
-def config_of(kind: type, flags: dict[str, Any]) -> Any:
-    """A config from the flags that a run recorded."""
-    return kind(**{f.name: flags[f.name] for f in fields(kind) if f.name in flags})
-
-
-def is_run(folder: str | Path) -> bool:
-    """Whether a folder holds a run of ours (a Hugging Face folder has a config.json too)."""
-    return (Path(folder) / "config.json").is_file() and not is_folder(folder)
-
-
-def load_run(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """(detector in eval mode, config.json) of a finished run: its whole model, or base model and adapter.
-
-    Raises:
-        UserError: no run there, or its base model has moved.
-    """
-    folder = Path(folder)
-    record = read_json(folder / "config.json")
-    if (folder / "model" / MODEL_FILE).is_file():
-        return load_checkpoint(folder / "model" / MODEL_FILE), record
-    info, _ = adapters.read(folder / "adapter")
-    model = base_model(config_of(SourceConfig, record["flags"]))
-    model = extend_classes(model, len(info["classes"]))
-    model.class_table = ClassTable(tuple(info["classes"]), model.class_table.ids)
-    adapters.load(model, folder / "adapter")
-    return model.eval(), record
+SESSION = DetectionSession()

@@ -9,8 +9,8 @@ from common.lazy import lazy
 __getattr__, __all__ = lazy(
     swap="ks_segmentation.api",
     load_run="ks_segmentation.api",
-    build_mask2former="ks_segmentation.architecture",
-    load_checkpoint="ks_segmentation.checkpoint",
-    export_detectron2="ks_segmentation.export",
-    load_config="ks_segmentation.config",
+    build_mask2former="ks_segmentation.models.architecture",
+    load_checkpoint="ks_segmentation.checkpoints.load",
+    export_detectron2="ks_segmentation.checkpoints.export",
+    load_config="ks_segmentation.config.load",
 )

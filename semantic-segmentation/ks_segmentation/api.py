@@ -21,7 +21,7 @@ def swap(
     Args:
         model: a path that --checkpoint takes (a run folder; a detectron2 file together with `config_file`), or a model
             of `build_mask2former` or `load_checkpoint`, whose classes are named by `class_names=[...]`.
-        data: a path that --data takes, or (train, test): two torch Datasets of (image, mask), images as PIL pictures,
+        data: a path that --data takes, or (train, test): two torch Datasets of (image, mask), images as PIL images,
             uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8, or float in 0..1), masks [H, W] of class ids with 255
             where there is none. Ids are named by the Datasets' `classes`, or by `data_classes=[...]`. An index gives
             the same pair at every call; images are augmented here.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from common.errors import UserError
 from common.session import Problem
-from ks_segmentation.layouts import MaskSet
-from ks_segmentation.masks import UnknownId
-from ks_segmentation.scan import Item, pixels_per_class
+from ks_segmentation.data.masks import UnknownId
+from ks_segmentation.data.scan import pixels_per_class
+from ks_segmentation.data.sets import Item, MaskSet
 
 
 def check(text: str, data: MaskSet) -> tuple[list[str], list[Problem]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,40 +16,38 @@ from torch import Tensor, nn
 from common import distributed
 from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
+from common.knobs import Checked, knob
 from common.splits import shorten
 from common.streams import Draw, Stream, load_batches
-from ks_segmentation.architecture import build_mask2former
-from ks_segmentation.augment import scoring_view, train_view
-from ks_segmentation.criterion import UNKNOWN, Criterion, SegmentationLoss
-from ks_segmentation.folder import save_config
+from ks_segmentation.checkpoints.folder import save_config
+from ks_segmentation.data.augment import scoring_view, train_view
+from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.scan import scan
+from ks_segmentation.data.sets import Item, MaskSet
 from ks_segmentation.forgetting import miss_loss
-from ks_segmentation.layouts import DatasetItem, MaskItem, MaskSet
-from ks_segmentation.masks import IGNORE
-from ks_segmentation.metrics import Confusion, Scores
-from ks_segmentation.scan import scan
+from ks_segmentation.gallery import shown
+from ks_segmentation.models.architecture import build_mask2former
+from ks_segmentation.models.criterion import UNKNOWN, Criterion, SegmentationLoss
+from ks_segmentation.scores import Confusion, Scores
 
 OTHERS = ("unknown", "background", "drop")
 
 
 @dataclass
-class MaskConfig:
+class MaskConfig(Checked):
     """Masks: how images are read, augmented and scored."""
 
-    others: str = field(
-        default="unknown",
-        metadata={"help": "pixels of other groups' classes while training: unknown (a query that covers them is not "
-                          "blamed), background (published: it is told 'no object'), drop (leave such images out)",
-                  "choices": list(OTHERS)},
-    )  # fmt: skip
-    augment: bool = field(default=True, metadata={"help": "train on random scales, crops, colours and mirror images"})
-    eval_batch: int = field(default=1, metadata={"help": "test images per batch; those of one size are joined"})
-    workers: int = field(default=0, metadata={"help": "processes that prepare batches; 0 does it in this one"})
-    test_limit: int = field(default=0, metadata={"help": "score on at most so many test images; 0 uses all"})
-    cache_dir: str = field(default="data", metadata={"help": "where the list of classes per mask is kept"})
-
-    def __post_init__(self) -> None:
-        if self.eval_batch < 1:
-            raise UserError(f"`--eval-batch` must be at least 1, got {self.eval_batch}.")
+    others: str = knob(
+        "unknown",
+        "pixels of other groups' classes while training: unknown (a query that covers them is not blamed), background "
+        "(published: it is told 'no object'), drop (leave such images out)",
+        OTHERS,
+    )
+    augment: bool = knob(True, "train on random scales, crops, colours and mirror images")
+    eval_batch: int = knob(1, "test images per batch; those of one size are joined", least=1)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
+    test_limit: int = knob(0, "score on at most so many test images; 0 uses all", least=0)
+    cache_dir: str = knob("data", "where the list of classes per mask is kept")
 
 
 class Scenes(NamedTuple):
@@ -63,7 +61,7 @@ class Scenes(NamedTuple):
 class Known(NamedTuple):
     """One image of the data: its item, the row of each of its set's classes (-1: none), the rows in its mask."""
 
-    item: MaskItem | DatasetItem
+    item: Item
     rows: np.ndarray
     present: frozenset[int]
 
@@ -295,9 +293,16 @@ class SegmentationDomain(Domain):
         return batch.names
 
     def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
-        from ks_segmentation.pictures import gallery
-
-        return gallery(self, model, classes, count)
+        """Test images that hold as many of the classes as possible."""
+        by_class = [[k for k in self.test_items if row in k.present] for row in self.classes.rows(classes)]
+        picked: dict[str, Known] = {}
+        for turn in range(count):
+            for found in by_class:
+                if turn < len(found) and len(picked) < count:
+                    picked.setdefault(found[turn].item.name, found[turn])
+        names = self.classes.names
+        everything = [names[row] for row in sorted(self.wanted)]
+        return [shown(model, k.item, self.labels_of(k, everything, IGNORE), names) for k in picked.values()]
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ks_segmentation.criterion import Segments
-from ks_segmentation.inference import class_scores
+from ks_segmentation.models.criterion import Segments
+from ks_segmentation.models.inference import class_scores
 
 LEAST = 1e-30  # where the logarithm and the division stop
 
@@ -20,7 +20,7 @@ def miss_loss(logits: Tensor, masks: Tensor, target: Segments) -> Tensor:
     reached by a model that is sure of nothing there, and that still answers with the class to be forgotten.
 
     All queries count, so a segment is small as long as any query answers it. The total loss of the published code,
-    in contrast, also grows when "no object" is unlearned elsewhere in the picture or when masks, which the classes
+    in contrast, also grows when "no object" is unlearned elsewhere in the image or when masks, which the classes
     to be kept share, are torn; it can reach its bound in that way without forgetting.
 
     Args:

@@ -13,8 +13,8 @@ from torch import nn
 
 from common.errors import UserError
 from common.session import Answer
-from ks_segmentation.masks import IGNORE, read_image
-from ks_segmentation.pictures import painted, segment_pixels
+from ks_segmentation.data.masks import IGNORE, read_image
+from ks_segmentation.gallery import painted, segment_pixels
 
 
 def answers(

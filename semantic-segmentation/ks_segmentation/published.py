@@ -8,7 +8,8 @@ from collections.abc import Callable
 from common import cli, published
 from common.errors import UserError
 from common.published import Rule, Translation, Values
-from ks_segmentation.session import PUBLISHED, SESSION
+from ks_segmentation.session import SESSION
+from ks_segmentation.source import PUBLISHED
 
 NEEDED = ("config_file", *PUBLISHED)
 

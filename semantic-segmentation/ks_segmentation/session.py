@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,35 @@ from common import adapters
 from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
+from common.knobs import knob
 from common.plan import Plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
-from ks_segmentation import class_lists, config_words, layouts
-from ks_segmentation.architecture import build_mask2former
 from ks_segmentation.check import check
-from ks_segmentation.checkpoint import CLASSES_KEY, class_count, load_checkpoint, load_weights
-from ks_segmentation.config import Config, load_config
+from ks_segmentation.checkpoints.export import export_detectron2
+from ks_segmentation.checkpoints.folder import MODEL_FILE, load_folder, save_config
+from ks_segmentation.checkpoints.load import CLASSES_KEY, class_count, load_checkpoint, load_weights
+from ks_segmentation.checkpoints.read_file import WEIGHT_FILES, read_weights
+from ks_segmentation.config import words as config_words
+from ks_segmentation.config.load import load_config
+from ks_segmentation.data import layouts
+from ks_segmentation.data.sets import MaskSet, from_datasets
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
-from ks_segmentation.export import export_detectron2
-from ks_segmentation.folder import MODEL_FILE, load_folder, save_config
-from ks_segmentation.layouts import MaskSet
-from ks_segmentation.model import Mask2Former
+from ks_segmentation.models.architecture import build_mask2former
+from ks_segmentation.models.mask2former import Mask2Former
 from ks_segmentation.predict import answers
-from ks_segmentation.read_file import WEIGHT_FILES, read_weights
-from ks_segmentation.scan import scan
+from ks_segmentation.source import (
+    PUBLISHED,
+    SourceConfig,
+    load_data,
+    name_rows,
+    occurring,
+    published_groups,
+    read_config,
+)
 
-PUBLISHED = ("learnsetname", "learnset", "forgetset", "retainset")  # flags of the published three folders
 # What suits segmentation where no config says otherwise.
 OURS = {
     "batch_size": 4, "lr": 1e-3, "clip": 1.0, "bound": 5.0, "sparsity_weight": 0.01, "learn_weight": 0.9,
@@ -42,49 +51,11 @@ OURS = {
 
 
 @dataclass
-class SourceConfig:
-    """Model and data."""
-
-    config_file: str = field(
-        default="", metadata={"help": "detectron2 YAML file of the model; `KEY value` words at the end override it"}
-    )
-    checkpoint: str = field(
-        default="",
-        metadata={"help": "pretrained model: a run of pretrain.py or swap.py, a detectron2 .pth or .pkl, .safetensors, a "
-                          "Hugging Face folder; default MODEL.WEIGHTS"},
-    )  # fmt: skip
-    data: str = field(
-        default="",
-        metadata={"help": "masks of the base classes: KIND:FOLDER (folder, ade20k, voc, coco, cityscapes, pet, "
-                          "deepglobe), several separated by commas, or digits"},
-    )  # fmt: skip
-    learn_data: str = field(default="", metadata={"help": "more data, with the classes to be learned, likewise"})
-    data_classes: str = field(
-        default="",
-        metadata={
-            "help": "names of the mask ids of --data in order, where the data does not state them: a,b,c or @file"
-        },
-    )
-    class_names: str = field(
-        default="",
-        metadata={"help": "names of the checkpoint's classes in order: a,b,c or @file (default: by data set)"},
-    )
-    learnsetname: str = field(
-        default="", metadata={"help": "published three-folder data: which six classes are new (voc, pet, coco, sat)"}
-    )
-    learnset: str = field(default="", metadata={"help": "its learn folder"})
-    forgetset: str = field(default="", metadata={"help": "its forget folder"})
-    retainset: str = field(default="", metadata={"help": "its retain folder"})
-
-
-@dataclass
 class BaseConfig:
     """What the base model shall know."""
 
-    classes: str = field(default="", metadata={"help": "classes of --data to train on: a,b,c or @file; default all"})
-    backbone_weights: str = field(
-        default="", metadata={"help": "pretrained backbone (.pth, .pkl); default MODEL.WEIGHTS"}
-    )
+    classes: str = knob("", "classes of --data to train on: a,b,c or @file; default all")
+    backbone_weights: str = knob("", "pretrained backbone (.pth, .pkl); default MODEL.WEIGHTS")
 
 
 class SegmentationSession(Session):
@@ -118,6 +89,7 @@ class SegmentationSession(Session):
     }
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "data_classes", *PUBLISHED)
+    base_flags = ("opts",)
     suffixes = layouts.SUFFIXES
     formats = ("detectron2", "folder")
 
@@ -148,13 +120,13 @@ class SegmentationSession(Session):
         if settings.model is not None:
             base = self.given_model(settings.model, settings.flags)
         else:
-            base = self.base_model(settings.flags)
+            base = self.base(settings.flags)
         if settings.data is not None:
-            sets = [layouts.from_datasets(settings.data, read_list(source.data_classes))]
+            sets = [from_datasets(settings.data, read_list(source.data_classes))]
         else:
             sets = load_data(source, base.classes)
         if source.learnsetname:
-            _published_groups(source, chosen, sets[0], base.classes)
+            published_groups(source, chosen, sets[0], base.classes)
         offered = occurring(sets, masks.cache_dir)
         known = [c for c in base.classes if c in offered]
         plan = plan_from(chosen, known, [c for c in offered if c not in base.classes])
@@ -194,9 +166,6 @@ class SegmentationSession(Session):
     def base_model(self, flags: Flags) -> Base:
         source, words = from_values(SourceConfig, flags), flags.get("opts", ())
         path = Path(source.checkpoint)
-        if source.checkpoint and (path / "adapter").is_dir():  # an earlier swap is a base like any other
-            earlier = self.load(path, {"opts": words}).base
-            return Base(adapters.merge(earlier.model), earlier.classes)
         for folder in (path, path / "model"):
             if source.checkpoint and (folder / MODEL_FILE).is_file():
                 return Base(*load_folder(folder, words))
@@ -263,72 +232,6 @@ class SegmentationSession(Session):
 def _domain(base: Base, sets: Sequence[MaskSet], plan: Plan, settings: Settings) -> SegmentationDomain:
     """The domain of a plan; reads the masks."""
     return SegmentationDomain(base.model, base.classes, sets, plan.groups, settings[MaskConfig], settings.train.seed)
-
-
-def read_config(source: SourceConfig, words: Sequence[Any]) -> Config:
-    """The config of the flags. Raises UserError when no file is named."""
-    if not source.config_file:
-        raise UserError(
-            "which model? Give --config-file, such as semantic-segmentation/configs/ade20k/semantic-segmentation/"
-            "swin/maskformer2_swin_base_IN21k_swap.yaml, or --checkpoint with a folder that pretrain.py wrote."
-        )
-    return load_config(source.config_file, words)
-
-
-def name_rows(count: int, source: SourceConfig) -> list[str]:
-    """Names of a checkpoint's classes: --class-names, or those of the data set with so many classes.
-
-    A head of 160 rows is a published swap's start: 150 classes of ADE20K, the rest spare.
-    """
-    if source.class_names:
-        names = read_list(source.class_names)
-        if len(names) > count:
-            raise UserError(f"--class-names holds {len(names)} names, but the checkpoint knows {count} classes.")
-        return names
-    known = {150: class_lists.ADE20K, 160: class_lists.ADE20K, 19: class_lists.CITYSCAPES, 21: class_lists.VOC}
-    if count in known:
-        return list(known[count])
-    if source.data:
-        classes = layouts.load(source.data.split(",")[0], read_list(source.data_classes)).classes
-        if len(classes) == count:
-            return list(classes)
-    raise UserError(f"the checkpoint knows {count} classes without names; give them with --class-names a,b,c or @file.")
-
-
-def load_data(source: SourceConfig, known: Sequence[str]) -> list[MaskSet]:
-    """The data that the flags name. Raises UserError when none is named, or a published folder is missing."""
-    published = (source.learnset, source.forgetset, source.retainset)
-    if any(published) or source.learnsetname:
-        if not all((*published, source.learnsetname)):
-            raise UserError(
-                "the published layout takes --learnsetname, --learnset, --forgetset and --retainset together."
-            )
-        return [layouts.published(*published, source.learnsetname, known)]
-    if not source.data and not source.learn_data:
-        raise UserError("which data? Give --data KIND:FOLDER (or --data digits).")
-    names, base, more = read_list(source.data_classes), source.data.split(","), source.learn_data.split(",")
-    return [layouts.load(text, names) for text in base if text] + [layouts.load(text) for text in more if text]
-
-
-def occurring(sets: Sequence[MaskSet], cache_dir: str) -> list[str]:
-    """Names of the classes that training masks and test masks hold, in the order of the sets' lists."""
-    found: dict[str, set[str]] = {"train": set(), "test": set()}
-    for one in sets:
-        for part, names in found.items():
-            names |= {one.classes[c] for counts in scan(getattr(one, part), cache_dir) for c in counts}
-    both = found["train"] & found["test"]
-    return [c for c in dict.fromkeys(c for one in sets for c in one.classes) if c in both]
-
-
-def _published_groups(source: SourceConfig, plan: PlanConfig, data: MaskSet, known: Sequence[str]) -> None:
-    """Fills --learn and --forget from the folders where they are not given: new classes, and the classes that the
-    forget folder's masks hold."""
-    if not plan.learn:
-        plan.learn = ",".join(data.classes[len(known) :])
-    if not plan.forget:
-        inside = [i for i in data.train if Path(source.forgetset).expanduser() in Path(i.mask).parents]
-        rows = sorted({row for counts in scan(inside) for row in counts})
-        plan.forget = ",".join(data.classes[row] for row in rows if row < len(known))
 
 
 SESSION = SegmentationSession()

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from common.domain import ClassTable
 from common.lora import adapters
 from common.record import save_tensors
-from ks_detection.detectors import published_layout
-from ks_detection.dino.swin import WindowAttention
+from ks_detection.checkpoints.layouts import LAYOUTS
+from ks_detection.models.parts.swin import WindowAttention
 
 _ADAPTER = ("lora_A", "lora_B", "past_A", "past_B")
 
@@ -29,7 +29,7 @@ def published_state(model: nn.Module, merge: bool = True) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, WindowAttention):
             state[f"{name}.relative_position_index"] = module.relative_position_index
-    return published_layout(state, model.config)
+    return LAYOUTS[model.config.modelname].to_published(state, model.config)
 
 
 def export_official(
@@ -40,7 +40,7 @@ def export_official(
     The original reads `model`; `load_checkpoint` also reads config and class table, so that a
     reloaded model needs no further word about what it is. `half` stores floats in float16, read back as float32.
     """
-    classes = classes or getattr(model, "class_table", None)
+    classes = classes or model.class_table
     content = {
         "model": _once(published_state(model), half),
         "config": model.config.to_dict() | {"lora_rank": 0},

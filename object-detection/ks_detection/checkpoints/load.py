@@ -6,21 +6,25 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from common.errors import UserError
-from ks_detection.checkpoints.infer import infer_backbone
+from common.lora import inject
+from ks_detection.checkpoints.hugging_face import is_folder, read_folder
+from ks_detection.checkpoints.layouts import our_state
 from ks_detection.checkpoints.read import read_checkpoint
-from ks_detection.deformable_detr.folder import is_folder, read_folder
-from ks_detection.detectors import Config, bare_detector, changed, config_from, our_state
+from ks_detection.checkpoints.shapes import infer_backbone
+from ks_detection.models.detectors import bare_detector, changed, config_from
+from ks_detection.models.parts.config import DetectorConfig
+from ks_detection.models.parts.detector import Detector
 
 log = logging.getLogger(__name__)
 
 
 def load_checkpoint(
     path_or_state: str | Path | dict,
-    config: Config | dict | None = None,
+    config: DetectorConfig | dict | None = None,
     *,
     ema: bool = False,
     changes: dict | None = None,
-) -> nn.Module:
+) -> Detector:
     """A DINO or Deformable DETR in eval mode with the weights of an official, Knowledge Swapping or own checkpoint.
 
     Args:
@@ -48,15 +52,13 @@ def load_checkpoint(
     check_backbone(state, config)
     adapted = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
     if adapted:
-        from common.lora import inject
-
         inject(model, adapted, state[f"{adapted[0]}.lora_A"].shape[0], config.lora_alpha)
     put_state(model, state)
     model.class_table = checkpoint.classes
     return model.eval()
 
 
-def check_backbone(state: dict[str, Tensor], config: Config) -> None:
+def check_backbone(state: dict[str, Tensor], config: DetectorConfig) -> None:
     """Raises UserError if the checkpoint's backbone is visibly another than the config's."""
     try:
         found = infer_backbone(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +10,10 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import UserError
+from common.session import Problem
 
 
-class Thing(NamedTuple):
+class Annotation(NamedTuple):
     """An annotated object. box: (left, top, right, bottom) in pixels; crowd: a region of many (COCO `iscrowd`)."""
 
     label: str
@@ -20,20 +22,23 @@ class Thing(NamedTuple):
 
 
 @dataclass
-class Picture:
-    """An image and what is on it; `image` is set where the picture is made, not read."""
+class ImageRecord:
+    """An image and what is on it.
+
+    image: where it is not read from `path`, the image itself or a function that gives it.
+    """
 
     name: str
     path: Path | None
     width: int
     height: int
-    things: tuple[Thing, ...] = ()
-    image: Image.Image | None = None
+    annotations: tuple[Annotation, ...] = ()
+    image: Image.Image | Callable[[], Image.Image] | None = None
 
     def open(self) -> Image.Image:
-        """The picture in RGB. Raises UserError when the file is missing or damaged."""
+        """The image in RGB. Raises UserError when the file is missing or damaged."""
         if self.image is not None:
-            return self.image
+            return self.image() if callable(self.image) else self.image
         try:
             with Image.open(self.path) as image:
                 return image.convert("RGB")
@@ -41,21 +46,12 @@ class Picture:
             raise UserError(f"image {self.path} cannot be read ({error}); run check.py to list all problems.") from None
 
 
-class Problem(NamedTuple):
-    """Something wrong with a data set. kind: short word; where: file or annotation; fatal: stops a run."""
-
-    kind: str
-    where: str
-    text: str
-    fatal: bool = True
-
-
 @dataclass
 class DetectionSet:
-    """Training and test pictures, class names in the data set's order, and its number of each class."""
+    """Training and test images, class names in the data set's order, and its number of each class."""
 
-    train: list[Picture]
-    test: list[Picture]
+    train: list[ImageRecord]
+    test: list[ImageRecord]
     classes: list[str]
     ids: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -75,7 +71,7 @@ class DetectionSet:
 def find_box_problem(box: tuple[float, float, float, float], width: int, height: int) -> tuple[str, str, bool] | None:
     """(kind, text, fatal) if a box cannot be trained on; one pixel beyond the edge is rounding and is cut."""
     left, top, right, bottom = box
-    shown = f"box ({left:g}, {top:g}, {right:g}, {bottom:g}) in a picture of {width}x{height} pixels"
+    shown = f"box ({left:g}, {top:g}, {right:g}, {bottom:g}) in an image of {width}x{height} pixels"
     if any(value != value or abs(value) == float("inf") for value in box):
         return "not a number", shown, True
     if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
@@ -86,6 +82,6 @@ def find_box_problem(box: tuple[float, float, float, float], width: int, height:
 
 
 def clipped(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
-    """The part of a box inside the picture."""
+    """The part of a box inside the image."""
     left, top, right, bottom = box
     return max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)

@@ -1,4 +1,4 @@
-"""Compiles the kernels with ninja. Needs a C++20 compiler; for CUDA, nvcc. Needs no GPU and no Python headers."""
+"""Compiles the kernels. Needs a C++20 compiler; for CUDA, nvcc. Needs no GPU and no Python headers."""
 
 import contextlib
 import fcntl
@@ -6,12 +6,16 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -35,6 +39,14 @@ class BuildError(Exception):
     """Why there is no library; the last lines say what to do."""
 
 
+class _Plan(NamedTuple):
+    """Commands that compile, independent of each other; the one that links; what the library is for."""
+
+    compile: list[list[str]]
+    link: list[str]
+    contents: dict[str, list[str]]
+
+
 def build(device: str, *, architectures: list[str] | None = None, extra: tuple[str, ...] = ()) -> Path:
     """Path of the library built for `device` ("cpu" or "cuda").
 
@@ -48,27 +60,28 @@ def build(device: str, *, architectures: list[str] | None = None, extra: tuple[s
     """
     folder = _writable_folder()
     with _one_at_a_time(folder / f"{device}.lock"), tempfile.TemporaryDirectory(dir=folder) as temporary:
-        rules = _cpu_rules(extra) if device == "cpu" else _cuda_rules(architectures or default_architectures(), extra)
+        plan = _cpu_plan(extra) if device == "cpu" else _cuda_plan(architectures or default_architectures(), extra)
         work = Path(temporary)
-        (work / "build.ninja").write_text(rules)
         start = time.monotonic()
-        _run([_ninja(), "-C", str(work)])
-        manifest = library.key(device) | {"seconds": round(time.monotonic() - start, 1)} | _contents(device, rules)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(partial(_run, work), plan.compile))
+        _run(work, plan.link)
+        manifest = library.key(device) | {"seconds": round(time.monotonic() - start, 1)} | plan.contents
         (work / f"{device}.json").write_text(json.dumps(manifest, indent=1) + "\n")
         for name in (f"{device}.so", f"{device}.json"):  # renaming leaves a library in use alone
             os.replace(work / name, folder / name)
     return folder / f"{device}.so"
 
 
-def compiler() -> str:
+def compiler() -> list[str]:
     """Command of the C++ compiler: $CXX, else c++, g++ or clang++.
 
     Raises:
         BuildError: if there is none.
     """
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and shutil.which(name.split()[0]):
-            return name
+        if name and shutil.which(shlex.split(name)[0]):
+            return shlex.split(name)
     raise BuildError("no C++ compiler found; install g++ (apt install g++) or set CXX")
 
 
@@ -111,34 +124,33 @@ def default_architectures() -> list[str]:
     return [name for name in ("70", "75", "80", "86", "89", "90") if name in known]
 
 
-def _cpu_rules(extra: tuple[str, ...]) -> str:
-    sources = library.SOURCES / "cpu"
+def _cpu_plan(extra: tuple[str, ...]) -> _Plan:
+    sources, tool = library.SOURCES / "cpu", compiler()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     define = ["-DKSDA_X86"] if x86 else []
-    lines = _rule("cxx", f"{compiler()} $flags -c $in -o $out")
-    objects = []
-    for name, flags in INSTRUCTION_SETS.items():
-        if x86 or name == "plain":
-            flags = [*COMMON, *KERNEL, f"-DKSDA_ISA={name}", *flags, *define, *extra]
-            lines += _edge("cxx", f"{name}.o", sources / "kernels.cpp", flags)
-            objects.append(f"{name}.o")
-    lines += _edge("cxx", "op.o", sources / "op.cpp", [*COMMON, *define, *_torch_flags(), *extra])
-    return "\n".join(lines + _link("cpu.so", [*objects, "op.o"], ["torch_cpu", "c10"], extra))
+    kinds = [name for name in INSTRUCTION_SETS if x86 or name == "plain"]
+    jobs = []
+    for name in kinds:
+        flags = [*COMMON, *KERNEL, f"-DKSDA_ISA={name}", *INSTRUCTION_SETS[name], *define, *extra]
+        jobs.append(_compile(tool, sources / "kernels.cpp", flags, name))
+    jobs.append(_compile(tool, sources / "op.cpp", [*COMMON, *define, *_torch_flags(), *extra]))
+    return _Plan(jobs, _link("cpu.so", jobs, ["torch_cpu", "c10"], extra), {"instruction_sets": kinds})
 
 
-def _cuda_rules(architectures: list[str], extra: tuple[str, ...]) -> str:
-    sources, home = library.SOURCES / "cuda", cuda_home()
-    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
-    codes.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")  # newer cards: PTX
-    device_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC", "--threads=0", *codes]
-    host_flags = [*COMMON, *_torch_flags(), f"-isystem {home / 'include'}", *extra]
-    lines = _rule("cxx", f"{compiler()} $flags -c $in -o $out")
-    lines += _rule("nvcc", f"{nvcc()} $flags -c $in -o $out")
-    lines += _edge("nvcc", "kernels.o", sources / "kernels.cu", device_flags)
-    lines += _edge("cxx", "op.o", sources / "op.cpp", host_flags)
+def _cuda_plan(architectures: list[str], extra: tuple[str, ...]) -> _Plan:
+    sources, home, newest = library.SOURCES / "cuda", cuda_home(), architectures[-1]
+    codes = [(name, f"sm_{name}") for name in architectures] + [(newest, f"compute_{newest}")]  # newer cards: PTX
+    device_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC", "--threads=0"]
+    device_flags += [f"-gencode=arch=compute_{name},code={code}" for name, code in codes]
+    host_flags = [*COMMON, *_torch_flags(), "-isystem", f"{home / 'include'}", *extra]
+    jobs = [
+        _compile([nvcc()], sources / "kernels.cu", device_flags),
+        _compile(compiler(), sources / "op.cpp", host_flags),
+    ]
     libraries = ["torch_cpu", "torch_cuda", "c10", "c10_cuda", "cudart"]
     paths = tuple(f"-L{path}" for path in (home / "lib64", home / "targets/x86_64-linux/lib") if path.exists())
-    return "\n".join(lines + _link("cuda.so", ["kernels.o", "op.o"], libraries, extra + paths))
+    link = _link("cuda.so", jobs, libraries, extra + paths)
+    return _Plan(jobs, link, {"architectures": sorted({code for _, code in codes})})
 
 
 def _torch_flags() -> list[str]:
@@ -147,45 +159,21 @@ def _torch_flags() -> list[str]:
     # that there is one thread pool, torch's.
     openmp = ["-Xpreprocessor", "-fopenmp"] if sys.platform == "darwin" else ["-fopenmp"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    return [f"-isystem {include}", f"-isystem {include / 'torch/csrc/api/include'}", abi, *openmp]
+    return ["-isystem", f"{include}", "-isystem", f"{include / 'torch/csrc/api/include'}", abi, *openmp]
 
 
-def _rule(name: str, command: str) -> list[str]:
-    return [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+def _compile(tool: list[str], source: Path, flags: list[str], name: str = "") -> list[str]:
+    return [*tool, *flags, "-c", str(source), "-o", f"{name or source.stem}.o"]
 
 
-def _edge(rule: str, target: str, source: Path, flags: list[str]) -> list[str]:
-    escaped = str(source).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-    return [f"build {target}: {rule} {escaped}", f"  flags = {' '.join(flags)}"]
+def _link(target: str, jobs: list[list[str]], libraries: list[str], extra: tuple[str, ...]) -> list[str]:
+    shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+    path, names = f"-L{Path(torch.__file__).parent / 'lib'}", [f"-l{name}" for name in libraries]
+    return [*compiler(), *shared, "-o", target, *(job[-1] for job in jobs), path, *extra, *names]
 
 
-def _link(target: str, objects: list[str], libraries: list[str], extra: tuple[str, ...]) -> list[str]:
-    shared = "-dynamiclib -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
-    path = f"-L{Path(torch.__file__).parent / 'lib'}"
-    names = " ".join(f"-l{name}" for name in libraries)
-    return [
-        *_rule("link", f"{compiler()} {shared} -o $out $in {path} {' '.join(extra)} {names}"),
-        f"build {target}: link {' '.join(objects)}",
-        f"default {target}",
-        "",
-    ]
-
-
-def _contents(device: str, rules: str) -> dict[str, list[str]]:
-    if device == "cuda":
-        return {"architectures": sorted(set(re.findall(r"code=((?:sm|compute)_\w+)", rules)))}
-    return {"instruction_sets": [name for name in INSTRUCTION_SETS if f"build {name}.o" in rules]}
-
-
-def _ninja() -> str:
-    found = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
-    if not found:
-        raise BuildError("ninja is missing; run: pip install ninja")
-    return found
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _run(folder: Path, command: list[str]) -> None:
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise BuildError("the compiler failed:\n" + "\n".join(done.stdout.splitlines()[-30:]))
 

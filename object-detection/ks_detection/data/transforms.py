@@ -1,0 +1,102 @@
+"""DETR's augmentation, with boxes, on torchvision's v2 transforms; a function of the image and a seed alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, for values in 0..1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes in pixels: shorter sides to train with, longest side allowed, sizes before a crop, crop range.
+
+    Source: DETR, arXiv:2005.12872, appendix A.4.
+    """
+
+    sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    longest: int = 1333
+    before_crop: tuple[int, ...] = (400, 500, 600)
+    crop: tuple[int, int] = (384, 600)
+    test_size: int = 800
+    flip: bool = True
+    augment: bool = True
+
+
+class RandomSizeCrop(v2.Transform):
+    """A crop whose sides are drawn from a range, at most as large as the image."""
+
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def make_params(self, flat_inputs: list) -> dict[str, int]:
+        height, width = v2.functional.get_size(next(x for x in flat_inputs if isinstance(x, tv_tensors.Image)))
+        h, w = (_draw(min(self.low, side), min(side, self.high)) for side in (height, width))
+        return {"top": _draw(0, height - h), "left": _draw(0, width - w), "height": h, "width": w}
+
+    _get_params = make_params  # torchvision before 0.21
+
+    def transform(self, inpt, params: dict[str, int]):
+        return self._call_kernel(v2.functional.crop, inpt, **params)
+
+    _transform = transform
+
+
+def _draw(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))
+
+
+def train_transform(recipe: Recipe) -> v2.Compose:
+    """Mirror image, then either a resize or a resize, a crop and a resize."""
+    resize = v2.RandomShortestSize(list(recipe.sizes), recipe.longest, antialias=True)
+    cropped = v2.Compose(
+        [v2.RandomShortestSize(list(recipe.before_crop), antialias=True), RandomSizeCrop(*recipe.crop), resize]
+    )
+    steps = [v2.RandomHorizontalFlip()] if recipe.flip else []
+    return v2.Compose([*steps, v2.RandomChoice([resize, cropped]), *_cleaning()])
+
+
+def test_resize(recipe: Recipe) -> v2.Transform:
+    """The resize that scores are taken with."""
+    return v2.RandomShortestSize([recipe.test_size], recipe.longest, antialias=True)
+
+
+def test_transform(recipe: Recipe) -> v2.Compose:
+    """The same for images with boxes."""
+    return v2.Compose([test_resize(recipe), *_cleaning()])
+
+
+def _cleaning() -> list[v2.Transform]:
+    return [
+        v2.ClampBoundingBoxes(),
+        v2.SanitizeBoundingBoxes(min_size=1, labels_getter=lambda inputs: (inputs[2], inputs[3])),
+    ]
+
+
+def apply(
+    transform: v2.Compose, image: Tensor, boxes: Tensor, labels: Tensor, ignored: Tensor, seed: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(normalised float image [3, h, w], boxes [T, 4] xyxy in its pixels, labels [T], ignored [T] bool).
+
+    Args:
+        image: uint8 [3, H, W]; boxes: [T, 4] xyxy pixels; labels: [T]; ignored: [T] bool.
+        seed: of the random parts; the global generator is left as it was. None where there are none.
+    """
+    wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:])
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        image, boxes, labels, ignored = transform(tv_tensors.Image(image), wrapped, labels, ignored)
+    return normalise(image.as_subclass(Tensor)), boxes.as_subclass(Tensor), labels, ignored
+
+
+def normalise(image: Tensor) -> Tensor:
+    """Float image with ImageNet's mean and deviation, of a uint8 one."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (image.float() / 255 - mean) / std

@@ -1,0 +1,1 @@
+"""Detectors: one folder each, and `parts/` that they share; `detectors.py` lists them."""

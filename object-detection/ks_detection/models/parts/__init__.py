@@ -1,0 +1,1 @@
+"""What the detectors share: backbones, feature levels, boxes, matching, the loss."""

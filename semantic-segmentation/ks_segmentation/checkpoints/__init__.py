@@ -1,0 +1,1 @@
+"""Weights: files of others, in and out, and folders of ours."""

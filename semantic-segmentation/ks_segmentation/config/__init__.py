@@ -1,0 +1,1 @@
+"""detectron2's settings: YAML files, `KEY value` words, and what they hold when nothing is said."""

@@ -1,0 +1,286 @@
+"""The folder layouts that segmentation data comes in, each as a `MaskSet`.
+
+Our own layout, `folder`: images/ and annotations/, each with training/ and validation/ (or train/, val/, test/), or
+flat. The mask of images/NAME.jpg is annotations/NAME.png and holds one class id per pixel. classes.json names the ids:
+
+    {"classes": ["road", "car"], "ignore_index": 255, "splits": {"val": ["NAME", ...]}}
+
+`classes` is a list in the order of the ids, or a table {"0": "road", ...}; its entries may be tables with a `name`. The
+whole file may also be just that list. `ignore_index` (255) is the id of pixels without a class. `splits` names the test
+images of a flat folder; without it every fifth image is one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from ks_segmentation.data import class_lists, masks
+from ks_segmentation.data.digits import digit_scenes
+from ks_segmentation.data.masks import IGNORE, Table
+from ks_segmentation.data.sets import MaskItem, MaskSet
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SPLITS = {"train": ("training", "train"), "test": ("validation", "val", "test", "valid")}
+
+
+def load(text: str, names: Sequence[str] = ()) -> MaskSet:
+    """The data that a flag names: `KIND:FOLDER`, or just a folder of `images/` and `annotations/`, or `digits`.
+
+    Args:
+        names: class names in the order of their ids, for layouts that do not state them.
+
+    Raises:
+        UserError: unknown kind, missing folders, an image without a mask, names for a layout that has its own.
+    """
+    kind, colon, folder = text.partition(":")
+    if not colon and text != "digits":
+        kind, folder = "folder", text
+    if names and kind not in NAMELESS:
+        raise UserError(f"`--data-classes`: {kind} data names its classes itself.")
+    if kind == "digits":
+        return digit_scenes()
+    if kind not in LAYOUTS:
+        raise UserError(f"unknown kind of data {kind!r}; there are: {', '.join([*LAYOUTS, 'digits'])} (KIND:FOLDER).")
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}.")
+    found = LAYOUTS[kind](root, tuple(names))
+    if not found.train and not found.test:
+        raise UserError(f"{root} holds no images in the {kind} layout; see semantic-segmentation/README.md.")
+    return found
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder, by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+def pairs(
+    images: Path, annotations: Path, table: Table, rename: Callable[[str], str] = lambda stem: stem + ".png"
+) -> list[MaskItem]:
+    """Every image of a folder with its mask in the other. Raises UserError where one is missing."""
+    items = []
+    for image in images_in(images):
+        mask = annotations / rename(image.stem)
+        if not mask.is_file():
+            raise UserError(f"image {image} has no mask {mask}.")
+        items.append(MaskItem(f"{images.name}/{image.name}", image, mask, table))
+    return items
+
+
+def _first(root: Path, names: Sequence[str]) -> Path:
+    """The first of `names` that is a folder in `root`, or the first of all."""
+    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+
+
+def _listing(root: Path) -> dict[str, Any]:
+    """classes.json as a table with `classes` and, where they are stated, `ignore_index` and `splits`; {} without it.
+
+    Raises:
+        UserError: it is of another form.
+    """
+    path = root / "classes.json"
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+        table = data if isinstance(data, dict) else {"classes": data}
+        listed = table["classes"]
+        if isinstance(listed, dict):
+            listed = [listed[key] for key in sorted(listed, key=int)]
+        names = [entry["name"] if isinstance(entry, dict) else entry for entry in listed]
+        test = [name for key in SPLITS["test"] for name in table.get("splits", {}).get(key, [])]
+        if not all(isinstance(name, str) for name in [*names, *test]) or isinstance(listed, str):
+            raise TypeError
+        return {"classes": names, "ignore": int(table.get("ignore_index", IGNORE)), "test": test}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(
+            f'{path} must be {{"classes": ["road", "car"], "ignore_index": 255}}, or just the list of names.'
+        ) from None
+
+
+def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
+    """Our own layout; see above."""
+    listing = _listing(root)
+    listed, ignore = names or tuple(listing.get("classes", ())), listing.get("ignore", IGNORE)
+    if not listed:
+        raise UserError(f"the classes of {root} have no names; write classes.json there or give --data-classes.")
+    classes = tuple(c for i, c in enumerate(listed) if i != ignore)
+    ids = [i for i in range(len(listed)) if i != ignore]
+    table = Table({i: n for n, i in enumerate(ids)} | {ignore: IGNORE, 255: IGNORE})
+    found: dict[str, list[MaskItem]] = {}
+    for split, options in SPLITS.items():
+        images = _first(root / "images", options)
+        found[split] = pairs(images, root / "annotations" / images.name, table)
+    if found["train"] or found["test"]:
+        return MaskSet(classes, **found)
+    items = pairs(root / "images", root / "annotations", table)
+    test = {Path(name).stem for name in listing.get("test") or [item.name for item in items[4::5]]}
+    parts: dict[bool, list[MaskItem]] = {True: [], False: []}
+    for item in items:
+        parts[Path(item.name).stem in test].append(item)
+    return MaskSet(classes, parts[False], parts[True])
+
+
+def ade20k(root: Path, names: tuple[str, ...]) -> MaskSet:
+    """images/{training,validation}; annotations_detectron2/ (class - 1, 255 none) or annotations/ (0 none)."""
+    classes = names or class_lists.ADE20K
+    prepared = (root / "annotations_detectron2").is_dir()
+    table = masks.plain(len(classes), first=0 if prepared else 1)
+    annotations = root / ("annotations_detectron2" if prepared else "annotations")
+    return MaskSet(
+        classes,
+        pairs(root / "images/training", annotations / "training", table),
+        pairs(root / "images/validation", annotations / "validation", table),
+    )
+
+
+def voc(root: Path, names: tuple[str, ...]) -> MaskSet:
+    """JPEGImages/, SegmentationClass/ (palette masks) and ImageSets/Segmentation/{train,val}.txt."""
+    table = masks.plain(len(class_lists.VOC))
+
+    def read(split: str) -> list[MaskItem]:
+        path = root / "ImageSets/Segmentation" / f"{split}.txt"
+        stems = path.read_text().split() if path.is_file() else []
+        return [
+            MaskItem(s, root / "JPEGImages" / f"{s}.jpg", root / "SegmentationClass" / f"{s}.png", table) for s in stems
+        ]
+
+    return MaskSet(class_lists.VOC, read("train"), read("val"))
+
+
+def coco(root: Path, names: tuple[str, ...]) -> MaskSet:
+    """{train,val}2017/ and annotations/panoptic_{train,val}2017.json beside its folder of PNGs: things and stuff alike
+    become one mask per category."""
+    categories: list[dict] = []
+    found: dict[str, list[MaskItem]] = {"train": [], "test": []}
+    for split, year in (("train", "train2017"), ("test", "val2017")):
+        path = root / "annotations" / f"panoptic_{year}.json"
+        if not path.is_file():
+            continue
+        try:
+            data = json.loads(path.read_text())
+            categories = categories or sorted(data["categories"], key=lambda c: c["id"])
+            index = {c["id"]: i for i, c in enumerate(categories)}
+            images = {i["id"]: i["file_name"] for i in data["images"]}
+            for entry in data["annotations"]:
+                table = {s["id"]: index[s["category_id"]] for s in entry["segments_info"]} | {0: IGNORE}
+                mask = path.with_suffix("") / entry["file_name"]
+                image = root / year / images[entry["image_id"]]
+                found[split].append(MaskItem(image.name, image, mask, Table(table, masks._rgb_codes)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no COCO panoptic file ({type(error).__name__}: {error}).") from None
+    return MaskSet(tuple(c["name"] for c in categories), **found)
+
+
+def cityscapes(root: Path, names: tuple[str, ...]) -> MaskSet:
+    """leftImg8bit/{train,val}/CITY/ and gtFine/ with *_gtFine_labelTrainIds.png or *_gtFine_labelIds.png."""
+    trained = masks.plain(len(class_lists.CITYSCAPES))
+    index = dict.fromkeys(range(-1, 34), IGNORE) | {i: n for n, i in enumerate(class_lists.CITYSCAPES_LABEL_IDS)}
+    raw = Table(index | {255: IGNORE})
+
+    def read(split: str) -> list[MaskItem]:
+        items = []
+        for image in sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")):
+            stem = image.name.removesuffix("_leftImg8bit.png")
+            beside = root / "gtFine" / split / image.parent.name
+            for ending, table in (("labelTrainIds", trained), ("labelIds", raw)):
+                mask = beside / f"{stem}_gtFine_{ending}.png"
+                if mask.is_file():
+                    items.append(MaskItem(stem, image, mask, table))
+                    break
+            else:
+                raise UserError(f"image {image} has no mask {mask}.")
+        return items
+
+    return MaskSet(class_lists.CITYSCAPES, read("train"), read("val"))
+
+
+def pet(root: Path, names: tuple[str, ...]) -> MaskSet:
+    """images/, annotations/trimaps/ and annotations/{trainval,test}.txt; the animal's pixels are its breed."""
+    lines = {
+        split: [line.split()[0] for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        for split, name in (("train", "trainval"), ("test", "test"))
+        if (path := root / "annotations" / f"{name}.txt").is_file()
+    }
+    classes = names or tuple(sorted({s.rpartition("_")[0] for stems in lines.values() for s in stems}, key=str.lower))
+
+    def read(split: str) -> list[MaskItem]:
+        items = []
+        for stem in lines.get(split, []):
+            breed = stem.rpartition("_")[0]
+            if breed in classes:  # trimap: 1 animal, 2 background, 3 border
+                table = Table({0: IGNORE, 1: classes.index(breed), 2: IGNORE, 3: IGNORE})
+                mask = root / "annotations/trimaps" / f"{stem}.png"
+                items.append(MaskItem(stem, root / "images" / f"{stem}.jpg", mask, table))
+        return items
+
+    return MaskSet(classes, read("train"), read("test"))
+
+
+def deepglobe(root: Path, names: tuple[str, ...]) -> MaskSet:
+    """train/ and test/ (or valid/) of X_sat.jpg with X_mask.png in the published colours; without test masks
+    every tenth image is a test image."""
+    codes = masks.colours(class_lists.DEEPGLOBE_COLOURS, [(0, 0, 0)])
+    table = Table(codes.index, masks.pure_rgb_codes)
+
+    def read(split: str) -> list[MaskItem]:
+        items = []
+        for image in sorted(_first(root, SPLITS[split][::-1]).glob("*_sat.jpg")):
+            mask = image.with_name(image.name.replace("_sat.jpg", "_mask.png"))
+            if mask.is_file():
+                items.append(MaskItem(image.name, image, mask, table))
+        return items
+
+    train, test = read("train"), read("test")
+    return MaskSet(class_lists.DEEPGLOBE, train, test) if test else MaskSet(
+        class_lists.DEEPGLOBE, [x for i, x in enumerate(train) if i % 10 != 9], train[9::10]
+    )  # fmt: skip
+
+
+LAYOUTS: dict[str, Callable[[Path, tuple[str, ...]], MaskSet]] = {
+    "folder": folder, "ade20k": ade20k, "voc": voc, "coco": coco, "cityscapes": cityscapes, "pet": pet,
+    "deepglobe": deepglobe,
+}  # fmt: skip
+NAMELESS = ("folder", "ade20k", "pet")  # kinds whose ids can be named by --data-classes
+
+
+def published(learn: str, forget: str, retain: str, name: str, base: Sequence[str]) -> MaskSet:
+    """The three folders of the published swaps, whose masks already hold logit rows (150.. for new classes).
+
+    Args:
+        learn: {train,test}/{images,annotations}; forget, retain: images/ and annotations_detectron2/ with
+            training/ and validation/.
+        name: voc, pet, coco or sat: which six classes are new.
+        base: names of the old rows.
+
+    Raises:
+        UserError: unknown name, missing folder.
+    """
+    if name not in class_lists.LEARN_SETS:
+        raise UserError(f"`--learnsetname` must be one of {', '.join(class_lists.LEARN_SETS)}, got {name!r}.")
+    new = [c if c not in base else f"{c} ({name})" for c in class_lists.LEARN_SETS[name]]
+    classes = (*base, *new)
+    table = masks.plain(len(classes))
+
+    def mask_name(stem: str) -> str:
+        return stem.replace("_sat", "_mask") + ".png" if name == "sat" else stem + ".png"
+
+    train, test = [], []
+    for items, part in ((train, "train"), (test, "test")):
+        items += pairs(_folder(learn) / part / "images", _folder(learn) / part / "annotations", table, mask_name)
+    for root in (_folder(forget), _folder(retain)):
+        for items, part in ((train, "training"), (test, "validation")):
+            items += pairs(root / "images" / part, root / "annotations_detectron2" / part, table)
+    return MaskSet(classes, train, test)
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}.")
+    return path

@@ -1,0 +1,91 @@
+"""Masks drawn into images: for the report's gallery and for predict.py."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from common.domain import GalleryItem
+from ks_segmentation.data.augment import scoring_view
+from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.sets import Item
+
+LONGEST = 320  # pixels, of one image in the gallery
+SHARE = 0.01  # of the image's pixels: smaller answers are not named
+
+
+def colour(row: int) -> tuple[int, int, int]:
+    """A colour for a class: neighbours in the list get hues far apart."""
+    hue = (row * 0.618034) % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65 + 0.3 * (row % 2), 0.95 - 0.25 * (row // 2 % 2))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def painted(pixels: np.ndarray, ids: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+    """[H, W, 3] the image with every class id in its colour, edges drawn; ignored pixels stay as they are."""
+    result = pixels.astype(np.float32)
+    for row in np.unique(ids):
+        if row != IGNORE:
+            where = ids == row
+            result[where] = (1 - opacity) * result[where] + opacity * np.array(colour(int(row)))
+    edge = np.zeros(ids.shape, bool)
+    edge[1:] |= ids[1:] != ids[:-1]
+    edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    result[edge] = 255
+    return result.astype(np.uint8)
+
+
+def segment_pixels(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
+    """[H, W] class ids of an image [H, W, 3] uint8 RGB, of any size."""
+    view = scoring_view(torch.from_numpy(pixels).permute(2, 0, 1), model.config.INPUT)
+    image = model.normalise(view[None].to(model.pixel_mean.device))
+    return model.segment(image, [pixels.shape[:2]])[0].cpu().numpy()
+
+
+def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
+    """PNG bytes of images of one size in a row, each with a title above it."""
+    height, width = panels[0].shape[:2]
+    scale = (
+        max(1, round(96 / max(height, width))) if max(height, width) < 96 else min(1.0, LONGEST / max(height, width))
+    )
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    bar = 14
+    sheet = Image.new("RGB", ((size[0] + 4) * len(panels) - 4, size[1] + bar), "white")
+    for i, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+        left = i * (size[0] + 4)
+        sheet.paste(Image.fromarray(panel).resize(size, Image.Resampling.NEAREST), (left, bar))
+        ImageDraw.Draw(sheet).text((left + 1, 1), title, fill="black")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def shown(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:
+    """An image, its truth [H, W] and the model's answer side by side, and what they hold in words."""
+    pixels = item.pixels()
+    answer = segment_pixels(model, pixels)
+    sheet = side_by_side([pixels, painted(pixels, truth), painted(pixels, answer)], ["image", "truth", "answer"])
+    return GalleryItem(item.name, sheet, _named(truth, names), _named(answer, names, truth), None)
+
+
+def _named(ids: np.ndarray, names: Sequence[str], truth: np.ndarray | None = None) -> str:
+    """'car, road 93 %': classes by area; with a truth, each with its IoU in this image."""
+    values, counts = np.unique(ids[ids != IGNORE], return_counts=True)
+    words = []
+    for row in values[np.argsort(-counts)]:
+        if (ids == row).mean() < SHARE:
+            continue
+        word = names[int(row)]
+        if truth is not None:
+            counted = truth != IGNORE
+            both = ((ids == row) & (truth == row)).sum()
+            either = (((ids == row) | (truth == row)) & counted).sum()
+            word += f" {100 * both / max(either, 1):.0f} %"
+        words.append(word)
+    return ", ".join(words) or "nothing"

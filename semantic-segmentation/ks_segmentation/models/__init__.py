@@ -1,0 +1,1 @@
+"""Mask2Former: its parts, its loss and its inference."""
