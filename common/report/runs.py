@@ -187,14 +187,9 @@ def read_run(folder: str | Path) -> RunRecord:
     config = read_json(path)
     if not isinstance(config, dict) or "plan" not in config.get("identity", {}):
         raise UserError(f"{path} is not the config.json of a run; name the --output-dir of a finished swap.")
-    gallery, stored, done = {}, {}, None
-    if (folder / "gallery.json").is_file():
-        gallery = read_json(folder / "gallery.json")
-    if (folder / DETAILS).is_file():
-        stored = read_json(folder / DETAILS)
-    if (folder / "done.json").is_file():
-        done = read_json(folder / "done.json")
-    return RunRecord(folder, config, read_lines(folder / METRICS), read_lines(folder / STEPS), gallery, done, stored)
+    names, empty = ("gallery.json", "done.json", DETAILS), ({}, None, {})
+    found = [read_json(folder / n) if (folder / n).is_file() else e for n, e in zip(names, empty, strict=True)]
+    return RunRecord(folder, config, read_lines(folder / METRICS), read_lines(folder / STEPS), *found)
 
 
 def summary(run: RunRecord) -> dict[str, Any]:
