@@ -78,8 +78,13 @@ def swap(
             values[place] = str(value)
         else:
             given[name], values[place] = value, ""
-    chosen = _settings(session, values, given)
-    trainer = run_plan(session.open_swap(chosen), chosen, session.name, callbacks)
+    try:
+        chosen = _settings(session, values, given)
+        trainer = run_plan(session.open_swap(chosen), chosen, session.name, callbacks)
+    except BaseException:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return Result(trainer.run.folder, trainer.model.eval(), trainer.domain.classes.names, temporary)
 
 
