@@ -149,6 +149,11 @@ def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: S
     return Plan(order, groups, tuple((action, (action,)) for action in actions))
 
 
+def pretrain_plan(classes: Sequence[str]) -> Plan:
+    """One phase that learns all classes."""
+    return Plan("pretrain", {"base": tuple(classes)}, (("learn", ("base",)),))
+
+
 def check_order(order: str) -> None:
     """Raises UserError for an unknown order."""
     if order not in ORDERS:

@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.knobs import knob
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
+REFERENCES = "references.json"
 FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json")
 RESULTS = (
     *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
