@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common import adapters, distributed, lora, precision
 from common.domain import Domain
+from common.errors import UserError
 from common.evaluation.run_measures import history_of, measures
 from common.plan import Phase, Plan
 from common.record import METRICS, Run
@@ -99,6 +100,18 @@ class Observer:
             adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info)
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
+
+    def exported(self) -> bool:
+        """Whether what `export` wrote is there, whole."""
+        if not distributed.is_main():
+            return True
+        try:
+            adapters.read(self.run.path("adapter")) if lora.adapters(self.model) else adapters.read_model(
+                self.run.path("model")
+            )
+        except UserError:
+            return False
+        return True
 
     def end_phase(self, phase: Phase, epoch: int, step: int, before: Factors) -> None:
         """Everything that is recorded at the end of a phase; `before` are the factors that it began with."""
