@@ -79,7 +79,9 @@ def curves(kind, order, method, folder):
     """{"loss", "grad_norm": one number per step, "scores": {group: the last score}} of a run."""
     domain, groups = DOMAINS[kind]()
     lr = 1e-3 if kind == "classification" or method == "gs_lora" else GENTLE
-    metrics = make_trainer(domain, make_plan(order, **groups), method, folder, lr=lr, **TINY).swap()
+    metrics = make_trainer(
+        domain, make_plan(order, **groups, keep_until_forgotten=False), method, folder, lr=lr, **TINY
+    ).swap()
     steps = read_lines(folder / STEPS)
     found = {name: [float(f"{line[name]:.6g}") for line in steps] for name in CLOSE}
     return found | {"scores": {m["group"]: round(m["score"], 2) for m in metrics if "score" in m}}
