@@ -27,8 +27,7 @@ def bounded_forgetting(prediction: Prediction, bound: float, per_item: bool = Tr
     Source: GS-LoRA, arXiv:2403.11530, eq. 5.
     """
     if per_item and prediction.item_loss is not None:
-        short = F.relu(bound - prediction.item_loss)  # [N]; ranks may hold different numbers of items
-        return short.sum() / distributed.mean(short.new_tensor(len(short))).clamp(min=1 / distributed.world())
+        return mean_over_ranks(F.relu(bound - prediction.item_loss))
     part = prediction.loss if prediction.reversible is None else prediction.reversible
     return F.relu(bound - distributed.mean(part)) + (prediction.loss - part)
 
@@ -46,10 +45,18 @@ def masked_kl(student: Tensor, teacher: Tensor, hidden: list[int], temperature: 
 
     Source: DELETE, Zhou et al., CVPR 2025, arXiv:2503.23751, eq. 7-9, with temperature 1.
     """
-    if not len(student):
-        return student.sum()
     wanted = teacher.detach().float() / temperature
-    return soft_kl(student, wanted.index_fill(1, torch.tensor(hidden, device=wanted.device), HIDDEN))
+    wanted = wanted.index_fill(1, torch.tensor(hidden, device=wanted.device), HIDDEN).log_softmax(-1)
+    each = F.kl_div(student.float().log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)  # [N]
+    return mean_over_ranks(each)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of [N] values of items, of which ranks may hold different numbers; 0 where there is none.
+
+    Scalar. Its mean over ranks, as DDP takes it of gradients, is the mean over all items.
+    """
+    return values.sum() / distributed.mean(values.new_tensor(len(values))).clamp(min=1 / distributed.world())
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -33,7 +33,7 @@ from common.record import STEPS, read_lines
 FOLDER = Path(__file__).parent / "golden"
 METHODS = ("gs_lora", "der_pp", "neg_grad_plus")  # an adapter trains, all but the head, everything
 ORDERS = ("fltf", "fftl")
-TINY = {"steps": 10, "batch_size": 2, "gallery": 0, "threads": 1}
+TINY = {"guard": "none", "steps": 10, "batch_size": 2, "gallery": 0, "threads": 1}
 CLOSE = {"loss": 1e-3, "grad_norm": 3e-2}  # relative
 FAR = {"loss": 0.2, "grad_norm": 0.6}
 REMATCHED = {"classification": 0, "detection": 8, "segmentation": 4}  # of twenty steps

@@ -31,6 +31,7 @@ class AmnesiacBatch(Unlearning):
     """
 
     saved = ("sums",)
+    guards = False
 
     @dataclass
     class Config(Unlearning.Config):

@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
             size = f"--steps {setting.steps}"
             if name == "retrain":
                 size = f"--steps {setting.retrain_steps} --batch-size 64 --retain-fraction 1 --forget-fraction 1"
-            flags = f"{common} --method {name.partition('-')[0]} --seed {seed} {size} {own} --output-dir {folder}"
+            flags = f"{common} --guard none --method {name.partition('-')[0]} --seed {seed} {size} {own} --output-dir {folder}"
             if carried_out(flags.split(), folder):
                 rows.append(row_of(folder) | {"method": name, "flags": own})
     if args.json:

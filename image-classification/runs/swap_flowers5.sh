@@ -10,6 +10,7 @@ for order in ${ORDERS:-fltf fftl}; do
     python image-classification/swap.py --checkpoint "$OUT/base" \
       --data "$PHOTOS/tinyimagenet50" --learn-data "$PHOTOS/flowers5" \
       --learn daisy,dandelion,rose,sunflower,tulip --forget 0,10,20,30,40 --order "$order" \
+      --method gs_lora --no-keep-until-forgotten --guard none \
       --cache-stem "$OUT/stem" --stem-views 3 --crop 0.5 \
       --steps 150 --batch-size 64 --lr 2e-3 --bound 5 --seed "$seed" --output-dir "$OUT/$order-seed$seed" "$@"
   done

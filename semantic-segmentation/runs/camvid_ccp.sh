@@ -20,6 +20,7 @@ for seed in ${SEEDS:-0}; do
   for order in ${ORDERS:-fltf fftl}; do
     python semantic-segmentation/swap.py --checkpoint "$OUT/base" --data "$DATA/camvid" --learn-data "$DATA/ccp" \
       --learn hair,shoes,bag,pants,dress --forget car,tree --order "$order" --steps ${SWAP_STEPS:-500} --forget-steps 200 \
+      --method gs_lora --no-keep-until-forgotten --guard none \
       --batch-size 4 --lr 2e-3 --learn-weight 1 --keep-weight 1.5 --lora-position all --seed "$seed" $common \
       --output-dir "$OUT/$order-seed$seed"
   done
