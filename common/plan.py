@@ -159,6 +159,11 @@ def make_plan(
     return Plan(order, groups, tuple((action, (action,)) for action in actions), keep_until_forgotten)
 
 
+def pretrain_plan(classes: Sequence[str]) -> Plan:
+    """One phase that learns all classes."""
+    return Plan("pretrain", {"base": tuple(classes)}, (("learn", ("base",)),))
+
+
 def check_order(order: str) -> None:
     """Raises UserError for an unknown order."""
     if order not in ORDERS:

@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.plan import Plan
 from common.record import read_json
 from common.settings import Settings
+from common.splits import resolve
 
 Flags = Mapping[str, Any]
 
@@ -52,6 +53,14 @@ class Loaded:
     flags: dict[str, Any]
     groups: dict[str, tuple[str, ...]]
     record: dict[str, Any]
+
+    def scored(self, offered: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The groups to be scored: those of the run; of a checkpoint all classes that the data offers, or --classes."""
+        chosen = self.flags.get("classes", "")
+        if self.groups and not chosen:
+            return dict(self.groups)
+        shared = [c for c in offered if c in self.base.classes]
+        return {"chosen": tuple(resolve(chosen, shared, "--classes"))} if chosen else {"all": tuple(shared)}
 
 
 class Answer(NamedTuple):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -362,13 +363,18 @@ def test_command_prints_the_table_and_writes_the_page(tmp_path, capsys):
     assert out.count("fltf · gs_lora") == 1 and "<h1>" in (tmp_path / "page.html").read_text()
 
 
-def test_command_explains_itself_and_fails_in_one_line(tmp_path):
-    run = [sys.executable, "-m", "common.report"]
-    root = Path(report.__file__).parents[2]
-    done = subprocess.run([*run, "--help"], cwd=root, capture_output=True, text=True, check=True)
-    assert "mean ± standard deviation" in done.stdout and "--html" in done.stdout
-    done = subprocess.run([*run, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+def test_command_explains_itself_and_fails_in_one_line(tmp_path, monkeypatch, capsys):
+    def code(argument):
+        monkeypatch.setattr(sys, "argv", ["report", argument])
+        monkeypatch.delitem(sys.modules, "common.report.__main__", raising=False)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("common.report", run_name="__main__")
+        return end.value.code
+
+    assert code("--help") == 0
+    told = capsys.readouterr().out
+    assert "mean ± standard deviation" in told and "--html" in told
+    assert code(str(tmp_path)) == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("low, high", [(0, 100), (0, 1), (-3, 7), (0, 1e-4), (5, 12345)])
@@ -383,3 +389,38 @@ def test_importing_the_report_imports_no_plotting_library():
     root = Path(report.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_chosen_columns_are_measures_with_their_spread(tmp_path, capsys):
+    """Forgotten 4 and 0, retained 60 and 58 against Retrain's 1 and 62: the gap is (|2 - 1| + |59 - 62|) / 2."""
+    plan = make_plan("forget", [], ["cat"], ["ant"])
+    for name, seed, forgotten, retained, height in (
+        ("a0", 0, 4, 60, 50),
+        ("a1", 1, 0, 58, 54),
+        ("retrain", 0, 1, 62, 61),
+    ):
+        folder = make_run(tmp_path / name, plan, seed, method=name if name == "retrain" else "finetune")
+        lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+        for line in lines:
+            if line["phase"] == 1 and "score" in line:
+                line["score"] = {"forget": forgotten, "retain": retained}[line["group"]]
+        lines.append({"phase": 1, "measures": {"h_mean": height}})
+        (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert body([str(tmp_path), "--columns", "forgotten,retained,h_mean,gap,trains,learned,forget,last"]) == 0
+    header, _, best, other = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:6]
+    )
+    assert header == ["run", "seeds", "forgotten ↓", "retained ↑", "H ↑", "gap to Retrain ↓", "trains (%)", "forget"]
+    assert best[2:] == ["1.0", "62.0", "61.0", "0.0", "2.0", "1.0"]  # the highest H first; empty columns left out
+    assert other[1:] == ["0, 1", "2.0 ± 2.8", "59.0 ± 1.4", "52.0 ± 2.8", "2.0", "2.0 ± 0.0", "2.0 ± 2.8"]
+    with pytest.raises(UserError, match="no column 'nonsense'; there are: learned, "):
+        body([str(tmp_path), "--columns", "nonsense"])
+
+
+def test_names_make_rows_of_runs(tmp_path):
+    folders = [make_run(tmp_path / str(seed), seed=seed % 2, lr=0.1 + seed) for seed in range(3)]
+    names = dict(zip(folders, ("x", "x", "y"), strict=True))
+    assert [row[:2] for row in tables(list(map(read_run, folders)), ["learned"], names)[0].rows] == [
+        ["x", "0, 1"],
+        ["y", "0"],
+    ]

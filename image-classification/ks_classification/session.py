@@ -16,7 +16,7 @@ from common.domain import Domain
 from common.errors import UserError
 from common.knobs import knob
 from common.lora import LoraConfig
-from common.plan import Plan
+from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
@@ -30,6 +30,8 @@ from ks_classification.models import build, layers
 from ks_classification.models.hybrid import load_stem
 from ks_classification.predict import PredictConfig, answers
 from ks_classification.source import SourceConfig, base_model, narrow, normalized, spec_from
+
+SWAP_ONLY = ("allow_chance", "checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head")
 
 
 @dataclass
@@ -87,15 +89,7 @@ class ClassificationSession(Session):
 
     def open_pretrain(self, settings: Settings) -> Opening:
         source = settings[SourceConfig]
-        for name in (
-            "allow_chance",
-            "checkpoint",
-            "class_names",
-            "head_rows",
-            "learn_data",
-            "lora_merged",
-            "narrow_head",
-        ):
+        for name in SWAP_ONLY:
             if getattr(source, name):
                 raise UserError(
                     f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --model."
@@ -107,7 +101,7 @@ class ClassificationSession(Session):
         if source.stem_weights:
             load_stem(model, source.stem_weights)
         layers.set_dropout(model, source.dropout)
-        plan = Plan("pretrain", {"base": tuple(spec.classes)}, (("learn", ("base",)),))
+        plan = pretrain_plan(spec.classes)
         return Opening(plan, lambda: _domain(Base(model, spec.classes, spec), images, plan, settings))
 
     @staticmethod
@@ -157,11 +151,7 @@ class ClassificationSession(Session):
                 "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
             )
         images = data.load(places, flags.get("cache_dir", "data"))
-        chosen = flags.get("classes", "")
-        shared = [c for c in loaded.base.classes if c in images.classes]
-        groups = dict(loaded.groups)
-        if chosen or not groups:
-            groups = {"chosen" if chosen else "all": tuple(resolve(chosen, shared, "--classes") if chosen else shared)}
+        groups = loaded.scored(images.classes)
         config = from_values(ImageConfig, flags)
         config.label_smoothing = 0.0
         domain = ClassificationDomain(loaded.base.about, images, groups, config, base=loaded.base.model, training=False)

@@ -14,7 +14,7 @@ from common.config import from_values
 from common.domain import ClassTable, Domain
 from common.errors import UserError
 from common.knobs import knob
-from common.plan import Plan
+from common.plan import pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
@@ -118,9 +118,8 @@ class DetectionSession(Session):
             load_backbone(model, wanted.backbone_weights)
         if wanted.freeze_backbone:
             model.backbone.requires_grad_(False)
-        groups, images, seed = {"base": classes}, settings[ImageConfig], settings.train.seed
-        plan = Plan("pretrain", groups, (("learn", ("base",)),))
-        return Opening(plan, lambda: DetectionDomain(model, data, groups, images, seed, half=wanted.half))
+        plan, images, seed = pretrain_plan(classes), settings[ImageConfig], settings.train.seed
+        return Opening(plan, lambda: DetectionDomain(model, data, dict(plan.groups), images, seed, half=wanted.half))
 
     # ---- models ------------------------------------------------------------------------------------------
 
@@ -167,10 +166,7 @@ class DetectionSession(Session):
                 "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
             )
         data, _ = open_data(from_values(SourceConfig, flags))
-        chosen, groups = flags.get("classes", ""), dict(loaded.groups)
-        if chosen or not groups:
-            shared = [c for c in data.classes if c in loaded.base.classes]
-            groups = {"chosen" if chosen else "all": tuple(resolve(chosen, shared, "--classes") if chosen else shared)}
+        groups = loaded.scored(data.classes)
         config = from_values(ImageConfig, {**flags, "cache_features": ""})
         return DetectionDomain(model, data, groups, config, training=False), groups
 

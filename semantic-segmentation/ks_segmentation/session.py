@@ -15,7 +15,7 @@ from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
 from common.knobs import knob
-from common.plan import Plan
+from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
@@ -149,7 +149,7 @@ class SegmentationSession(Session):
         if base.backbone_weights or config.MODEL.WEIGHTS:
             load_weights(model, base.backbone_weights or config.MODEL.WEIGHTS, partial=True)
         config_words.tell_unused(settings.flags)
-        plan = Plan("pretrain", {"base": tuple(classes)}, (("learn", ("base",)),))
+        plan = pretrain_plan(classes)
         return Opening(plan, lambda: _domain(Base(model, classes), sets, plan, settings))
 
     # ---- models ------------------------------------------------------------------------------------------
@@ -204,11 +204,8 @@ class SegmentationSession(Session):
         source, known = from_values(SourceConfig, loaded.flags), loaded.base.classes
         learned = loaded.groups.get("learn", ())
         sets = load_data(source, [c for c in known if c not in learned and not c.startswith("spare_")])
-        offered = [c for one in sets for c in one.classes]
-        groups, chosen = dict(loaded.groups), loaded.flags.get("classes", "")
-        if chosen or not groups:
-            shared = [c for c in known if c in offered]
-            groups = {"chosen" if chosen else "all": tuple(resolve(chosen, shared, "--classes") if chosen else shared)}
+        offered = {c for one in sets for c in one.classes}
+        groups = loaded.scored([c for c in known if c in offered])
         config = from_values(MaskConfig, loaded.flags)
         return SegmentationDomain(loaded.base.model, known, sets, groups, config, training=False), groups
 

@@ -160,11 +160,12 @@ def cifar(name: str, cache: str) -> ImageSet:
         ]
     except Exception as error:  # torchvision raises RuntimeError, URLError, ... for a failed download
         raise UserError(f"{name} is not in {cache} and could not be downloaded ({error}).") from None
-    train, test = (
-        [Item(f"{name}_{'train' if p.train else 'test'}_{i:05d}", p.classes[y], x) for i, (x, y) in enumerate(zip(p.data, p.targets, strict=True))]
-        for p in parts
-    )  # fmt: skip
-    return ImageSet(list(parts[0].classes), train, test)
+
+    def items(part: Any) -> list[Item]:
+        pairs, split = zip(part.data, part.targets, strict=True), "train" if part.train else "test"
+        return [Item(f"{name}_{split}_{i:05d}", part.classes[y], x) for i, (x, y) in enumerate(pairs)]
+
+    return ImageSet(list(parts[0].classes), *map(items, parts))
 
 
 def hugging_face(name: str) -> ImageSet:

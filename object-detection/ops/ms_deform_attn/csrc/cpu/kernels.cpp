@@ -1,4 +1,5 @@
-// Forward and backward for one instruction set, in the compiler's vector extensions.
+// Forward and backward for one instruction set, in the compiler's vector extensions. Compiled once per instruction set,
+// with its flags and KSDA_ISA, its name, and KSDA_BYTES, the width of its registers; run only where the processor has it.
 #include <type_traits>
 #include <utility>
 
@@ -239,10 +240,14 @@ static void backward(const Backward& f, const Rows& value, const Rows& grad_valu
   });
 }
 
-static const Kernels kKernels = {KSDA_NAME, forward, backward};
+#define KSDA_TEXT(word) #word
+#define KSDA_NAME(word) KSDA_TEXT(word)
+static const Kernels kKernels = {KSDA_NAME(KSDA_ISA), forward, backward};
 
 }  // namespace KSDA_ISA
 
-const Kernels* KSDA_ENTRY() { return &KSDA_ISA::kKernels; }
+#define KSDA_JOIN(a, b) a##b
+#define KSDA_ENTRY(isa) KSDA_JOIN(isa, _kernels)
+const Kernels* KSDA_ENTRY(KSDA_ISA)() { return &KSDA_ISA::kKernels; }
 
 }  // namespace ksda
