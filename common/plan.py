@@ -110,7 +110,9 @@ class Plan:
         if self.keep_until_forgotten:
             keep = [n for n in self.groups if n not in self.learned_groups]
         keep = [n for n in keep if n not in self.missing]
-        result, gone, unknown = [], [], list(self.learned_groups)
+        result: list[Phase] = []
+        gone: list[str] = []
+        unknown = list(self.learned_groups)
         for index, (action, names) in enumerate(self.steps, 1):
             now, gone = [n for n in keep if n not in names], [n for n in gone if n not in names]
             sets = (names, now, gone, unknown)
