@@ -103,6 +103,7 @@ class Domain(Protocol):
     metric: str  # "acc", "map", "miou": what tables show
     metric_label: str  # "top-1 accuracy (%)": what axes show
     classes: ClassTable
+    exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
     curve_axes: tuple[str, str] = ("", "")  # what the curves of an `Evaluation` show: ("recall", "precision")
 
     def build_model(self, pretrained: bool = True) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import nn
 from common import methods
 from common.config import Parser, add_flags, apply_yaml, from_values, help_formatter, read_yaml
 from common.distributed import LaunchConfig
+from common.guard import GuardConfig
 from common.lora import LoraConfig
 from common.methods._base import Method
 from common.plan import Plan
@@ -20,7 +21,7 @@ from common.record import RecordConfig
 from common.train_config import NEWER, NOT_IDENTITY, TrainConfig
 
 T = TypeVar("T")
-EVERY = (PlanConfig, TrainConfig, LoraConfig, RecordConfig, LaunchConfig)  # what the three domains share
+EVERY = (PlanConfig, TrainConfig, LoraConfig, GuardConfig, RecordConfig, LaunchConfig)  # what the three domains share
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Settings:
         """What the settings alone say about a run's numbers: the part of its identity known before data is read."""
         train = {k: v for k, v in asdict(self.train).items() if k not in NOT_IDENTITY and (v or k not in NEWER)}
         method = asdict(self.method_config)
-        return {"plan": plan.record(), "train": train, "lora": asdict(self.lora), "method": method}
+        guard = asdict(self[GuardConfig])
+        return {"plan": plan.record(), "train": train, "lora": asdict(self.lora), "method": method, "guard": guard}
 
     def folder(self, domain: str, plan: Plan) -> Path:
         """The folder of the run: --output-dir, or results/<domain>/<plan, method and seed>."""
@@ -113,7 +115,7 @@ def settings_parser(
     if reference:
         text = "the published settings as defaults, bugs and every --published-* flag included (reference.yaml)"
         parser.add_argument("--reference", action="store_true", help=text)
-    for kind in (*kinds, PlanConfig, TrainConfig, LoraConfig):
+    for kind in (*kinds, PlanConfig, TrainConfig, LoraConfig, GuardConfig):
         add_flags(parser, kind, **defaults)
     add_flags(parser, methods.load(method).Config, f"--method {method}", **defaults)
     add_flags(parser, RecordConfig, **defaults)

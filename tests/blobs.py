@@ -173,8 +173,7 @@ def begun(method: str, folder, plan: Plan | None = None, domain=None, **settings
 
 def step_of(t, phase, number: int = 0) -> Step:
     """A step with real batches, of `phase`."""
-    target, keep = next(t._batches(phase, 0))
-    return Step(Position(phase, number, 10, 5), target, keep)
+    return Step(Position(phase, number, 10, 5), *next(t._batches(phase, 0)))
 
 
 def gradients(t, loss) -> dict[str, torch.Tensor]:

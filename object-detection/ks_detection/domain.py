@@ -121,6 +121,7 @@ class DetectionDomain(Domain):
     """
 
     name = "detection"
+    exclusive = False  # sigmoids
     metric = "map"
     metric_label = "COCO AP (%)"
     curve_axes = ("recall", "precision at IoU 0.5")

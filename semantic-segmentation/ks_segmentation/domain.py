@@ -80,6 +80,7 @@ class SegmentationDomain(Domain):
     """
 
     name = "segmentation"
+    exclusive = False  # scores are those of one query, while all queries answer a segment
     metric = "miou"
     metric_label = "mean IoU (%)"
 
