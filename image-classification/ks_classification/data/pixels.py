@@ -68,7 +68,7 @@ class Pixels:
         return len(self.names)
 
     def __getitem__(self, draws: Sequence[Draw]) -> Images:
-        images = torch.stack([self._load(*draw) for draw in draws])
+        images = torch.stack([self._load(d.index, d.seed) for d in draws])
         indices = [d.index for d in draws]
         labels = torch.tensor([self.rows[i] for i in indices])
         images = images if self.stem is not None else self.normalised(images)
