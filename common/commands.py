@@ -1,4 +1,4 @@
-"""The verbs that the three domains share: swap, pretrain, evaluate, predict, check, export."""
+"""The verbs that the three domains share: swap, pretrain, evaluate, prove, predict, check, export."""
 
 from __future__ import annotations
 
@@ -181,6 +181,21 @@ def _as_table(domain: Any, found: Mapping[str, Evaluation], per_class: bool) -> 
     return "\n".join(line.rstrip() for line in lines)
 
 
+# ---- prove ---------------------------------------------------------------------------------------------------
+
+
+def prove(session: Session, argv: list[str]) -> None:
+    """Attacks what a finished run says it forgot; writes proof.json and proof.html into its folder."""
+    from common.evaluation import prove as proof  # scikit-learn takes a second
+
+    parser = _parser(session, "prove", ("run", "folder of a finished run"))
+    given = _given(session, parser, (proof.ProveConfig,), (session.source, session.view), argv)
+    folder, config = Path(given.pop("run")), from_values(proof.ProveConfig, given)
+    flags = {name: value for name, value in given.items() if name not in vars(config)}
+    print(proof.summary(proof.prove(session, folder, config, flags)))
+    print(f"page in {folder / 'proof.html'}")
+
+
 # ---- predict -------------------------------------------------------------------------------------------------
 
 
@@ -279,5 +294,6 @@ def _given(
 
 
 VERBS: dict[str, Callable[[Session, list[str]], int | None]] = {
-    "swap": swap, "pretrain": pretrain, "evaluate": evaluate, "predict": predict, "check": check, "export": export,
+    "swap": swap, "pretrain": pretrain, "evaluate": evaluate, "prove": prove, "predict": predict, "check": check,
+    "export": export,
 }  # fmt: skip
