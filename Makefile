@@ -41,11 +41,11 @@ demo-detection: setup  ## the same for a DINO detector on digit scenes
 demo-segmentation: setup  ## the same for Mask2Former on digit scenes
 	$(PY) semantic-segmentation/demo.py
 
-test: setup $(TOOLS)  ## all tests
-	$(PY) -m pytest
+test: setup $(TOOLS)  ## all tests, in two processes
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-fast: setup $(TOOLS)  ## tests that take less than ten seconds each
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(TOOLS)  ## style and types
 	$(PY) -m ruff check .

@@ -13,7 +13,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, 
 
 
 def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Runs `body(argv)`; a user's mistake becomes one line on stderr and exit code 2, Ctrl-C becomes 130."""
+    """Runs `body(argv)`; a user's mistake becomes one line on stderr and exit code 2, Ctrl-C becomes 130, and
+    SIGTERM or SIGHUP, where the state could be saved, 143."""
     try:
         return body(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:
@@ -21,7 +22,7 @@ def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = N
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
         print(str(stop) or "stopped.", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # a connection, not a file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,18 @@ def relaunched(config: LaunchConfig) -> bool:
     except ChildFailedError:
         raise UserError("one of the processes stopped with an error; its message is above.") from None
     return True
+
+
+def launcher(nodes: int, processes: int, head: str, job: str) -> list[str]:
+    """The words between `python` and a command that start it on every node, one process per GPU; the workers of a node
+    that failed start again and go on from the last saved state.
+
+    Args:
+        head: name of the node that the others meet at; job: the same on all nodes, and no other job's.
+    """
+    place = f"{head}:{29500 + zlib.crc32(job.encode()) % 1000}"
+    words = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={max(1, processes)}"]
+    return [*words, "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-id={job}", "--max-restarts=3"]
 
 
 def init(device: torch.device) -> None:

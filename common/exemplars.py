@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.knobs import knob
+from common.knobs import Checked, knob
 from common.streams import derive
 
 STRATEGIES = ("herding", "random", "equal_random", "reservoir")
@@ -20,22 +20,12 @@ Embed = Callable[[list[Any]], Tensor]
 
 
 @dataclass
-class ExemplarConfig:
+class ExemplarConfig(Checked):
     """How much is remembered and how it is chosen."""
 
-    exemplars: int = knob(20, "examples kept per class, or in all")
+    exemplars: int = knob(20, "examples kept per class, or in all", least=1)
     exemplars_per: str = knob("class", "what `--exemplars` counts", ["class", "total"])
     exemplar_strategy: str = knob("herding", "how examples are chosen", STRATEGIES)
-
-    def __post_init__(self) -> None:
-        if self.exemplars < 1:
-            raise UserError(f"`--exemplars` must be at least 1, got {self.exemplars}.")
-        if self.exemplar_strategy not in STRATEGIES:
-            raise UserError(
-                f"`--exemplar-strategy` must be one of {', '.join(STRATEGIES)}, got {self.exemplar_strategy}."
-            )
-        if self.exemplars_per not in ("class", "total"):
-            raise UserError(f"`--exemplars-per` must be class or total, got {self.exemplars_per}.")
 
 
 def herd(embeddings: Tensor, count: int, normalize: bool = True) -> list[int]:
@@ -86,16 +76,6 @@ class Exemplars:
     def __iter__(self) -> Iterator[tuple[Any, Hashable]]:
         """(item, class) pairs, class by class."""
         return ((item, c) for c, items in self.store.items() for item in items)
-
-    @property
-    def items(self) -> list[Any]:
-        """All remembered items, class by class."""
-        return [item for item, _ in self]
-
-    @property
-    def labels(self) -> list[Hashable]:
-        """The class of each of `items`."""
-        return [c for _, c in self]
 
     def add(self, items: Sequence[Any], labels: Iterable[Hashable], embed: Embed | None = None) -> None:
         """Offers the examples of a phase; items that are remembered already change nothing.

@@ -32,7 +32,7 @@ def knob(
 
 
 class Checked:
-    """Base of config dataclasses: checks the bounds of every field when one is made."""
+    """Base of config dataclasses: checks the choices and bounds of every field when one is made."""
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
@@ -40,7 +40,11 @@ class Checked:
 
 
 def check(name: str, value: Any, bounds: dict[str, Any]) -> None:
-    """Raises UserError for a value that lies outside the bounds of its knob."""
+    """Raises UserError for a value that is none of the choices of its knob, or lies outside its bounds."""
+    choices = bounds.get("choices", [value])
+    if value not in choices:
+        *others, last = map(str, choices)
+        raise UserError(f"{name} must be {' or '.join(filter(None, (', '.join(others), last)))}, got {value}.")
     low, high = bounds.get("least", bounds.get("above")), bounds.get("most", bounds.get("below"))
     if low is None and high is None:
         return

@@ -59,10 +59,7 @@ class Observer:
         if distributed.is_main():
             told = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
             when = "before" if phase == 0 else f"phase {phase} {action}, epoch {epoch}"
-            print(
-                f"  {when}: {self.domain.metric}  {told}",
-                flush=True,
-            )
+            print(f"  {when}: {self.domain.metric}  {told}", flush=True)
 
     def profile(self, phase: Phase, before: Factors) -> None:
         """The profile over depth: each group's norm, how far its update moved in this phase, and zero groups."""
@@ -97,11 +94,7 @@ class Observer:
         """The result so far: the adapter folder, or the whole model where all parameters train."""
         if not distributed.is_main():
             return
-        info = {
-            "classes": list(self.domain.classes.names),
-            "method": method,
-            "plan": self.plan.record(),
-        }
+        info = {"classes": list(self.domain.classes.names), "method": method, "plan": self.plan.record()}
         if lora.adapters(self.model):
             adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info)
         else:

@@ -26,11 +26,7 @@ class Progress:
             self.bar.set_postfix_str(f"loss {self.loss:.3f}", refresh=False)
             self.bar.update()
         elif self.lines and (self.count == self.total or self.count % max(1, self.total // 10) == 0):
-            print(
-                f"{self.title}: step {self.count}/{self.total}  loss {self.loss:.3f}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{self.title}: step {self.count}/{self.total}  loss {self.loss:.3f}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Takes the bar off the screen."""

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from common.claim import PART, Claim
 from common.errors import UserError
 from common.knobs import knob
 
@@ -29,7 +30,6 @@ RESULTS = (
     *("model/swap.json", "model/model.safetensors"),
 )
 Callback = Callable[[str, Mapping[str, Any]], None]
-PART = ".part"  # how names of files end that are still being written
 
 
 @dataclass
@@ -102,6 +102,7 @@ class Run:
         self.flags = dict(flags or {})  # as given, so that evaluate.py can set the same things up again
         self.sinks: list[Any] = []
         self.callbacks = list(callbacks)  # told of every record at once
+        self.claim: Claim | None = None  # from `open` to `close`
 
     def path(self, name: str) -> Path:
         """A file of this run."""
@@ -109,14 +110,36 @@ class Run:
 
     def open(self, identity: Mapping[str, Any], description: Mapping[str, Any], overwrite: bool) -> bool:
         """Claims the folder for a run; returns whether an earlier, unfinished or finished, run is continued.
+        `close` gives it back.
 
         Args:
             identity: everything that changes the numbers; must equal that of the run found in the folder.
             description: versions, command, data; recorded, not compared.
 
         Raises:
-            UserError: the folder holds another run (says what differs), or cannot be written.
+            UserError: the folder holds another run (says what differs), another process works there, or it cannot be
+                written.
         """
+        if self.claim is None:
+            claim = Claim(self.folder)
+            try:
+                claim.take()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path("config.json"))) from None
+            self.claim = claim
+        try:
+            return self._opened(identity, description, overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leaves the folder to others."""
+        if self.claim is not None:
+            self.claim.release()
+            self.claim = None
+
+    def _opened(self, identity: Mapping[str, Any], description: Mapping[str, Any], overwrite: bool) -> bool:
         config = self.path("config.json")
         found = config.exists() and self._begun() and not overwrite
         identity = json.loads(json.dumps(identity, default=str))
@@ -161,6 +184,8 @@ class Run:
 
     def append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds records to a JSON-lines file in one write and tells the other loggers."""
+        if self.claim is not None:
+            self.claim.check()
         path, text = self.path(name), "".join(json.dumps(record, default=float) + "\n" for record in records)
         before = path.stat().st_size if path.exists() else 0
         try:

@@ -68,10 +68,7 @@ def groups_from_flags(
         UserError: unknown classes, overlaps, nothing left to retain.
     """
     everything = [*base, *(n for n in new if n not in base)]
-    chosen = {
-        "learn": resolve(learn, everything, "--learn"),
-        "forget": resolve(forget, everything, "--forget"),
-    }
+    chosen = {"learn": resolve(learn, everything, "--learn"), "forget": resolve(forget, everything, "--forget")}
     both = sorted(set(chosen["learn"]) & set(chosen["forget"]))
     if both:
         raise UserError(f"class {both[0]!r} is in both --learn and --forget; each class belongs to exactly one group.")

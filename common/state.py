@@ -1,4 +1,4 @@
-"""state.pt and Ctrl-C: how a run stops at a step boundary and goes on from there."""
+"""state.pt and signals: how a run stops at a step boundary and goes on from there."""
 
 from __future__ import annotations
 
@@ -15,32 +15,47 @@ from common.errors import UserError
 
 
 class Interrupted(Exception):
-    """The run was stopped by the user after a whole step; its state is saved."""
+    """The run was stopped by the user or a scheduler after a whole step; its state is saved.
+
+    code: exit code of the command, 128 + the number of SIGINT or SIGTERM.
+    """
+
+    def __init__(self, message: str, code: int = 130) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Stop:
-    """Whether the user asked the run to end: `asked` turns true at the first Ctrl-C."""
+    """Whether the run shall end: `asked` turns true at the first Ctrl-C, SIGTERM (schedulers) or SIGHUP.
 
-    asked = False
+    code: exit code that goes with it: 130 for Ctrl-C, 143 for the others, which a scheduler may requeue on.
+    """
+
+    asked, code = False, 130
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, Ctrl-C asks the run to end after the step in progress; a second one ends it at once."""
+        """Inside, a signal asks the run to end after the step in progress; a second one ends it at once."""
 
         def ask(signum: int, frame: Any) -> None:
             if self.asked:
                 raise KeyboardInterrupt
-            self.asked = True
+            self.asked, self.code = True, 130 if signum == signal.SIGINT else 143
 
+        before = {}
         try:
-            before = signal.signal(signal.SIGINT, ask)
-        except ValueError:  # not in the main thread: the caller handles Ctrl-C
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)  # Windows has no SIGHUP; nohup has it ignored
+                if number and (name == "SIGINT" or signal.getsignal(number) != signal.SIG_IGN):
+                    before[number] = signal.signal(number, ask)
+        except ValueError:  # not in the main thread: the caller handles signals
             yield
             return
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def changing(model: nn.Module) -> dict[str, Tensor]:

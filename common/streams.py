@@ -118,30 +118,11 @@ def load_batches(
     if workers == 0:
         return map(make, draws)
     own = torch.Generator()  # else the loader would draw a seed from torch's generator
-    return DataLoader(
-        _Made(make), batch_size=None, sampler=_Given(draws), collate_fn=_as_it_is, num_workers=workers, generator=own
-    )
+    return DataLoader(_Keys(), batch_size=None, sampler=draws, collate_fn=make, num_workers=workers, generator=own)
 
 
-class _Made(Dataset[Any]):
-    """Batches as a data set whose keys are lists of draws."""
+class _Keys(Dataset[Any]):
+    """A data set whose item is its key: a list of draws, of which the loader's `collate_fn` makes the batch."""
 
-    def __init__(self, make: Callable[[list[Draw]], Any]) -> None:
-        self.make = make
-
-    def __getitem__(self, batch: list[Draw]) -> Any:
-        return self.make(batch)
-
-
-class _Given:
-    """A sampler that hands out what was drawn elsewhere."""
-
-    def __init__(self, draws: Iterator[list[Draw]]) -> None:
-        self.draws = draws
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return self.draws
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+    def __getitem__(self, batch: list[Draw]) -> list[Draw]:
+        return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -123,6 +123,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
         self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config.gallery)
         self.done: dict[str, Any] = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
+        self.done["cpu_seconds"], self.cpu = 0.0, time.process_time()
         self.pending: list[dict[str, Any]] = []
         self.stop = Stop()
 
@@ -151,26 +152,27 @@ class Trainer:
 
     def swap(self) -> list[dict[str, Any]]:
         """Carries out the plan; returns the lines of metrics.jsonl. Continues a run found in the folder."""
-        identity = self._identity()
-        if distributed.is_main():
-            found = self.run.open(identity, self._description(), self.settings.record.overwrite)
-            for name, content in self.domain.documents().items():
-                write_json(self.run.path(name), content)
-            open_sinks(self.run, self.settings.record, self.run.folder.name)
-        else:
-            found = False
-        if distributed.from_main(found):
-            self._resume()
-        with self.stop.listening():
-            if not self.observer.metrics:
-                self.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
-                self.observer.show("before")
-            for phase in self.plan.phases[self.done["phase"] - 1 :]:
-                self._train(phase)
-        if distributed.is_main() and not self.run.path("done.json").exists():
-            names = ("seconds", "peak_memory")
-            write_json(self.run.path("done.json"), {name: self.done[name] for name in names})
-        return self.observer.metrics
+        with closing(self.run):
+            identity = self._identity()
+            if distributed.is_main():
+                found = self.run.open(identity, self._description(), self.settings.record.overwrite)
+                for name, content in self.domain.documents().items():
+                    write_json(self.run.path(name), content)
+                open_sinks(self.run, self.settings.record, self.run.folder.name)
+            else:
+                found = False
+            if distributed.from_main(found):
+                self._resume()
+            with self.stop.listening():
+                if not self.observer.metrics:
+                    self.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
+                    self.observer.show("before")
+                for phase in self.plan.phases[self.done["phase"] - 1 :]:
+                    self._train(phase)
+            if distributed.is_main() and not self.run.path("done.json").exists():
+                names = ("seconds", "cpu_seconds", "peak_memory")
+                write_json(self.run.path("done.json"), {name: self.done.get(name, 0) for name in names})
+            return self.observer.metrics
 
     def _train(self, phase: Phase) -> None:
         """One phase: loss, backward, clip, step; scores at its end."""
@@ -201,9 +203,8 @@ class Trainer:
             if distributed.any_rank(self.stop.asked, self.device):
                 progress.close()
                 self._save()
-                raise Interrupted(
-                    f"stopped after phase {phase.title}, step {number + 1} of {total}; the same command goes on from there."
-                )
+                where = f"phase {phase.title}, step {number + 1} of {total}"
+                raise Interrupted(f"stopped after {where}; the same command goes on from there.", self.stop.code)
             if now - saved >= self.config.save_every:
                 self._save()
                 saved = now
@@ -353,6 +354,8 @@ class Trainer:
         self.run.append(STEPS, self.pending)
         self.done["steps"] += len(self.pending)
         self.done["metrics"] = len(self.observer.metrics)
+        before, self.cpu = self.cpu, time.process_time()
+        self.done["cpu_seconds"] = self.done.get("cpu_seconds", 0.0) + self.cpu - before  # scoring included
         self.done["peak_memory"] = max(self.done["peak_memory"], peak_memory(self.device))
         self.pending = []
         state = {
@@ -385,10 +388,7 @@ class Trainer:
         self.factors = on_device(self.device, state["factors"])
         self._cut(self.done["metrics"], self.done["steps"])
         if distributed.is_main() and self.done["phase"] <= len(self.plan.phases):
-            print(
-                f"continuing {self.run.folder} at phase {self.done['phase']}, step {self.done['step']}",
-                flush=True,
-            )
+            print(f"continuing {self.run.folder} at phase {self.done['phase']}, step {self.done['step']}", flush=True)
 
     def _cut(self, metrics: int, steps: int) -> None:
         """Drops the lines that were written after the saved state."""

@@ -1,12 +1,15 @@
 """Every test starts from the same seed and runs on one thread, so that results do not depend on their order."""
 
+import functools
 import os
+from importlib import metadata
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
 os.fsync = lambda handle: None  # waiting for the disk is half the time of a toy run
+metadata.version = functools.cache(metadata.version)  # every run records versions; reading them is a quarter of it
 
 
 def pytest_addoption(parser):

@@ -4,13 +4,13 @@ import functools
 
 import pytest
 import torch
-from ms_deform_attn import building, loader
+from ms_deform_attn import building, library, loader
 
 
 @functools.cache
 def build_once() -> None:
     """Return nothing, with the CPU kernel loaded. A failing compiler fails the tests; a missing one skips them."""
-    if loader.find("cpu")[0] is None:
+    if library.find("cpu")[0] is None:
         try:
             building.compiler()
         except building.BuildError as error:

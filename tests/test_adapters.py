@@ -125,7 +125,6 @@ def test_attention_modules_and_own_kinds_of_layers_come_back_as_they_were(tmp_pa
 # ---- peft ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("names", [NAMES, NAMES[2:4], [n for n in NAMES if "qkv" in n]], ids=["all", "ffn", "qkv"])
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("rows", [HEAD, {}], ids=["head rows", "frozen head"])
@@ -142,7 +141,6 @@ def test_peft_loads_it_and_gives_the_same_logits(names, stacked, rows, tmp_path)
     assert {k for k in again if "lora_" in k} == {f"{adapters.PREFIX}{n}.lora_{x}.weight" for n in names for x in "AB"}
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_peft_reads_layers_of_different_ranks_and_scales(tmp_path):
     peft = pytest.importorskip("peft", reason="pip install peft")
     model = vit()

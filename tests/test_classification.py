@@ -111,6 +111,17 @@ def test_a_round_holds_every_training_image_once(plain):
     )
 
 
+def test_a_validation_share_is_scored_and_never_trained_on(plain):
+    every = {item.name for item in plain.items["train"]}
+    held = [domain(GROUPS, ImageConfig(validation=0.34), names=BASE) for _ in range(2)]
+    train, test = ({item.name for item in held[0].items[part]} for part in ("train", "test"))
+    assert train | test == every and not train & test
+    for name in [*BASE, "white"]:
+        assert 0 < sum(item.label == name for item in held[0].items["test"]) <= 2
+    assert {item.name for item in held[1].items["test"]} == test
+    assert held[0].describe()["validation"] == 0.34 and "validation" not in plain.describe()
+
+
 def test_an_ordered_pass_is_finite_and_without_augmentation(plain):
     batches = list(plain.loader(["red"], train=True, stream=Ordered(0, 4)))
     assert [len(b.names) for b in batches] == [4, 2]

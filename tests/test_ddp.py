@@ -64,6 +64,7 @@ def trainable(trainer):
     return {n: v for n, v in trainer.model.state_dict().items() if n in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SCENARIOS, ids=lambda s: s["name"])
 def test_two_ranks_equal_one_process_with_the_doubled_batch(case, two_ranks, tmp_path):
     doubled = {**case, "settings": {**case["settings"], "batch_size": 2 * SHORT["batch_size"]}}
@@ -84,6 +85,7 @@ def test_two_ranks_equal_one_process_with_the_doubled_batch(case, two_ranks, tmp
     assert moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(s["name"] for s in SCENARIOS), "unused"])
 def test_ranks_hold_the_same_bits_from_start_to_end(name, two_ranks):
     first, second = torch.load(two_ranks / f"{name}.pt", weights_only=True)
@@ -94,6 +96,7 @@ def test_ranks_hold_the_same_bits_from_start_to_end(name, two_ranks):
                 assert torch.equal(first[moment][key], second[moment][key]), (moment, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [s["name"] for s in SCENARIOS])
 def test_only_what_trains_is_optimized_and_reduced(name, two_ranks):
     for rank in torch.load(two_ranks / f"{name}.pt", weights_only=True):
@@ -104,6 +107,7 @@ def test_only_what_trains_is_optimized_and_reduced(name, two_ranks):
             assert all(torch.equal(rank["first"][n], rank["last"][n]) for n in frozen)
 
 
+@pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
 @pytest.mark.parametrize("order", ["learn", "forget"])
 @pytest.mark.parametrize("domain", ["classification", "segmentation"])
 def test_accumulated_batches_equal_one_large_batch(order, domain, tmp_path):

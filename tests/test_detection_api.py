@@ -35,8 +35,8 @@ class Blocks(Dataset):
 
     def __getitem__(self, index):
         record = self.records[index]
-        boxes = torch.tensor([thing.box for thing in record.things])
-        return self.form(record.open()), {"boxes": boxes, "labels": [NAMES.index(t.label) for t in record.things]}
+        boxes = torch.tensor([thing.box for thing in record.annotations])
+        return self.form(record.open()), {"boxes": boxes, "labels": [NAMES.index(t.label) for t in record.annotations]}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_methods_that_train_all_are_loaded_with_and_without_the_model(kind, tmp_
 def test_every_form_of_image_is_read_alike(form):
     data = from_datasets((Blocks(form), Blocks()), [])
     for found, wanted in zip(data.train, pictures().train, strict=True):
-        assert (found.things, found.width, found.height) == (wanted.things, wanted.width, wanted.height)
+        assert (found.annotations, found.width, found.height) == (wanted.annotations, wanted.width, wanted.height)
         assert found.open().tobytes() == wanted.open().tobytes()
 
 

@@ -61,7 +61,7 @@ def yolo_folder(folder):
 @pytest.mark.parametrize("make", [coco_folder, voc_folder, yolo_folder])
 def test_three_formats_give_the_same_box(tmp_path, make):
     data = load(str(make(tmp_path / "set")))
-    thing = data.train[0].things[0]
+    thing = data.train[0].annotations[0]
     assert thing.label == "cat" and thing.box == pytest.approx((10, 20, 40, 35))
     assert data.train[0].open().size == (100, 80) and "cat" in data.classes
 
@@ -127,9 +127,9 @@ def test_digit_scenes_are_the_same_everywhere_and_hold_only_the_digits_asked_for
     counts = {"train": 6, "test": 3}
     first, second = (digit_scenes("0123", counts=counts) for _ in range(2))
     assert first.train[4].image.tobytes() == second.train[4].image.tobytes()
-    labels = {t.label for p in first.train + first.test for t in p.things}
-    assert labels <= set("0123") and all(p.things for p in first.train)
-    assert all(find_box_problem(t.box, 128, 128) is None for p in first.train for t in p.things)
+    labels = {t.label for p in first.train + first.test for t in p.annotations}
+    assert labels <= set("0123") and all(p.annotations for p in first.train)
+    assert all(find_box_problem(t.box, 128, 128) is None for p in first.train for t in p.annotations)
     with pytest.raises(UserError, match="name digits"):
         digit_scenes("abc")
 
@@ -153,8 +153,8 @@ def test_augmentation_is_a_function_of_the_seed_and_boxes_follow_their_object():
 
 
 def test_scores_are_coco_s():
-    things = [("cat", (10, 10, 30, 30), False), ("dog", (40, 40, 60, 60), False)]
-    truths = [Truth("a", 100, 100, things), Truth("b", 100, 100, [("cat", (0, 0, 50, 50), False)])]
+    annotations = [("cat", (10, 10, 30, 30), False), ("dog", (40, 40, 60, 60), False)]
+    truths = [Truth("a", 100, 100, annotations), Truth("b", 100, 100, [("cat", (0, 0, 50, 50), False)])]
     right = [
         Found([0.9, 0.8], ["cat", "dog"], [[10, 10, 30, 30], [40, 40, 60, 60]]),
         Found([0.7], ["cat"], [[0, 0, 50, 50]]),

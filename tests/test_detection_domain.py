@@ -1,11 +1,15 @@
 """The detection domain in the loop: which objects count, forgetting, resume-proof batches, two ranks, scores."""
 
+import socket
+
 import pytest
 import torch
-from ks_detection.data.records import DetectionSet, Picture
+import torch.multiprocessing as processes
+from ks_detection.data.records import DetectionSet, ImageRecord
 from ks_detection.domain import DetectionDomain, ImageConfig
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.dino.criterion import Criterion
+from safetensors.torch import load_file
 from tiny_dino import tiny_dino
 from tiny_swap import GROUPS, KINDS, SMALL, base, domain, picture, pictures, run_rank, run_swap, without_noise
 
@@ -35,14 +39,14 @@ def test_rule_for_pictures_that_show_other_groups_too(rule, expected):
 
 
 def test_excluding_everything_is_a_clear_error():
-    with pytest.raises(UserError, match="leaves no training picture"):
+    with pytest.raises(UserError, match="leaves no training image"):
         data = DetectionSet([picture(0, "a", "b")], [picture(0, "a", "b")], ["a", "b"])
         DetectionDomain(base(), data, {"forget": ("b",), "retain": ("a",)}, ImageConfig(mixed="exclude", **SMALL))
 
 
 def test_no_pictures_of_a_class_is_a_clear_error():
     groups = GROUPS | {"learn": ("zebra",)}
-    with pytest.raises(UserError, match="no training picture with class 'zebra'"):
+    with pytest.raises(UserError, match="no training image with class 'zebra'"):
         DetectionDomain(base(), pictures(), groups, ImageConfig(**SMALL))
 
 
@@ -162,19 +166,22 @@ def test_cached_features_give_the_same_loss_and_spare_the_backbone(tmp_path, kin
         ImageConfig(cache_features=str(tmp_path))
 
 
-@pytest.mark.parametrize(("kind", "head"), [("dino", "class_embed"), ("deformable", "class_embed.0")])
-def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path, kind, head):
-    import socket
-
-    import torch.multiprocessing as processes
-    from safetensors.torch import load_file
-
+@pytest.fixture(scope="module")
+def swaps(tmp_path_factory):
+    """Folder with the swaps of one process (one/KIND) and of two with half the batch each (two/KIND)."""
+    folder = tmp_path_factory.mktemp("swaps")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes.spawn(run_rank, (2, port, str(tmp_path / "two"), 1, kind), nprocs=2)
-    run_rank(0, 1, 0, str(tmp_path / "one"), 2, kind)
-    one, two = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
+    processes.spawn(run_rank, (2, port, str(folder / "two"), 1), nprocs=2)
+    run_rank(0, 1, 0, str(folder / "one"), 2)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "head"), [("dino", "class_embed"), ("deformable", "class_embed.0")])
+def test_two_ranks_equal_one_process_with_the_doubled_batch(swaps, kind, head):
+    one, two = (load_file(swaps / name / kind / "adapter" / "adapter_model.safetensors") for name in ("one", "two"))
     fresh = without_noise(kind).get_submodule(head).weight
     moved = one[f"base_model.model.{head}.weight"]
     assert set(one) == set(two) and (moved[:3] == fresh).all() and moved.shape[0] == 4
@@ -226,7 +233,9 @@ def test_pictures_of_one_name_in_two_folders_are_cached_apart(tmp_path):
         image = picture(40 * number, "a").image
         (tmp_path / str(number)).mkdir()
         image.save(tmp_path / str(number) / "same.png")
-        rows.append(Picture("same.png", tmp_path / str(number) / "same.png", *image.size, picture(0, "a").things))
+        rows.append(
+            ImageRecord("same.png", tmp_path / str(number) / "same.png", *image.size, picture(0, "a").annotations)
+        )
     data = DetectionSet(rows, rows, ["a"])
     config = ImageConfig(**(SMALL | {"cache_features": str(tmp_path / "maps")}))
     own = DetectionDomain(model, data, {"retain": ("a",)}, config)

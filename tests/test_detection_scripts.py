@@ -54,7 +54,7 @@ def known(tmp_path_factory):
     for number, picture in enumerate(pictures().train):
         picture.image.save(root / "data" / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "width": picture.width, "height": picture.height})
-        for thing in picture.things:
+        for thing in picture.annotations:
             left, top, right, bottom = thing.box
             entry = {"id": len(entries) + 1, "image_id": number, "category_id": names.index(thing.label)}
             entries.append(entry | {"bbox": [left, top, right - left, bottom - top], "iscrowd": 0})

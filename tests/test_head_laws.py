@@ -151,6 +151,7 @@ def test_prototypes_are_class_means_of_the_pretrained_model(tmp_path):
     assert set(t.method.prototypes) == {0, 1, 2, 3}
 
 
+@pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
 def test_prototypes_stay_those_of_the_pretrained_model_unless_published(tmp_path):
     plan = Plan("two", {"a": ("c0",), "b": ("c1",), "r": ("c2", "c3")}, (("forget", ("a",)), ("forget", ("b",))))
     kept = {}
@@ -164,6 +165,7 @@ def test_prototypes_stay_those_of_the_pretrained_model_unless_published(tmp_path
     assert not torch.allclose(kept[True], mean)
 
 
+@pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
 def test_without_prototype_weights_it_is_gs_lora(tmp_path):
     results = []
     for method, extra in (("gs_lora", {}), ("gs_lora_pp", {"prototype_forget_weight": 0.0})):
@@ -191,6 +193,7 @@ def test_items_without_a_prototype_have_no_term(tmp_path):
     assert torch.isfinite(t.method.swap_loss(step, target, keep))
 
 
+@pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
 def test_the_running_average_is_what_the_phase_ends_with(tmp_path):
     t = trainer(pretrained(4), forget_plan(), "gs_lora_pp", tmp_path, ema_decay=0.5, ema_from_epoch=1, epochs=3)
     per_epoch, total = t._length(t.plan.phases[0])

@@ -320,6 +320,8 @@ def test_scope_decides_what_moves(method, trains, tmp_path):
     assert any(n.startswith("head") for n in moved) == (trains == "all")
 
 
+@pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
+@pytest.mark.filterwarnings("ignore:no recorded update of forget")  # no phase of the run learned it
 @pytest.mark.parametrize("method", sorted(set(methods.available()) - {"retrain"}))
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(method, tmp_path):
     plan = make_plan("fltf", ["c4"], ["c0"], REST)

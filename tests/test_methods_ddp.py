@@ -9,6 +9,7 @@ import torch
 from test_ddp import HERE, environment, scenario
 from toy_run import start
 
+pytestmark = pytest.mark.slow
 # one of each kind of thing that ranks could disagree about
 SCENARIOS = [
     scenario("importances", method="ewc", steps=2, fisher_batch=1),

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ms_deform_attn import building, loader, ms_deform_attn, ms_deform_attn_reference
+from ms_deform_attn import building, library, loader, ms_deform_attn, ms_deform_attn_reference
 from msda import case, gradients
 
 KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-SOURCES = loader.SOURCES / "cuda"
+SOURCES = library.SOURCES / "cuda"
 
 
 def toolkit() -> Path:
@@ -80,7 +80,7 @@ def test_threads_together_compute_output_and_gradients(on_host, channels, dtype,
 @pytest.mark.parametrize("channels", [8, 30, 32, 64, 71])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_on_a_card_as_in_plain_pytorch(channels, dtype):
-    if loader.find("cuda")[0] is None:
+    if library.find("cuda")[0] is None:
         building.build("cuda")
         loader.forget()
     inputs = [x.cuda() for x in case(channels=channels, queries=50, dtype=dtype)]

@@ -58,6 +58,7 @@ def assert_all_close(got, wanted, **limits):
         torch.testing.assert_close(a, b, **limits)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck reads it
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(backend, dtype):
     inputs = [x.requires_grad_() if x.is_floating_point() else x for x in case(dtype=dtype)]
@@ -78,6 +79,7 @@ def test_compile_has_one_graph_with_and_without_dynamic_shapes(backend):
     assert_all_close(grads_of(layer, compiled, layer_inputs(3)), grads_of(layer, layer, layer_inputs(3)))
 
 
+@pytest.mark.slow
 def test_compile_with_inductor():
     build_once()
     inputs = case(dtype=torch.float32)
@@ -166,6 +168,7 @@ def _rank(rank, world, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ddp_averages_the_gradients(tmp_path):
     build_once()
     mp.start_processes(_rank, (2, os.fspath(tmp_path)), nprocs=2, start_method="spawn")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -362,13 +363,18 @@ def test_command_prints_the_table_and_writes_the_page(tmp_path, capsys):
     assert out.count("fltf · gs_lora") == 1 and "<h1>" in (tmp_path / "page.html").read_text()
 
 
-def test_command_explains_itself_and_fails_in_one_line(tmp_path):
-    run = [sys.executable, "-m", "common.report"]
-    root = Path(report.__file__).parents[2]
-    done = subprocess.run([*run, "--help"], cwd=root, capture_output=True, text=True, check=True)
-    assert "mean ± standard deviation" in done.stdout and "--html" in done.stdout
-    done = subprocess.run([*run, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+def test_command_explains_itself_and_fails_in_one_line(tmp_path, monkeypatch, capsys):
+    def code(argument):
+        monkeypatch.setattr(sys, "argv", ["report", argument])
+        monkeypatch.delitem(sys.modules, "common.report.__main__", raising=False)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("common.report", run_name="__main__")
+        return end.value.code
+
+    assert code("--help") == 0
+    told = capsys.readouterr().out
+    assert "mean ± standard deviation" in told and "--html" in told
+    assert code(str(tmp_path)) == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("low, high", [(0, 100), (0, 1), (-3, 7), (0, 1e-4), (5, 12345)])

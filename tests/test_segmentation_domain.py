@@ -220,6 +220,7 @@ def test_a_swap_touches_adapters_and_new_rows_alone(order, tmp_path):
         torch.testing.assert_close(again(images)["pred_logits"], trainer.model.eval()(images)["pred_logits"])
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path):
     """Both ranks compute their half of a batch with the other's counts; their mean gradient is the whole batch's."""
     import torch.multiprocessing as mp

@@ -3,7 +3,7 @@
 import os
 
 import torch
-from ks_detection.data.records import DetectionSet, Picture, Thing
+from ks_detection.data.records import Annotation, DetectionSet, ImageRecord
 from ks_detection.domain import DetectionDomain, ImageConfig
 from PIL import Image
 from tiny_deformable import tiny_deformable
@@ -18,12 +18,12 @@ SMALL = {"augment": False, "test_size": 64, "longest": 96, "eval_batch": 2}
 GROUPS = {"learn": ("new",), "forget": ("b",), "retain": ("a", "c")}
 
 
-def picture(number: int, *labels: str) -> Picture:
-    things = tuple(Thing(label, (4.0 + 20 * i, 8.0, 20.0 + 20 * i, 40.0)) for i, label in enumerate(labels))
+def picture(number: int, *labels: str) -> ImageRecord:
+    annotations = tuple(Annotation(label, (4.0 + 20 * i, 8.0, 20.0 + 20 * i, 40.0)) for i, label in enumerate(labels))
     image = Image.new("RGB", (72, 64), (40 * number % 255, 80, 120))
     for i, _ in enumerate(labels):
         image.paste((250, 30 * i, 10), (4 + 20 * i, 8, 20 + 20 * i, 40))
-    return Picture(f"p{number}", None, image.width, image.height, things, image)
+    return ImageRecord(f"p{number}", None, image.width, image.height, annotations, image)
 
 
 def pictures() -> DetectionSet:
@@ -58,11 +58,12 @@ def without_noise(kind: str):
     return base(kind, **({"use_dn": False} if kind == "dino" else {}))
 
 
-def run_rank(rank: int, world: int, port: int, folder: str, batch_size: int, kind: str = "dino") -> None:
-    """One process of a distributed swap."""
+def run_rank(rank: int, world: int, port: int, folder: str, batch_size: int) -> None:
+    """One process of a distributed swap of each kind of detector, into FOLDER/kind."""
     torch.set_num_threads(1)
     if world > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
-    run_swap(folder, batch_size=batch_size, model=without_noise(kind))
+    for kind in KINDS:
+        run_swap(f"{folder}/{kind}", batch_size=batch_size, model=without_noise(kind))
     distributed.close()

@@ -2,6 +2,7 @@
 
 python toy_run.py kill SCENARIOS.json FOLDER       every scenario once undisturbed, once killed again and again
 torchrun ... toy_run.py ranks SCENARIOS.json FOLDER    every scenario on all ranks
+torchrun ... toy_run.py nodes SCENARIOS.json FOLDER    the same, one rank killed on the way
 
 A scenario is {"name", "domain", "method", "order", "settings"}; see `start`.
 """
@@ -128,7 +129,26 @@ def ranks(scenarios: list[dict[str, Any]], folder: Path) -> None:
     distributed.close()
 
 
+def nodes(scenarios: list[dict[str, Any]], folder: Path) -> None:
+    """Every scenario on all ranks; the rank of "kill": (rank, step) is killed at that step, the first time."""
+    for scenario in scenarios:
+        trainer, count = start(scenario, folder / scenario["name"]), iter(range(10**9))
+        step = trainer._step
+
+        def watched(*args, scenario=scenario, step=step, count=count):
+            if [distributed.rank(), next(count)] == scenario["kill"] and not (folder / "killed").exists():
+                (folder / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*args)
+
+        trainer._step = watched
+        trainer.swap()
+    distributed.close()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     os.fsync = lambda handle: None  # a killed process loses nothing that it has written; only a machine does
-    {"kill": kill, "ranks": ranks}[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]))
+    {"kill": kill, "ranks": ranks, "nodes": nodes}[sys.argv[1]](
+        json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
+    )

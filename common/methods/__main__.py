@@ -10,39 +10,7 @@ from common import cli, methods
 from common.errors import UserError
 from common.record import write_bytes
 
-TEMPLATE = '''"""{title}: what it does, in one line."""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from torch import Tensor
-
-from common.domain import Prediction
-from common.knobs import knob
-from common.methods._base import Method, Step
-
-
-class {title}(Method):
-    """learn: L(target) + L(keep); forget: L(keep) - {name}_weight L(target).
-
-    Source: authors, year, equation.
-    """
-
-    @dataclass
-    class Config(Method.Config):
-        {name}_weight: float = knob(0.1, "weight of the ascent on what is forgotten")
-
-    def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
-        step.log("target", target.loss)
-        kept = 0.0 if keep is None else step.log("keep", keep.loss)
-        if step.phase.action == "learn":
-            return target.loss + kept
-        return kept - self.config.{name}_weight * target.loss
-
-
-METHOD = {title}
-'''
+TEMPLATE = Path(__file__).with_name("new_method.txt")
 
 
 def new(name: str, folder: Path) -> Path:
@@ -57,7 +25,7 @@ def new(name: str, folder: Path) -> Path:
     if path.exists():
         raise UserError(f"there is a method {name} already: {path}.")
     title = "".join(part.capitalize() for part in name.split("_"))
-    write_bytes(path, TEMPLATE.format(name=name, title=title).encode())
+    write_bytes(path, TEMPLATE.read_text().format(name=name, title=title).encode())
     return path
 
 

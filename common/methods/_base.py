@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common import distributed
 from common.domain import Batch, Domain, Prediction
 from common.errors import UserError
+from common.knobs import Checked
 from common.plan import Phase
 from common.rows import TrainedRows
 from common.streams import Ordered, Stream
@@ -71,7 +72,7 @@ class Method:
     saved: tuple[str, ...] = ()
 
     @dataclass
-    class Config:
+    class Config(Checked):
         """Knobs of the method; each becomes a flag."""
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
-from common.errors import UserError
 from common.exemplars import STRATEGIES, ExemplarConfig
 from common.knobs import knob
 from common.methods._base import Method, Step, Taught
@@ -42,7 +41,7 @@ class Continual(Taught):
             "learn phases: softmax over the classes being learned only, so that new images do not push "
             "the old logits down (LibContinual and PyCIL, without old data)",
         )
-        exemplars: int = knob(0, "remember only so many keep items per class; 0 draws from all of them")
+        exemplars: int = knob(0, "remember only so many keep items per class; 0 draws from all of them", least=0)
         exemplars_per: str = knob("class", "what `--exemplars` counts", ["class", "total"])
         exemplar_strategy: str = knob("herding", "how they are chosen", STRATEGIES)
         teacher: str = knob(
@@ -51,10 +50,6 @@ class Continual(Taught):
             ["phase", "pretrained"],
         )
         published_relabel: bool = knob(False, "wrong labels modulo the number of forgotten classes, as published")
-
-        def __post_init__(self) -> None:
-            if self.exemplars < 0:
-                raise UserError(f"`--exemplars` must not be negative, got {self.exemplars}.")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)

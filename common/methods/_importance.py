@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from common.domain import Domain, Prediction
-from common.errors import UserError
 from common.knobs import knob
-from common.methods._base import Step
-from common.methods._continual import Continual
-from common.methods._penalty import Quadratic, check_not_stacked
+from common.methods._penalty import Penalised
 from common.methods._snapshots import Weights, copied
 from common.plan import Phase
 from common.streams import derive
 
 
-class Importance(Continual):
+class Importance(Penalised):
     """Continual + penalty_weight sum_terms sum_n Omega_n (theta_n - theta*_n)^2.
 
     A subclass measures Omega with `importance(classes)`. With `importance_from` "keep" a term is added before
@@ -29,25 +23,14 @@ class Importance(Continual):
     """
 
     @dataclass
-    class Config(Continual.Config):
-        penalty_weight: float = knob(1.0, "weight of the penalty; lambda in the paper")
+    class Config(Penalised.Config):
         importance_from: str = knob(
             "keep", "data that importances are measured on: what a phase keeps, or what it learned", ["keep", "target"]
         )
         online: bool = knob(False, "one anchor, the newest, for the importances of all phases")
-        importance_items: int = knob(0, "measure importances on so many of these items, drawn at random; 0 on all")
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.importance_items < 0:
-                raise UserError(f"`--importance-items` must not be negative, got {self.importance_items}.")
-
-    merge_terms = True
-    saved = ("penalty",)
-
-    def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
-        super().__init__(config, domain, model)
-        self.penalty = Quadratic(self.merge_terms)
+        importance_items: int = knob(
+            0, "measure importances on so many of these items, drawn at random; 0 on all", least=0
+        )
 
     def importance(self, classes: tuple[str, ...]) -> Weights:
         """Omega per parameter, not negative, the same on every rank."""
@@ -63,7 +46,6 @@ class Importance(Continual):
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
-        check_not_stacked(self.model)
         if self.config.importance_from == "keep" and phase.keep:
             self.remember(f"before {phase.index}", phase.keep)
 
@@ -78,8 +60,3 @@ class Importance(Continual):
         if self.config.online and "all" in self.penalty.terms:
             self.penalty.terms["all"]["anchor"] = {k: v.clone() for k, v in anchor.items()}
         self.penalty.add(name, self.importance(classes), anchor)
-
-    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
-        if not self.penalty.terms:
-            return None
-        return self.config.penalty_weight * step.log("penalty", self.penalty(self.model))

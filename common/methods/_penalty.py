@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common import distributed
-from common.domain import Batch, Prediction
+from common.domain import Batch, Domain, Prediction
 from common.errors import UserError
+from common.knobs import knob
 from common.lora import adapters
-from common.methods._base import Method
+from common.methods._base import Method, Step
+from common.methods._continual import Continual
 from common.methods._snapshots import Weights, trained
+from common.plan import Phase
 
 
 def check_not_stacked(model: nn.Module) -> None:
@@ -103,3 +107,27 @@ class Quadratic:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         self.terms = state["terms"]
+
+
+class Penalised(Continual):
+    """Continual + penalty_weight times a quadratic penalty on the weights, which a subclass fills."""
+
+    saved: tuple[str, ...] = ("penalty",)
+    merge_terms = True
+
+    @dataclass
+    class Config(Continual.Config):
+        penalty_weight: float = knob(1.0, "weight of the penalty; lambda in the paper")
+
+    def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
+        super().__init__(config, domain, model)
+        self.penalty = Quadratic(self.merge_terms)
+
+    def begin_phase(self, phase: Phase) -> None:
+        super().begin_phase(phase)
+        check_not_stacked(self.model)
+
+    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
+        if not self.penalty.terms:
+            return None
+        return self.config.penalty_weight * step.log("penalty", self.penalty(self.model))

@@ -52,19 +52,21 @@ class Amnesiac(Method):
     """
 
     merge_terms = False
-    saved = ("records",)
+    saved: tuple[str, ...] = ("records",)
 
     @dataclass
     class Config(LwF.Config, EWC.Config, DER.Config):
         learner: str = knob("none", "how phases are learned", LEARNERS)
-        unlearnable_age: int = knob(0, "a group can be unlearned until so many learn phases followed; 0: always")
+        unlearnable_age: int = knob(
+            0, "a group can be unlearned until so many learn phases followed; 0: always", least=0
+        )
         disable_unlearning: bool = knob(False, "record nothing and unlearn nothing: the reference run")
         trains: str = knob("all", "what moves", ["adapter", "backbone", "all"])
         # a default of None stands for the learner's own, which `__post_init__` puts there
         rehearse: bool = knob(None, "train on the keep labels too (default: on for der_pp, else off)")
         keep_weight: float = knob(None, "weight of the rehearsal loss (default: 0.5 for der_pp, else 1)")
         exemplars: int = knob(
-            None, "size of the memory; 0 draws from all keep items (default: 200 for der and der_pp, else 0)"
+            None, "size of the memory; 0 draws from all keep items (default: 200 for der and der_pp, else 0)", least=0
         )
         exemplars_per: str = knob(
             None, "what `--exemplars` counts (default: total for der and der_pp, else class)", ["class", "total"]
@@ -78,8 +80,6 @@ class Amnesiac(Method):
         def __post_init__(self) -> None:
             if self.learner not in LEARNERS:
                 raise UserError(f"`--learner` must be one of {', '.join(LEARNERS)}, got {self.learner}.")
-            if self.unlearnable_age < 0:
-                raise UserError(f"`--unlearnable-age` must not be negative, got {self.unlearnable_age}.")
             for name, value in DEFAULTS.get(self.learner, ALONE).items():
                 if getattr(self, name) is None:
                     setattr(self, name, value)

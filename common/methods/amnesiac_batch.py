@@ -30,7 +30,7 @@ class AmnesiacBatch(Unlearning):
     Source: Graves et al., AAAI 2021, arXiv:2010.10981, section 4.2.
     """
 
-    saved = ("sums",)
+    saved: tuple[str, ...] = ("sums",)
 
     @dataclass
     class Config(Unlearning.Config):

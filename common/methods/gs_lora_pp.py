@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from common import distributed
 from common.averaging import MovingAverage
 from common.domain import Domain, Prediction
-from common.errors import UserError
 from common.knobs import knob
 from common.methods._base import Step, for_phase
 from common.methods._head import training_means
@@ -36,7 +35,7 @@ class GSLoRApp(GSLoRA):
     18, K-shot 50; w_r 0; forget weights "0.2,0.25,0.25,0.2". Hinge on the batch mean there; per item here.
     """
 
-    saved = ("prototypes", "average")
+    saved: tuple[str, ...] = ("prototypes", "average")
 
     @dataclass
     class Config(GSLoRA.Config):
@@ -44,14 +43,9 @@ class GSLoRApp(GSLoRA):
         prototype_forget_weights: str = knob("", "one per phase, comma separated, instead of that")
         prototype_keep_weight: float = knob(0.0, "pull to prototypes of kept classes; w_r")
         prototype_bound: float = knob(18.0, "divergence (nats) at which the push stops")
-        ema_decay: float = knob(0.0, "running average of what trains; 0 is off (0.9)")
+        ema_decay: float = knob(0.0, "running average of what trains; 0 is off (0.9)", least=0, below=1)
         ema_from_epoch: int = knob(30, "first epoch of a phase that is averaged")
         published_prototypes: bool = knob(False, "take all prototypes anew from the present model, before each phase")
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.ema_decay < 1:
-                raise UserError(f"`--ema-decay` is between 0 and 1, got {self.ema_decay}.")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)

@@ -38,12 +38,12 @@ class ICaRL(Continual):
 
     teaches = True
     memorises = True
-    saved = ("trained_head",)
+    saved: tuple[str, ...] = ("trained_head",)
 
     @dataclass
     class Config(Continual.Config):
         trains: str = knob("all", "what moves", ["all"])
-        exemplars: int = knob(20, "items remembered; 0 also means 20")
+        exemplars: int = knob(20, "items remembered; 0 also means 20", least=0)
         classifier: str = knob("nearest_mean", "who answers", ["nearest_mean", "head"])
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:

@@ -42,13 +42,13 @@ class LUCIR(Continual):
 
     teaches = True
     memorises = True
-    saved = ("frozen", "rows_before")
+    saved: tuple[str, ...] = ("frozen", "rows_before")
     own: nn.ParameterDict
 
     @dataclass
     class Config(Continual.Config):
         trains: str = knob("all", "what moves", ["all"])
-        exemplars: int = knob(20, "items remembered per class; 0 also means 20")
+        exemplars: int = knob(20, "items remembered per class; 0 also means 20", least=0)
         distil_weight: float = knob(5.0, "less-forget weight; lambda base in the paper")
         rank_weight: float = knob(1.0, "weight of the margin ranking")
         margin: float = knob(0.5, "margin of the ranking, in cosine; m in the paper")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.domain import Prediction
-from common.errors import UserError
 from common.knobs import knob
 from common.methods._base import Step
 from common.methods._unlearning import Unlearning
@@ -22,11 +21,7 @@ class NegGradPlus(Unlearning):
 
     @dataclass
     class Config(Unlearning.Config):
-        keep_share: float = knob(0.95, "beta: share of the keep loss, 0..1")
-
-        def __post_init__(self) -> None:
-            if not 0 <= self.keep_share <= 1:
-                raise UserError(f"`--keep-share` is between 0 and 1, got {self.keep_share}.")
+        keep_share: float = knob(0.95, "beta: share of the keep loss, 0..1", least=0, most=1)
 
     def forget_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         loss = -(1 - self.config.keep_share) * step.log("target", target.loss)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common.domain import Prediction
-from common.errors import UserError
 from common.knobs import knob
 from common.losses import bounded_forgetting
 from common.methods._base import Method, Step, for_phase
@@ -27,12 +26,8 @@ class Replay(Method):
         keep_weight: float = knob(1.0, "weight of the keep loss in a learn phase")
         forget_weight: float = knob(0.2, "weight of the bounded forget loss")
         forget_weights: str = knob("", "one per phase, comma separated, instead of that (continual forgetting)")
-        bound: float = knob(10.0, "loss (nats) at which an item counts as forgotten; BND in the paper")
+        bound: float = knob(10.0, "loss (nats) at which an item counts as forgotten; BND in the paper", above=0)
         bound_per_item: bool = knob(True, "bound the loss of every item, not their mean (published: the mean)")
-
-        def __post_init__(self) -> None:
-            if self.bound <= 0:
-                raise UserError(f"`--bound` must be above 0, got {self.bound}.")
 
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         kept = 0.0 if keep is None else step.log("keep", keep.loss)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
-from common.errors import UserError
 from common.knobs import knob
 from common.methods._base import Step
 from common.methods._penalty import mean_over_batches
@@ -30,16 +29,12 @@ class SalUn(Relabel):
     Source: Fan et al., ICLR 2024, arXiv:2310.12508, eq. 3-5. Published: the top half of all weights.
     """
 
-    saved = ("mask", "anchor")
+    saved: tuple[str, ...] = ("mask", "anchor")
 
     @dataclass
     class Config(Relabel.Config):
-        saliency: float = knob(0.5, "share of the weights that move, above 0, up to 1")
+        saliency: float = knob(0.5, "share of the weights that move, above 0, up to 1", above=0, most=1)
         published_any_label: bool = knob(False, "a wrong label may be the true one, as published")
-
-        def __post_init__(self) -> None:
-            if not 0 < self.saliency <= 1:
-                raise UserError(f"`--saliency` is a share above 0, at most 1, got {self.saliency}.")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)

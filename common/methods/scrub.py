@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from common.averaging import MovingAverage
 from common.domain import Domain
-from common.errors import UserError
 from common.knobs import knob
 from common.losses import soft_kl
 from common.methods._base import Step
@@ -37,20 +36,16 @@ class SCRUB(Unlearning):
     """
 
     teaches = True
-    saved = ("average",)
+    saved: tuple[str, ...] = ("average",)
 
     @dataclass
     class Config(Unlearning.Config):
         ce_weight: float = knob(0.99, "weight of the keep loss; gamma")
         distil_weight: float = knob(0.001, "weight of the distillation; alpha")
         temperature: float = knob(2.0, "softens both distributions")
-        rounds: int = knob(1, "rounds per phase (published: 10, of 10 epochs each)")
-        max_share: float = knob(0.5, "part of each round that has max steps, 0..1")
+        rounds: int = knob(1, "rounds per phase (published: 10, of 10 epochs each)", least=1)
+        max_share: float = knob(0.5, "part of each round that has max steps, 0..1", least=0, most=1)
         smoothing: float = knob(0.0, "pull to the averaged weights; above 0 in SCRUB-S")
-
-        def __post_init__(self) -> None:
-            if self.rounds < 1 or not 0 <= self.max_share <= 1:
-                raise UserError("`--rounds` must be at least 1 and `--max-share` between 0 and 1.")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)

@@ -18,7 +18,7 @@ class SCRUBS(SCRUB):
     @dataclass
     class Config(SCRUB.Config):
         smoothing: float = knob(0.1, "pull to the averaged weights")
-        rounds: int = knob(5, "rounds per phase (published: 10, of 10 epochs each)")
+        rounds: int = knob(5, "rounds per phase (published: 10, of 10 epochs each)", least=1)
 
 
 METHOD = SCRUBS

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from common.domain import Domain, Prediction
+from common.domain import Domain
 from common.knobs import knob
 from common.methods._base import Step
-from common.methods._continual import Continual
-from common.methods._penalty import Quadratic, check_not_stacked
+from common.methods._penalty import Penalised
 from common.methods._snapshots import Weights, copied, trained
 from common.plan import Phase
 
 
-class SI(Continual):
+class SI(Penalised):
     """Continual + c sum_n Omega_n (theta_n - theta*_n)^2, with
 
     w_n = - sum over steps of g_n (theta_n(t+1) - theta_n(t)), g the gradient of the loss without the penalty,
@@ -29,16 +28,15 @@ class SI(Continual):
     0.001 for CIFAR, with c of 0.01 to 0.1 there; c = 0.1 and xi = 0.1 are the defaults here.
     """
 
-    saved = ("penalty", "start", "path")
+    saved: tuple[str, ...] = ("start", "path")
 
     @dataclass
-    class Config(Continual.Config):
+    class Config(Penalised.Config):
         penalty_weight: float = knob(0.1, "weight of the penalty; c in the paper")
         damping: float = knob(0.1, "keeps importances finite; xi in the paper")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
-        self.penalty = Quadratic()
         self.start: Weights = {}
         self.path: Weights = {}
         self.before: Weights = {}
@@ -46,14 +44,8 @@ class SI(Continual):
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
-        check_not_stacked(self.model)
         self.start = copied(self.model)
         self.path = {name: torch.zeros_like(value) for name, value in self.start.items()}
-
-    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
-        if not self.penalty.terms:
-            return None
-        return self.config.penalty_weight * step.log("penalty", self.penalty(self.model))
 
     @torch.no_grad()
     def before_step(self, step: Step) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from common.domain import Prediction
-from common.errors import UserError
 from common.knobs import knob
 from common.methods._base import Step
 from common.methods._penalty import mean_over_batches
@@ -32,13 +31,9 @@ class SSD(Unlearning):
     @dataclass
     class Config(Unlearning.Config):
         trains: str = knob("all", "which weights may be shrunk", ["backbone", "all"])
-        selection: float = knob(10.0, "how much more a weight must matter; alpha")
-        dampening: float = knob(1.0, "how far it is left standing; lambda")
+        selection: float = knob(10.0, "how much more a weight must matter; alpha", above=0)
+        dampening: float = knob(1.0, "how far it is left standing; lambda", least=0)
         fisher_batch: int = knob(0, "items per gradient of the importances; 0 takes the batch size")
-
-        def __post_init__(self) -> None:
-            if self.selection <= 0 or self.dampening < 0:
-                raise UserError("`--selection` must be above 0 and `--dampening` not negative.")
 
     def steps(self, phase: Phase, planned: int) -> int:
         return 0 if phase.action == "forget" else planned

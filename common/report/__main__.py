@@ -9,9 +9,11 @@ from pathlib import Path
 from common.cli import main
 from common.config import Parser
 from common.record import write_bytes, write_json
+from common.report.columns import COLUMNS
 from common.report.page import render
 from common.report.runs import find_runs, summary
 from common.report.table import markdown
+from common.splits import read_list
 
 HELP = """Prints a Markdown table over runs: scores of every group before and after, drop, H-mean, trainable
 parameters, time and memory. Runs that differ only in the seed share a row, as mean ± standard deviation.
@@ -32,13 +34,15 @@ def body(argv: list[str]) -> int:
     parser.add_argument("--html", default="", metavar="FILE", help="also write a self-contained page there")
     parser.add_argument("--json", default="", metavar="FILE", help="also write the figures behind the table there")
     parser.add_argument("--title", default="", help="heading of the page; default the names of the runs")
+    text = f"measures in the place of the scores, comma separated: {', '.join(COLUMNS)}, or names of groups"
+    parser.add_argument("--columns", default="", metavar="A,B", help=text)
     args = parser.parse_args(argv)
-    runs = find_runs(args.results)
-    print(markdown(runs), end="")
+    runs, columns = find_runs(args.results), read_list(args.columns)
+    print(markdown(runs, columns), end="")
     if args.json:
         write_json(Path(args.json), [summary(run) for run in runs])
     if args.html:
-        write_bytes(Path(args.html), render(runs, args.title).encode())
+        write_bytes(Path(args.html), render(runs, args.title, columns).encode())
         print(f"page in {args.html}", file=sys.stderr)
     return 0
 

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+
+from markupsafe import Markup
 
 from common.report import sections, verdict
 from common.report.runs import RunRecord
-from common.report.table import FOOTNOTE, tables
+from common.report.table import FOOTNOTE, NO_NAMES, Names, tables
+from common.report.templates import HERE, template
 
-HERE = Path(__file__).parent
 
-
-def render(runs: Sequence[RunRecord], title: str = "") -> str:
-    """The page of one run, or of several: their table first, then each set of seeds with its first run."""
-    import jinja2
-    from markupsafe import Markup
-
-    found = tables(runs)
+def render(runs: Sequence[RunRecord], title: str = "", columns: Sequence[str] = (), names: Names = NO_NAMES) -> str:
+    """The page of one run, or of several: their table first (see `tables`), then each set of seeds with its first run."""
+    found = tables(runs, columns, names)
     shown = [(row[0], members[0]) for table in found for row, members in zip(table.rows, table.sets, strict=True)]
-    loader, strict = jinja2.FileSystemLoader(HERE), jinja2.StrictUndefined
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
-    names, firsts = [name for name, _ in shown], [run for _, run in shown]
+    called, firsts = [name for name, _ in shown], [run for _, run in shown]
     several = len(firsts) > 1
     top = _most_moved(firsts) if several else None
-    return env.get_template("page.html").render(
-        title=title or heading(names),
+    return template("page.html").render(
+        title=title or heading(called),
         tables=found if len(runs) > 1 else [],
-        footnote=FOOTNOTE,
+        footnote="" if columns else FOOTNOTE,
         rules=verdict.RULES,
         several=several,
         runs=len(runs),
         sections=[sections.section(run, name, top) for name, run in shown],
-        shared=sections.shared_pictures(firsts, names) if several else [],
+        shared=sections.shared_pictures(firsts, called) if several else [],
         style=Markup((HERE / "style.css").read_text()),
     )
 

@@ -89,10 +89,7 @@ def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:
             f"{round(share * count)} of {count}" for share, count in (zero.get(m.index, (0, 0)) for m in run.moments)
         ]
         rows.append(
-            (
-                "zero adapter groups",
-                [c if m.index in zero else "" for c, m in zip(cells, run.moments, strict=True)],
-            )
+            ("zero adapter groups", [c if m.index in zero else "" for c, m in zip(cells, run.moments, strict=True)])
         )
     return rows
 

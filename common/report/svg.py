@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import colorsys
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from common.report.templates import template
 
 Point = tuple[float, float | None]
 LETTER = 7.0  # width of an average character of 13 px text
-DOT = Markup('<circle class="dot" style="--h:{:.0f}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}: {:.4g}</title></circle>')
 FILE_STYLE = (
     "svg{background:#fff}text{font:13px sans-serif}.tick,.label{fill:#5d666f}.band0{fill:#f1f3f4}.band1{fill:none}"
     ".grid{stroke:#dfe2e5}.axis{stroke:#5d666f;fill:none}.line{fill:none;stroke-width:2}"
@@ -67,50 +67,47 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def chart(lines: Sequence[Line], axes: Axes) -> Markup:
     """An <svg> of the curves, scaled to the width it is given; no id, no namespace, no address in it."""
     label = axes.title or f"{axes.y} over {axes.x}"
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        axes.width, axes.height, label, _drawn(lines, axes)
-    )
+    return _macro("chart")(_Frame(lines, axes), label, _on_page)
 
 
 def drawing(charts: Sequence[tuple[Sequence[Line], Axes]]) -> str:
     """The text of an SVG file: charts side by side, and below each the names of its lines."""
-    body, left, height = "", 0, 0
-    for lines, axes in charts:
-        body += f'<g transform="translate({left})">{_drawn(lines, axes)}'
-        for y, line in enumerate(lines, 1):
-            name = _text(50, axes.height + 16 * y, line.name, "start", "")
-            body += f'<g class="name" style="--h:{line.hue:.0f}">{name}</g>'
-        body += "</g>"
-        left, height = left + axes.width, max(height, axes.height + 16 * (len(lines) + 1))
-    body = re.sub(r'class="(line|dot|name)" style="--h:(\d+)"', _fixed_colour, body)
-    size = f'width="{left}" height="{height}" viewBox="0 0 {left} {height}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{FILE_STYLE}</style>{body}</svg>\n'
+    frames = [_Frame(lines, axes) for lines, axes in charts]
+    width, height = sum(f.axes.width for f in frames), max(f.axes.height + 16 * (len(f.lines) + 1) for f in frames)
+    return _macro("side_by_side")(frames, width, height, FILE_STYLE, _in_file) + "\n"
 
 
-def _fixed_colour(found: re.Match[str]) -> str:
-    """The colour of a light page, written out: few viewers of files know CSS variables."""
-    rgb = colorsys.hls_to_rgb(int(found[2]) / 360, 0.42, 0.62)
+def _macro(name: str) -> Callable[..., Markup]:
+    found: Callable[..., Markup] = getattr(template("chart.svg").module, name)
+    return found
+
+
+def _on_page(kind: str, hue: float) -> str:
+    """The style of a part of a line: the page's CSS makes a colour of the hue."""
+    return f"--h:{hue:.0f}"
+
+
+def _in_file(kind: str, hue: float) -> str:
+    """The colour on a bright page, written out: few viewers of files know CSS variables."""
+    rgb = colorsys.hls_to_rgb(round(hue) / 360, 0.42, 0.62)
     colour = "#" + "".join(f"{round(255 * value):02x}" for value in rgb)
-    return f'class="{found[1]}" style="{"stroke" if found[1] == "line" else "fill"}:{colour}"'
-
-
-def _drawn(lines: Sequence[Line], axes: Axes) -> Markup:
-    points = [(x, y) for line in lines for x, y in line.points if y is not None]
-    xs = [x for x, _ in points] + [edge for start, end, _ in axes.bands for edge in (start, end)] or [0.0, 1.0]
-    if axes.labels:
-        xs = [-0.4, len(axes.labels) - 0.6]
-    frame = _Frame(axes, (min(xs), max(xs)), _y_range([y for _, y in points], axes.y_range))
-    body = [*_bands(frame), *_grid(frame), *(part for line in lines for part in _curve(frame, line))]
-    return Markup("").join(body)
+    return f"{'stroke' if kind == 'line' else 'fill'}:{colour}"
 
 
 class _Frame:
-    """Maps data to the drawing area."""
+    """Maps data to the drawing area; positions are in pixels."""
 
-    def __init__(self, axes: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
-        self.axes, self.x, self.y = axes, x if x[1] > x[0] else (x[0], x[0] + 1), y
-        widest = max(len(_short(value)) for value in ticks(*self.y, count=_y_count(axes)))
-        self.left, self.right = 30 + LETTER * widest, axes.width - 16
+    def __init__(self, lines: Sequence[Line], axes: Axes) -> None:
+        self.lines, self.axes = lines, axes
+        points = [(x, y) for line in lines for x, y in line.points if y is not None]
+        xs = [x for x, _ in points] + [edge for start, end, _ in axes.bands for edge in (start, end)] or [0.0, 1.0]
+        if axes.labels:
+            xs = [-0.4, len(axes.labels) - 0.6]
+        self.x = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
+        low, high = min([0.0, *(y for _, y in points)]), max([0.0, *(y for _, y in points)])
+        self.y = axes.y_range or ((low * 1.05, high * 1.05) if high > low else (low, low + 1))
+        self.y_values = ticks(*self.y, count=5 if axes.height > 200 else 3)
+        self.left, self.right = 30 + LETTER * max(len(_short(value)) for value in self.y_values), axes.width - 16
         self.top, self.bottom = (26 if axes.bands else 12), axes.height - 40
 
     def at_x(self, value: float) -> float:
@@ -120,82 +117,32 @@ class _Frame:
         share = (value - self.y[0]) / (self.y[1] - self.y[0])
         return self.bottom - min(1.0, max(0.0, share)) * (self.bottom - self.top)
 
+    def bands(self) -> Iterator[tuple[float, float, str]]:
+        """(left, right, as much of the label as fits) of each."""
+        for start, end, label in self.axes.bands:
+            x0, x1 = self.at_x(start), self.at_x(end)
+            texts = (label, label.split()[0], "")
+            yield x0, x1, next(text for text in texts if len(text) <= max(0.0, x1 - x0) / LETTER)
 
-def _y_range(values: Sequence[float], given: tuple[float, float] | None) -> tuple[float, float]:
-    if given:
-        return given
-    low, high = min([0.0, *values]), max([0.0, *values])
-    return (low * 1.05, high * 1.05) if high > low else (low, low + 1)
+    def y_ticks(self) -> list[tuple[float, str]]:
+        return [(self.at_y(value), _short(value)) for value in self.y_values]
 
+    def x_ticks(self) -> list[tuple[float, str]]:
+        """Labels where there are some, only so many that they do not overlap, else numbers."""
+        names = self.axes.labels
+        room = (max(map(len, names), default=1) + 1.5) * LETTER
+        every = max(1, math.ceil(len(names) * room / (self.right - self.left)))
+        named = [(self.at_x(float(i)), name) for i, name in enumerate(names) if i % every == 0]
+        numbers = ticks(*self.x, count=5 if self.axes.width > 300 else 4)
+        return named or [(self.at_x(value), _short(value)) for value in numbers]
 
-def _y_count(axes: Axes) -> int:
-    return 5 if axes.height > 200 else 3
-
-
-def _bands(frame: _Frame) -> list[Markup]:
-    parts = []
-    for number, (start, end, label) in enumerate(frame.axes.bands):
-        x0, x1 = frame.at_x(start), frame.at_x(end)
-        parts.append(
-            Markup('<rect class="band{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>').format(
-                number % 2, x0, frame.top, x1 - x0, frame.bottom - frame.top
-            )
-        )
-        room = (x1 - x0) / LETTER
-        text = label if len(label) <= room else label.split()[0] if len(label.split()[0]) <= room else ""
-        parts.append(_text((x0 + x1) / 2, frame.top - 8, text, "middle"))
-    return parts
-
-
-def _grid(frame: _Frame) -> list[Markup]:
-    axes, parts = frame.axes, []
-    for value in ticks(*frame.y, count=_y_count(axes)):
-        y = frame.at_y(value)
-        parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(frame.left, y, frame.right))
-        parts.append(_text(frame.left - 6, y + 4, _short(value), "end"))
-    every = max(
-        1,
-        math.ceil(
-            len(axes.labels) * (max(map(len, axes.labels), default=1) + 1.5) * LETTER / (frame.right - frame.left)
-        ),
-    )
-    named = [(float(i), name) for i, name in enumerate(axes.labels) if i % every == 0]
-    for value, name in named or [(v, _short(v)) for v in ticks(*frame.x, count=5 if axes.width > 300 else 4)]:
-        x = frame.at_x(value)
-        parts.append(Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(x, frame.bottom))
-        parts.append(_text(x, frame.bottom + 17, name, "middle"))
-    parts.append(Markup('<path class="axis" d="M{} {}H{}"/>').format(frame.left, frame.bottom, frame.right))
-    parts.append(_text((frame.left + frame.right) / 2, axes.height - 5, axes.x, "middle", "label"))
-    middle = (frame.top + frame.bottom) / 2
-    parts.append(
-        Markup(
-            '<text class="label" text-anchor="middle" transform="translate(12 {:.1f}) rotate(-90)">{}</text>'
-        ).format(middle, axes.y)
-    )
-    return parts
-
-
-def _curve(frame: _Frame, line: Line) -> list[Markup]:
-    path, pen = [], "M"
-    for x, y in line.points:
-        if y is None:
-            pen = "M"
-            continue
-        path.append(f"{pen}{frame.at_x(x):.1f} {frame.at_y(y):.1f}")
-        pen = "L"
-    dash = Markup(' stroke-dasharray="{}"').format(line.dash) if line.dash else ""
-    parts = [Markup('<path class="line" style="--h:{:.0f}"{} d="{}"/>').format(line.hue, dash, "".join(path))]
-    if line.marks:
-        parts += [
-            DOT.format(line.hue, frame.at_x(x), frame.at_y(y), line.name, y) for x, y in line.points if y is not None
-        ]
-    return parts
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        kind, x, y, anchor, escape(text)
-    )
+    def path(self, line: Line) -> str:
+        """What an SVG path draws: a missing value lifts the pen."""
+        steps, pen = "", "M"
+        for x, y in line.points:
+            steps += "" if y is None else f"{pen}{self.at_x(x):.1f} {self.at_y(y):.1f}"
+            pen = "M" if y is None else "L"
+        return steps
 
 
 def _short(value: float) -> str:

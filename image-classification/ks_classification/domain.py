@@ -49,6 +49,7 @@ class ClassificationDomain(Domain):
         roles: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.spec, self.config, self.base, self.seed = spec, config, base, seed
+        images = selection.held_out(images, config.validation) if config.validation else images
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = ClassTable(tuple(spec.classes)).extended(wanted)
         strange = [c for c in wanted if c not in images.classes]
@@ -227,6 +228,7 @@ class ClassificationDomain(Domain):
             "skipped": len(self.skipped), "augment": c.augment, "flip": c.flip, "crop": c.crop,
             "keep_aspect": c.keep_aspect, "label_smoothing": c.label_smoothing, "cached_stem": bool(c.cache_stem),
             **({"subset": self.subset} if self.subset else {}), **({"eval_margin": True} if c.eval_margin else {}),
+            **({"validation": c.validation} if c.validation else {}),
         }  # fmt: skip
 
 

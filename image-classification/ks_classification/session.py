@@ -31,6 +31,8 @@ from ks_classification.models.hybrid import load_stem
 from ks_classification.predict import PredictConfig, answers
 from ks_classification.source import SourceConfig, base_model, narrow, normalized, spec_from
 
+SWAP_ONLY = ("allow_chance", "checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head")
+
 
 @dataclass
 class BaseConfig:
@@ -89,15 +91,7 @@ class ClassificationSession(Session):
 
     def open_pretrain(self, settings: Settings) -> Opening:
         source = settings[SourceConfig]
-        for name in (
-            "allow_chance",
-            "checkpoint",
-            "class_names",
-            "head_rows",
-            "learn_data",
-            "lora_merged",
-            "narrow_head",
-        ):
+        for name in SWAP_ONLY:
             if getattr(source, name):
                 raise UserError(
                     f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --model."

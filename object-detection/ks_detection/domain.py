@@ -1,8 +1,9 @@
-"""The detection domain: what the loop needs to know about pictures with boxes."""
+"""The detection domain: what the loop needs to know about images with boxes."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from ks_detection import gallery
 from ks_detection.checkpoints.export import export_official
 from ks_detection.data import transforms
 from ks_detection.data.folders import with_classes
-from ks_detection.data.records import DetectionSet, Picture
+from ks_detection.data.records import DetectionSet, ImageRecord
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.detectors import build_detector, criterion_for
 from ks_detection.models.features import FeatureCache, pad_maps
@@ -39,7 +40,7 @@ ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o
 
 @dataclass
 class ImageConfig(Checked):
-    """Pictures: which objects count, sizes and augmentation."""
+    """Images: which objects count, sizes and augmentation."""
 
     mixed: str = knob(
         "ignore",
@@ -60,9 +61,9 @@ class ImageConfig(Checked):
     before_crop: str = knob("400,500,600", "shorter sides before a random crop, pixels")
     crop: str = knob("384,600", "smallest and largest side of a random crop, pixels")
     test_size: int = knob(800, "shorter side when scoring, pixels", least=1)
-    eval_batch: int = knob(8, "pictures per batch when scoring, grouped by aspect ratio", least=1)
-    keep_decoded: int = knob(512, "megabytes of decoded pictures kept in memory", least=0)
-    learn_fraction: float = knob(1.0, "share of training pictures that a learn phase uses", above=0, most=1)
+    eval_batch: int = knob(8, "images per batch when scoring, grouped by aspect ratio", least=1)
+    keep_decoded: int = knob(512, "megabytes of decoded images kept in memory", least=0)
+    learn_fraction: float = knob(1.0, "share of training images that a learn phase uses", above=0, most=1)
     forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
     retain_fraction: float = knob(1.0, "the same for all other classes", above=0, most=1)
     cache_features: str = knob("", "folder in which the frozen backbone's maps are kept; needs --no-augment")
@@ -72,7 +73,7 @@ class ImageConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cache_features and self.augment:
-            raise UserError("--cache-features needs --no-augment: features of an augmented picture never come again.")
+            raise UserError("--cache-features needs --no-augment: features of an augmented image never come again.")
 
     def recipe(self) -> transforms.Recipe:
         """The sizes as numbers. Raises UserError for text that holds none."""
@@ -93,10 +94,10 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
         raise UserError(f"`{flag}` takes pixels such as 480-800:32 or 400,500,600, got {text!r}.") from None
 
 
-class Scenes(NamedTuple):
-    """A batch: normalised images [3, h, w] (or backbone maps), what is on them, file names, picture numbers.
+class ImageBatch(NamedTuple):
+    """A batch: normalised images [3, h, w] (or backbone maps), what is on them, file names, image numbers.
 
-    targets: per picture labels [T] (logit rows), boxes [T, 4] and ignore [K, 4], both cxcywh in 0..1.
+    targets: per image labels [T] (logit rows), boxes [T, 4] and ignore [K, 4], both cxcywh in 0..1.
     """
 
     images: list[Tensor] | list[list[Tensor]]
@@ -107,15 +108,15 @@ class Scenes(NamedTuple):
 
 
 class DetectionDomain(Domain):
-    """Pictures with boxes, scored by COCO average precision.
+    """Images with boxes, scored by COCO average precision.
 
     Args:
         base: the base model, a detector with `class_table`; its rows come before those of new classes.
-        data: training and test pictures of all classes of the plan.
-        groups: {"learn", "forget", "retain", ...} -> class names, which decide the share of pictures used.
+        data: training and test images of all classes of the plan.
+        groups: {"learn", "forget", "retain", ...} -> class names, which decide the share of images used.
         config: see `ImageConfig`.
-        seed: decides which training pictures a share holds.
-        training: whether training pictures are needed at all.
+        seed: decides which training images a share holds.
+        training: whether training images are needed at all.
         half: whether `save_folder` stores floats in float16.
     """
 
@@ -138,7 +139,7 @@ class DetectionDomain(Domain):
         self.recipe = config.recipe()
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = base.class_table.extended(wanted)
-        self.pictures = {"train": data.train, "test": data.test} if training else {"test": data.test}
+        self.records = {"train": data.train, "test": data.test} if training else {"test": data.test}
         self.criterion = criterion_for(base.config)
         self.cache = None
         if config.cache_features:
@@ -154,19 +155,19 @@ class DetectionDomain(Domain):
         self._used = self._choose() if training else {}
 
     def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:
-        for part, pictures in self.pictures.items():
-            shown = {thing.label for picture in pictures for thing in picture.things if not thing.crowd}
+        for part, records in self.records.items():
+            shown = {a.label for record in records for a in record.annotations if not a.crowd}
             missing = [name for name in wanted if name not in shown]
             if missing:
                 part = "training" if part == "train" else part
                 raise UserError(
-                    f"there is no {part} picture with class {missing[0]!r}; the data has: {splits.shorten(data.classes)}."
+                    f"there is no {part} image with class {missing[0]!r}; the data has: {splits.shorten(data.classes)}."
                 )
 
-    # ---- which pictures ----------------------------------------------------------------------------------
+    # ---- which images -----------------------------------------------------------------------------------
 
     def _choose(self) -> dict[str, set[int]]:
-        """Class name -> training pictures that a phase on it may use."""
+        """Class name -> training images that a phase on it may use."""
         shares = {"learn": self.config.learn_fraction, "forget": self.config.forget_fraction}
         used: dict[str, set[int]] = {}
         for group, classes in self.groups.items():
@@ -177,16 +178,16 @@ class DetectionDomain(Domain):
         return used
 
     def _showing(self, classes: Sequence[str], part: str) -> list[int]:
-        """Numbers of the pictures with an object of the classes that the rule for mixed pictures admits."""
+        """Numbers of the images with an object of the classes that the rule for mixed images admits."""
         wanted = set(classes)
-        found = {id(p) for p in with_classes(self.pictures[part], wanted)}
+        found = {id(p) for p in with_classes(self.records[part], wanted)}
         if self.config.mixed == "exclude" and part == "train":
-            found -= {id(p) for p in self.pictures[part] if any(thing.label not in wanted for thing in p.things)}
+            found -= {id(p) for p in self.records[part] if any(a.label not in wanted for a in p.annotations)}
             if not found:
                 raise UserError(
-                    f"--mixed exclude leaves no training picture of {splits.shorten(list(classes))}: all show other classes too."
+                    f"--mixed exclude leaves no training image of {splits.shorten(list(classes))}: all show other classes too."
                 )
-        return [i for i, picture in enumerate(self.pictures[part]) if id(picture) in found]
+        return [i for i, record in enumerate(self.records[part]) if id(record) in found]
 
     def _indices(self, classes: Sequence[str], train: bool) -> list[int]:
         if not train:
@@ -218,62 +219,56 @@ class DetectionDomain(Domain):
 
     # ---- batches -----------------------------------------------------------------------------------------
 
-    def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Scenes]:
+    def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[ImageBatch]:
         indices, wanted = self._indices(classes, train), frozenset(classes)
         if stream is None:
-            ratio = {i: self._picture(i, train).width / self._picture(i, train).height for i in indices}
+            ratio = {i: self._record(i, train).width / self._record(i, train).height for i in indices}
             share = sorted(indices, key=ratio.get)[distributed.rank() :: distributed.world()]
             size = self.config.eval_batch
             chunks = [[Draw(i, None) for i in share[k : k + size]] for k in range(0, len(share), size)]
             return (self._batch(chunk, wanted, train) for chunk in chunks)
         return load_batches(stream, indices, partial(self._batch, wanted=wanted, train=True), self.config.workers)
 
-    def _picture(self, index: int, train: bool) -> Picture:
-        return self.pictures["train" if train else "test"][index]
+    def _record(self, index: int, train: bool) -> ImageRecord:
+        return self.records["train" if train else "test"][index]
 
     def _pixels(self, index: int, train: bool) -> Tensor:
         """uint8 [3, H, W], kept in memory while there is room."""
         found = self._decoded.get((train, index))
         if found is None:
-            found = pil_to_tensor(self._picture(index, train).open())
+            found = pil_to_tensor(self._record(index, train).open())
             if found.numel() <= self._room:
                 self._room -= found.numel()
                 self._decoded[train, index] = found
         return found
 
-    def _batch(self, draws: list[Draw], wanted: frozenset[str], train: bool) -> Scenes:
+    def _batch(self, draws: list[Draw], wanted: frozenset[str], train: bool) -> ImageBatch:
         return collate([self.item(draw, wanted, train) for draw in draws])
 
     def item(self, draw: Draw, wanted: frozenset[str], train: bool) -> tuple:
-        """(image or maps, size, target, name, index) of one picture."""
-        picture = self._picture(draw.index, train)
-        things = [t for t in picture.things if not t.crowd and t.label in self.classes.names]
+        """(image or maps, size, target, name, index) of one record."""
+        record = self._record(draw.index, train)
+        annotations = [t for t in record.annotations if not t.crowd and t.label in self.classes.names]
         if self.config.mixed == "remove":
-            things = [t for t in things if t.label in wanted]
-        boxes = torch.tensor([t.box for t in things], dtype=torch.float32).view(-1, 4)
-        labels = torch.tensor([self.classes.row(t.label) for t in things], dtype=torch.long)
-        other = torch.tensor([t.label not in wanted for t in things], dtype=torch.bool)
+            annotations = [t for t in annotations if t.label in wanted]
+        boxes = torch.tensor([t.box for t in annotations], dtype=torch.float32).view(-1, 4)
+        labels = torch.tensor([self.classes.row(t.label) for t in annotations], dtype=torch.long)
+        other = torch.tensor([t.label not in wanted for t in annotations], dtype=torch.bool)
         random = draw.seed is not None and self.config.augment and train
-        image, boxes, labels, other = transforms.apply(
-            self._transforms[random],
-            self._pixels(draw.index, train),
-            boxes,
-            labels,
-            other,
-            draw.seed if random else None,
-        )
+        pixels, seed = self._pixels(draw.index, train), draw.seed if random else None
+        image, boxes, labels, other = transforms.apply(self._transforms[random], pixels, boxes, labels, other, seed)
         height, width = image.shape[-2:]
         boxes = xyxy_to_cxcywh(boxes) / torch.tensor([width, height, width, height])
         target = {"labels": labels[~other], "boxes": boxes[~other], "ignore": boxes[other]}
-        maps = self.cache.get(f"{train}-{picture.path or picture.name}", image) if self.cache else image
-        return maps, (height, width), target, picture.name, draw.index
+        maps = self.cache.get(str(record.path or _digest(pixels)), image) if self.cache else image
+        return maps, (height, width), target, record.name, draw.index
 
-    def item_names(self, batch: Scenes) -> list[str]:
+    def item_names(self, batch: ImageBatch) -> list[str]:
         return batch.names
 
     # ---- forward and scores ------------------------------------------------------------------------------
 
-    def forward(self, model: nn.Module, batch: Scenes, targets: list[dict] | None = None) -> dict:
+    def forward(self, model: nn.Module, batch: ImageBatch, targets: list[dict] | None = None) -> dict:
         """The detector's outputs on a batch, from pixels or from cached maps."""
         device = next(model.parameters()).device
         if not self.cache:
@@ -284,7 +279,7 @@ class DetectionDomain(Domain):
             )
         return model.decode(*pad_maps(batch.images, batch.sizes, device), targets)
 
-    def predict(self, model: nn.Module, batch: Scenes) -> Prediction:
+    def predict(self, model: nn.Module, batch: ImageBatch) -> Prediction:
         device = next(model.parameters()).device
         targets = [{name: value.to(device) for name, value in target.items()} for target in batch.targets]
         outputs = self.forward(model, batch, targets)
@@ -292,8 +287,8 @@ class DetectionDomain(Domain):
         scores = outputs["pred_logits"].float()[items.rows, items.queries]
         embedding = outputs["queries"].float()[items.rows, items.queries]
         labels = [
-            targets[row]["labels"][thing]
-            for row, thing in zip(items.rows.tolist(), items.objects.tolist(), strict=True)
+            targets[row]["labels"][number]
+            for row, number in zip(items.rows.tolist(), items.objects.tolist(), strict=True)
         ]
         labels = torch.stack(labels) if labels else torch.zeros(0, dtype=torch.long, device=device)
         reversible = self.criterion.classification(terms) if self.config.forget_part == "class" else None
@@ -301,29 +296,29 @@ class DetectionDomain(Domain):
         return Prediction(self.criterion.total(terms), scores, embedding, labels, missed, reversible)
 
     def detect(self, model: nn.Module, classes: Sequence[str]) -> tuple[list[Truth], list[Found]]:
-        """Objects and detections of all test pictures with the classes, over all ranks, in pixels."""
+        """Objects and detections of all test images with the classes, over all ranks, in pixels."""
         own: list[tuple[Truth, Found]] = []
         for batch in self.loader(classes, train=False):
             outputs = self.forward(model, batch)
-            pictures = [self._picture(i, False) for i in batch.indices]
-            sizes = [(picture.height, picture.width) for picture in pictures]
-            for picture, found in zip(pictures, post_process(outputs, sizes, model.config.num_select), strict=True):
-                things = [(t.label, t.box, t.crowd) for t in picture.things]
+            records = [self._record(i, False) for i in batch.indices]
+            sizes = [(record.height, record.width) for record in records]
+            for record, found in zip(records, post_process(outputs, sizes, model.config.num_select), strict=True):
+                annotations = [(t.label, t.box, t.crowd) for t in record.annotations]
                 labels = [self.classes.names[row] for row in found["labels"].tolist()]
                 answer = Found(found["scores"].tolist(), labels, found["boxes"].tolist())
-                own.append((Truth(picture.name, picture.width, picture.height, things), answer))
+                own.append((Truth(record.name, record.width, record.height, annotations), answer))
         every = [pair for part in distributed.gather(own) for pair in part]
         return [truth for truth, _ in every], [found for _, found in every]
 
     def scores(self, model: nn.Module, classes: Sequence[str]) -> Scores:
-        """All COCO scores over `classes`, on the test pictures that show one of them."""
+        """All COCO scores over `classes`, on the test images that show one of them."""
         return coco_scores(*self.detect(model, classes), classes)
 
     def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
         return self.scores(model, classes).evaluation().scores
 
     def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
-        """Each test picture goes through the detector once; a group is scored on the pictures that show it."""
+        """Each test image goes through the detector once; a group is scored on the images that show it."""
         truths, found = self.detect(model, [name for classes in groups.values() for name in classes])
         result = {}
         for group, classes in groups.items():
@@ -340,12 +335,11 @@ class DetectionDomain(Domain):
         items = []
         for index in picked:
             batch = self._batch([Draw(index, None)], wanted, train=False)
-            picture = self._picture(index, False)
+            record = self._record(index, False)
             outputs = self.forward(model, batch)
-            found = post_process(
-                outputs, [(picture.height, picture.width)], model.config.num_select, gallery.THRESHOLD
-            )[0]
-            items.append(gallery.item(picture, found, self.classes.names, wanted))
+            size = (record.height, record.width)
+            (found,) = post_process(outputs, [size], model.config.num_select, gallery.THRESHOLD)
+            items.append(gallery.item(record, found, self.classes.names, wanted))
         return items
 
     def save_folder(self, model: nn.Module, folder: Path) -> None:
@@ -360,10 +354,15 @@ class DetectionDomain(Domain):
         }
         return {
             "model": self.base.config.to_dict(), "classes": list(self.classes.names), "ids": list(self.classes.ids),
-            "pictures": counts, "cached_features": bool(self.cache), **{key: getattr(self.config, key) for key in keep},
+            "images": counts, "cached_features": bool(self.cache), **{key: getattr(self.config, key) for key in keep},
         }  # fmt: skip
 
 
-def collate(items: list[tuple]) -> Scenes:
+def _digest(pixels: Tensor) -> str:
+    """What stands for an image that has no path: names of made images repeat from data set to data set."""
+    return hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def collate(items: list[tuple]) -> ImageBatch:
     """A batch of `DetectionDomain.item`s."""
-    return Scenes(*(list(column) for column in zip(*items, strict=True)))
+    return ImageBatch(*(list(column) for column in zip(*items, strict=True)))

@@ -28,8 +28,8 @@ def miss_loss(outputs: dict, targets: list[dict], items: Matches) -> Tensor:
     if len(items.rows) == 0:
         return outputs["pred_logits"].new_zeros(0)
     pairs = list(zip(items.rows.tolist(), items.objects.tolist(), strict=True))
-    labels = torch.stack([targets[row]["labels"][thing] for row, thing in pairs])
-    objects = cxcywh_to_xyxy(torch.stack([targets[row]["boxes"][thing] for row, thing in pairs]).float())
+    labels = torch.stack([targets[row]["labels"][number] for row, number in pairs])
+    objects = cxcywh_to_xyxy(torch.stack([targets[row]["boxes"][number] for row, number in pairs]).float())
     losses = []
     for layer in layers:
         boxes = cxcywh_to_xyxy(layer["pred_boxes"].detach().float())[items.rows]  # [M, Q, 4]

@@ -1,4 +1,4 @@
-"""Pictures with boxes drawn in, for the report and for predict.py."""
+"""Images with boxes drawn in, for the report and for predict.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from common.domain import GalleryItem
-from ks_detection.data.records import Picture
+from ks_detection.data.records import ImageRecord
 
 THRESHOLD = 0.3  # detections below are not shown
 COLORS = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45", "#fabed4", "#469990")
@@ -32,19 +32,19 @@ def draw(image: Image.Image, found: dict[str, Tensor], names: tuple[str, ...], s
     return canvas
 
 
-def item(picture: Picture, found: dict[str, Tensor], names: tuple[str, ...], wanted: frozenset[str]) -> GalleryItem:
-    """What the report shows of one picture; `wanted` are the classes that it stands for."""
+def item(record: ImageRecord, found: dict[str, Tensor], names: tuple[str, ...], wanted: frozenset[str]) -> GalleryItem:
+    """What the report shows of one image; `wanted` are the classes that it stands for."""
     buffer = io.BytesIO()
-    draw(picture.open(), found, names, SIDE).save(buffer, "PNG", optimize=True)
-    truth = ", ".join(sorted(t.label for t in picture.things if t.label in wanted))
+    draw(record.open(), found, names, SIDE).save(buffer, "PNG", optimize=True)
+    truth = ", ".join(sorted(t.label for t in record.annotations if t.label in wanted))
     answers = [names[label] for label in found["labels"].tolist()]
     answer = ", ".join(sorted(name for name in answers if name in wanted)) or "none of these"
-    name = f"{picture.name} ({truth})"  # a picture may stand for two groups
+    name = f"{record.name} ({truth})"  # an image may stand for two groups
     return GalleryItem(name, buffer.getvalue(), truth, answer, truth == answer)
 
 
 def png(image: Image.Image) -> bytes:
-    """The picture as PNG bytes."""
+    """The image as PNG bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -16,7 +16,7 @@ from common.knobs import Checked, knob
 from common.session import Answer
 from ks_detection import gallery
 from ks_detection.data import transforms
-from ks_detection.data.records import Picture
+from ks_detection.data.records import ImageRecord
 from ks_detection.models.parts.postprocess import post_process
 
 
@@ -40,7 +40,7 @@ def answers(
     names, resize = model.class_table.names, transforms.test_resize(recipe)
     for file in files:
         try:
-            image = Picture(file.name, file, 0, 0).open()
+            image = ImageRecord(file.name, file, 0, 0).open()
         except UserError:
             if not skip_corrupt:
                 raise

@@ -1,4 +1,4 @@
-"""COCO average precision of any pictures and predictions, without files."""
+"""COCO average precision of any images and predictions, without files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from common.domain import Evaluation
 
 
 class Truth(NamedTuple):
-    """A picture's objects in pixels: (class name, (left, top, right, bottom), crowd)."""
+    """An image's objects in pixels: (class name, (left, top, right, bottom), crowd)."""
 
     name: str
     width: int
     height: int
-    things: list[tuple[str, tuple[float, float, float, float], bool]]
+    annotations: list[tuple[str, tuple[float, float, float, float], bool]]
 
     def shows(self, classes: Sequence[str]) -> bool:
         """Whether an object of the classes (crowds aside) is on it."""
-        return any(label in classes and not crowd for label, _, crowd in self.things)
+        return any(label in classes and not crowd for label, _, crowd in self.annotations)
 
 
 class Found(NamedTuple):
-    """A picture's detections, best first: [N] scores, [N] class names, [N] boxes as corners in pixels."""
+    """An image's detections, best first: [N] scores, [N] class names, [N] boxes as corners in pixels."""
 
     scores: list[float]
     labels: list[str]
@@ -56,7 +56,7 @@ class Scores(NamedTuple):
 def coco_scores(truths: Sequence[Truth], found: Sequence[Found], classes: Sequence[str]) -> Scores:
     """COCO's bbox scores over `classes`; detections and objects of other classes are not looked at.
 
-    Area "all", 100 detections per picture, IoU 0.50:0.05:0.95. A class without an object has no score.
+    Area "all", 100 detections per image, IoU 0.50:0.05:0.95. A class without an object has no score.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -69,8 +69,8 @@ def coco_scores(truths: Sequence[Truth], found: Sequence[Found], classes: Sequen
         "categories": [{"id": i, "name": name} for name, i in numbers.items()],
         "annotations": _annotations(truths, numbers),
     }
-    for i, picture in enumerate(found):
-        for score, label, (x0, y0, x1, y1) in zip(picture.scores, picture.labels, picture.boxes, strict=True):
+    for i, record in enumerate(found):
+        for score, label, (x0, y0, x1, y1) in zip(record.scores, record.labels, record.boxes, strict=True):
             if label in numbers:
                 box = [x0, y0, x1 - x0, y1 - y0]
                 detections.append({"image_id": i, "category_id": numbers[label], "bbox": box, "score": score})
@@ -86,8 +86,8 @@ def coco_scores(truths: Sequence[Truth], found: Sequence[Found], classes: Sequen
 
 def _annotations(truths: Sequence[Truth], numbers: dict[str, int]) -> list[dict]:
     entries = []
-    for i, picture in enumerate(truths):
-        for label, (x0, y0, x1, y1), crowd in picture.things:
+    for i, record in enumerate(truths):
+        for label, (x0, y0, x1, y1), crowd in record.annotations:
             if label in numbers:
                 box = [x0, y0, x1 - x0, y1 - y0]
                 entry = {"image_id": i, "category_id": numbers[label], "bbox": box, "iscrowd": int(crowd)}
@@ -112,7 +112,7 @@ def _summary(precision: np.ndarray, classes: Sequence[str]) -> Scores:
 
 
 def _nothing(truths: Sequence[Truth], classes: Sequence[str]) -> Scores:
-    shown = {label for t in truths for label, _, crowd in t.things if not crowd}
+    shown = {label for t in truths for label, _, crowd in t.annotations if not crowd}
     zero = {name: 0.0 for name in classes if name in shown}
     total = 0.0 if zero else float("nan")
     return Scores(total, total, total, zero, dict(zero), dict(zero), {name: [0.0] * 101 for name in zero})

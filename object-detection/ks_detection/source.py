@@ -124,5 +124,5 @@ def open_data(source: SourceConfig, objects: Any = None) -> tuple[DetectionSet, 
     whole, *others = parts.values()
     for other in others:
         whole = whole.joined(other)
-    shown = {name: {a.label for image in part.train for a in image.things} for name, part in parts.items()}
+    shown = {name: {a.label for image in part.train for a in image.annotations} for name, part in parts.items()}
     return whole, {name: ",".join(c for c in part.classes if c in shown[name]) for name, part in parts.items()}

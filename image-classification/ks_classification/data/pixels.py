@@ -38,6 +38,13 @@ class ImageConfig(Checked):
     retain_fraction: float = knob(1.0, "the same for all other classes", above=0, most=1)
     shots: int = knob(0, "this many training images per class instead of a share (K-shot)", least=0)
     stratified: bool = knob(True, "draw the share class by class (published: over all images)")
+    validation: float = knob(
+        0.0,
+        "share of each class's training images that is scored in the place of the test images and trains nothing, "
+        "for choosing settings; the same images for every seed",
+        least=0,
+        below=1,
+    )
     split: str = knob("", "split.json of an earlier run whose training images are used again")
 
 
@@ -68,7 +75,7 @@ class Pixels:
         return len(self.names)
 
     def __getitem__(self, draws: Sequence[Draw]) -> Images:
-        images = torch.stack([self._load(d.index, d.seed) for d in draws])
+        images = torch.stack([self._load(draw.index, draw.seed) for draw in draws])
         indices = [d.index for d in draws]
         labels = torch.tensor([self.rows[i] for i in indices])
         images = images if self.stem is not None else self.normalised(images)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common import splits
 from common.domain import ClassTable
 from common.errors import UserError
 from common.record import read_json
-from ks_classification.data.images import Item
+from ks_classification.data.images import ImageSet, Item
 from ks_classification.data.pixels import ImageConfig
 
 SPLIT = "split.json"  # the file of a run folder that names its images
@@ -42,6 +43,14 @@ def choose(
         picked = splits.subset([classes.row(i.label) for i in found], seed, fraction, config.shots, config.stratified)
         names.update(found[p].name for p in picked)
     return names
+
+
+def held_out(images: ImageSet, share: float) -> ImageSet:
+    """The training images alone: a share of each class, the same at every call, takes the place of the test images."""
+    rank = {name: i for i, name in enumerate(images.classes)}
+    chosen = set(splits.subset([rank[item.label] for item in images.train], 0, share))
+    train, test = ([item for i, item in enumerate(images.train) if (i in chosen) == held] for held in (False, True))
+    return replace(images, train=train, test=test)
 
 
 def _check_shots(items: Sequence[Item], classes: Sequence[str], shots: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common import precision
+from common.claim import alone
 from common.errors import UserError
 from common.streams import derive
 
@@ -54,9 +55,10 @@ def features(stem: nn.Module, folder: str, key: str, pixels: Pixels, views: int,
     if not path.exists():
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _compute(stem, temporary, pixels, views, what)
-            os.replace(temporary, path)
+            with alone(path.parent, f"{key}.lock"):  # the rows of a sweep share it
+                if not path.exists():
+                    _compute(stem, temporary, pixels, views, what)
+                    os.replace(temporary, path)
         except OSError as error:
             raise UserError(f"`--cache-stem {folder}` cannot be written: {error.strerror or error}.") from None
         finally:

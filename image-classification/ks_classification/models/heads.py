@@ -11,10 +11,22 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 
-class Softmax(nn.Linear):
-    """logits = z W' + b; the same with and without labels."""
+class _Head:
+    """What all heads share; a subclass computes logits, with labels as in training."""
 
     is_classifier = True
+
+    def item_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        """[N] what each item is trained with: cross-entropy of the logits of training."""
+        return F.cross_entropy(self(embedding, labels), labels, reduction="none")
+
+    def loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        """Scalar, mean of `item_loss` over the batch."""
+        return self.item_loss(embedding, labels).mean()
+
+
+class Softmax(_Head, nn.Linear):
+    """logits = z W' + b; the same with and without labels."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
@@ -24,23 +36,13 @@ class Softmax(nn.Linear):
     def forward(self, embedding: Tensor, labels: Tensor | None = None) -> Tensor:
         return super().forward(embedding)
 
-    def item_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """[N] cross-entropies."""
-        return F.cross_entropy(self(embedding, labels), labels, reduction="none")
 
-    def loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Scalar, mean of `item_loss` over the batch."""
-        return self.item_loss(embedding, labels).mean()
+class _Cosine(_Head, nn.Module):
+    """Logits s cos(theta_j), theta_j the angle between the embedding and row j of the weight; margin: on the true class."""
 
-
-class _Cosine(nn.Module):
-    """Logits s cos(theta_j), theta_j the angle between the embedding and row j of the weight."""
-
-    is_classifier = True
-
-    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+    def __init__(self, in_features: int, out_features: int, scale: float = 64.0, margin: float = 0.0) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.scale = in_features, out_features, scale
+        self.in_features, self.out_features, self.scale, self.margin = in_features, out_features, scale, margin
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         nn.init.xavier_uniform_(self.weight)
 
@@ -58,14 +60,6 @@ class _Cosine(nn.Module):
         cosine = self.cosine(embedding)
         return self.scale * (cosine if labels is None else self.with_margin(cosine, labels))
 
-    def item_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """[N] what each item is trained with: cross-entropy of the logits with margin."""
-        return F.cross_entropy(self(embedding, labels), labels, reduction="none")
-
-    def loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Scalar, mean of `item_loss` over the batch."""
-        return self.item_loss(embedding, labels).mean()
-
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, scale={self.scale:g}"
 
@@ -77,8 +71,7 @@ class CosFace(_Cosine):
     """
 
     def __init__(self, in_features: int, out_features: int, scale: float = 64.0, margin: float = 0.35) -> None:
-        super().__init__(in_features, out_features, scale)
-        self.margin = margin
+        super().__init__(in_features, out_features, scale, margin)
 
     def with_margin(self, cosine: Tensor, labels: Tensor) -> Tensor:
         return cosine - self.margin * F.one_hot(labels, self.out_features).to(cosine)
@@ -91,8 +84,7 @@ class ArcFace(_Cosine):
     """
 
     def __init__(self, in_features: int, out_features: int, scale: float = 64.0, margin: float = 0.5) -> None:
-        super().__init__(in_features, out_features, scale)
-        self.margin = margin
+        super().__init__(in_features, out_features, scale, margin)
 
     def with_margin(self, cosine: Tensor, labels: Tensor) -> Tensor:
         true = cosine.gather(1, labels[:, None])  # [N, 1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from common.errors import UserError
@@ -19,14 +18,7 @@ def load_backbone(model: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         UserError: the file does not hold this backbone.
     """
-    path = Path(path)
-    if path.suffix == ".npz":
-        import numpy as np
-
-        with np.load(path, allow_pickle=False) as file:
-            state = {name: torch.from_numpy(file[name].astype("float32")) for name in file.files}
-    else:
-        state = read_checkpoint(path).state
+    state = read_checkpoint(path).state
     own = model.backbone.state_dict()
     found = {}
     for name in own:

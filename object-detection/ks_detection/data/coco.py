@@ -8,11 +8,11 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.session import Problem
-from ks_detection.data.records import Picture, Thing, clipped, find_box_problem
+from ks_detection.data.records import Annotation, ImageRecord, clipped, find_box_problem
 
 
-def read_coco(file: Path, images: Path) -> tuple[list[Picture], dict[str, int], list[Problem]]:
-    """(pictures, class name -> category id, problems) of one annotation file.
+def read_coco(file: Path, images: Path) -> tuple[list[ImageRecord], dict[str, int], list[Problem]]:
+    """(images, class name -> category id, problems) of one annotation file.
 
     Args:
         file: `instances_*.json`; images: the folder that its file names are relative to.
@@ -23,29 +23,31 @@ def read_coco(file: Path, images: Path) -> tuple[list[Picture], dict[str, int], 
     data = _read(file)
     problems = _duplicates(file, data)
     names = {category["id"]: str(category["name"]) for category in data["categories"]}
-    things: dict[int, list[Thing]] = {image["id"]: [] for image in data["images"]}
+    annotations: dict[int, list[Annotation]] = {image["id"]: [] for image in data["images"]}
     sizes = {image["id"]: (int(image["width"]), int(image["height"])) for image in data["images"]}
     for entry in data["annotations"]:
         where = f"{file.name}, annotation {entry.get('id', '?')}"
-        if entry.get("image_id") not in things:
+        if entry.get("image_id") not in annotations:
             problems.append(Problem("unknown image", where, f"image_id {entry.get('image_id')} is not in `images`"))
         elif entry.get("category_id") not in names:
             text = f"category_id {entry.get('category_id')} is not in `categories`"
             problems.append(Problem("unknown category", where, text))
         else:
-            _add(things[entry["image_id"]], entry, names, sizes[entry["image_id"]], where, problems)
-    pictures = []
+            _add(annotations[entry["image_id"]], entry, names, sizes[entry["image_id"]], where, problems)
+    records = []
     for image in data["images"]:
         path = images / image["file_name"]
         if not path.is_file():
             problems.append(Problem("missing image", file.name, f"{path} does not exist"))
-        if not things[image["id"]]:
+        if not annotations[image["id"]]:
             problems.append(Problem("no objects", image["file_name"], "the image has no annotation", False))
-        pictures.append(Picture(str(image["file_name"]), path, *sizes[image["id"]], tuple(things[image["id"]])))
-    return pictures, {name: number for number, name in names.items()}, problems
+        records.append(ImageRecord(str(image["file_name"]), path, *sizes[image["id"]], tuple(annotations[image["id"]])))
+    return records, {name: number for number, name in names.items()}, problems
 
 
-def _add(things: list[Thing], entry: dict, names: dict, size: tuple[int, int], where: str, problems: list) -> None:
+def _add(
+    annotations: list[Annotation], entry: dict, names: dict, size: tuple[int, int], where: str, problems: list
+) -> None:
     left, top, width, height = (float(value) for value in entry["bbox"])
     box = (left, top, left + width, top + height)
     found = find_box_problem(box, *size)
@@ -55,11 +57,13 @@ def _add(things: list[Thing], entry: dict, names: dict, size: tuple[int, int], w
     crowd = bool(entry.get("iscrowd", 0))
     if crowd:
         problems.append(Problem("crowd", where, "a crowd region: scored as COCO does, not trained on", False))
-    thing = Thing(names[entry["category_id"]], clipped(box, *size), crowd)
-    if thing in things:
-        problems.append(Problem("duplicate", where, f"the same {thing.label} box stands twice in one image", False))
+    annotation = Annotation(names[entry["category_id"]], clipped(box, *size), crowd)
+    if annotation in annotations:
+        problems.append(
+            Problem("duplicate", where, f"the same {annotation.label} box stands twice in one image", False)
+        )
         return
-    things.append(thing)
+    annotations.append(annotation)
 
 
 def _read(file: Path) -> dict:

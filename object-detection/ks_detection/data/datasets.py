@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from common.errors import UserError
-from ks_detection.data.records import DetectionSet, Picture, Thing, clipped, find_box_problem
+from ks_detection.data.records import Annotation, DetectionSet, ImageRecord, clipped, find_box_problem
 
 
 def from_datasets(data: Any, names: Sequence[str]) -> DetectionSet:
@@ -35,25 +36,31 @@ def from_datasets(data: Any, names: Sequence[str]) -> DetectionSet:
     return DetectionSet(train, test, classes)
 
 
-def _record(dataset: Any, name: str, index: int, classes: Sequence[str]) -> Picture:
+def _record(dataset: Any, name: str, index: int, classes: Sequence[str]) -> ImageRecord:
     try:
         image, target = dataset[index]
         labels = [int(label) for label in target["labels"]]
         boxes = torch.as_tensor(target["boxes"]).reshape(len(labels), 4).tolist()
-        things = [Thing(label, tuple(map(float, box))) for box, label in zip(boxes, labels, strict=True)]
+        annotations = [Annotation(label, tuple(map(float, box))) for box, label in zip(boxes, labels, strict=True)]
     except (TypeError, KeyError, IndexError, ValueError, RuntimeError):
         raise UserError(f'{name} is no (image, {{"boxes": [N, 4], "labels": [N]}}).') from None
     image = _opened(image)
     kept = []
-    for thing in things:
-        if not 0 <= thing.label < len(classes):
-            raise UserError(f"label {thing.label} has no name; name all labels, in order, with data_classes=[...].")
-        problem = find_box_problem(thing.box, *image.size)
+    for annotation in annotations:
+        if not 0 <= annotation.label < len(classes):
+            raise UserError(
+                f"label {annotation.label} has no name; name all labels, in order, with data_classes=[...]."
+            )
+        problem = find_box_problem(annotation.box, *image.size)
         if problem and problem[2]:
             raise UserError(f"{problem[0]}: {name}: {problem[1]}.")
         if not problem:
-            kept.append(Thing(classes[thing.label], clipped(thing.box, *image.size)))
-    return Picture(name, None, *image.size, tuple(kept), lambda: _opened(dataset[index][0]))
+            kept.append(Annotation(classes[annotation.label], clipped(annotation.box, *image.size)))
+    return ImageRecord(name, None, *image.size, tuple(kept), partial(_open, dataset, index))
+
+
+def _open(dataset: Any, index: int) -> Image.Image:
+    return _opened(dataset[index][0])
 
 
 def _opened(image: Any) -> Image.Image:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from common.errors import UserError
 from ks_detection.data.coco import read_coco
-from ks_detection.data.records import DetectionSet, Picture
+from ks_detection.data.records import DetectionSet, ImageRecord
+from ks_detection.data.scenes import digit_scenes
 from ks_detection.data.voc import read_voc
 from ks_detection.data.yolo import class_list, read_yolo
 
@@ -47,8 +48,6 @@ def load(text: str, strict: bool = True) -> DetectionSet:
 
 def _load(text: str) -> DetectionSet:
     if text == "digits" or text.startswith("digits:"):
-        from ks_detection.data.scenes import digit_scenes
-
         return digit_scenes(text.partition(":")[2])
     folder = Path(text)
     if not folder.is_dir():
@@ -70,10 +69,10 @@ def _load(text: str) -> DetectionSet:
 
 
 def _coco(train: tuple[Path, Path], test: tuple[Path, Path]) -> DetectionSet:
-    train_pictures, ids, problems = read_coco(*train)
-    test_pictures, test_ids, more = read_coco(*test)
+    train_records, ids, problems = read_coco(*train)
+    test_records, test_ids, more = read_coco(*test)
     ids = test_ids | ids
-    return DetectionSet(train_pictures, test_pictures, sorted(ids, key=ids.get), ids, problems + more)
+    return DetectionSet(train_records, test_records, sorted(ids, key=ids.get), ids, problems + more)
 
 
 def _voc(folder: Path) -> DetectionSet:
@@ -87,10 +86,10 @@ def _yolo(folder: Path) -> DetectionSet:
     test = next((part for part in ("val", "valid", "test") if (folder / "images" / part).is_dir()), None)
     if test is None or not (folder / "images" / "train").is_dir():
         raise UserError(f"{folder} needs images/train and images/val.")
-    (train_pictures, problems), (test_pictures, more) = (read_yolo(folder, part, names) for part in ("train", test))
-    return DetectionSet(train_pictures, test_pictures, names, problems=problems + more)
+    (train_records, problems), (test_records, more) = (read_yolo(folder, part, names) for part in ("train", test))
+    return DetectionSet(train_records, test_records, names, problems=problems + more)
 
 
-def with_classes(pictures: list[Picture], classes: set[str]) -> list[Picture]:
-    """The pictures that show at least one object (crowds aside) of the classes."""
-    return [p for p in pictures if any(thing.label in classes and not thing.crowd for thing in p.things)]
+def with_classes(records: list[ImageRecord], classes: set[str]) -> list[ImageRecord]:
+    """The images that show at least one object (crowds aside) of the classes."""
+    return [p for p in records if any(a.label in classes and not a.crowd for a in p.annotations)]

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.session import Problem
 
 
-class Thing(NamedTuple):
+class Annotation(NamedTuple):
     """An annotated object. box: (left, top, right, bottom) in pixels; crowd: a region of many (COCO `iscrowd`)."""
 
     label: str
@@ -22,7 +22,7 @@ class Thing(NamedTuple):
 
 
 @dataclass
-class Picture:
+class ImageRecord:
     """An image and what is on it.
 
     image: where it is not read from `path`, the image itself or a function that gives it.
@@ -32,7 +32,7 @@ class Picture:
     path: Path | None
     width: int
     height: int
-    things: tuple[Thing, ...] = ()
+    annotations: tuple[Annotation, ...] = ()
     image: Image.Image | Callable[[], Image.Image] | None = None
 
     def open(self) -> Image.Image:
@@ -48,10 +48,10 @@ class Picture:
 
 @dataclass
 class DetectionSet:
-    """Training and test pictures, class names in the data set's order, and its number of each class."""
+    """Training and test images, class names in the data set's order, and its number of each class."""
 
-    train: list[Picture]
-    test: list[Picture]
+    train: list[ImageRecord]
+    test: list[ImageRecord]
     classes: list[str]
     ids: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -82,6 +82,6 @@ def find_box_problem(box: tuple[float, float, float, float], width: int, height:
 
 
 def clipped(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
-    """The part of a box inside the picture."""
+    """The part of a box inside the image."""
     left, top, right, bottom = box
     return max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)

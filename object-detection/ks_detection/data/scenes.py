@@ -1,4 +1,4 @@
-"""Scenes of handwritten digits with boxes: scikit-learn's 1,797 digits, pasted into 128-pixel pictures."""
+"""Scenes of handwritten digits with boxes: scikit-learn's 1,797 digits, pasted into 128-pixel images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from ks_detection.data.records import DetectionSet, Picture, Thing
+from ks_detection.data.records import Annotation, DetectionSet, ImageRecord
 
 SIDE = 128  # pixels of a scene
 COUNTS = {"train": 1500, "test": 200}  # scenes
@@ -43,13 +43,13 @@ def digit_scenes(digits: str = "", seed: int = 0, counts: dict[str, int] | None 
     return DetectionSet(parts["train"], parts["test"], list(ids), ids)
 
 
-def _scene(name: str, images: np.ndarray, pools: dict[int, np.ndarray], rng: np.random.Generator) -> Picture:
+def _scene(name: str, images: np.ndarray, pools: dict[int, np.ndarray], rng: np.random.Generator) -> ImageRecord:
     canvas = _background(rng)
-    things: list[Thing] = []
+    annotations: list[Annotation] = []
     for _ in range(int(rng.integers(1, MOST + 1))):
         digit = int(rng.choice(list(pools)))
         ink = _ink(images[int(rng.choice(pools[digit]))], int(rng.integers(SMALLEST, LARGEST + 1)))
-        place = _free_place(ink.shape, things, rng)
+        place = _free_place(ink.shape, annotations, rng)
         if place is None:
             continue
         top, left = place
@@ -59,9 +59,9 @@ def _scene(name: str, images: np.ndarray, pools: dict[int, np.ndarray], rng: np.
             color = 255 - color if canvas.mean() > 127 else color * 0.3 + 170
         spot = canvas[top : top + height, left : left + width]
         spot += ink[..., None] * (color - spot)
-        things.append(Thing(str(digit), (float(left), float(top), float(left + width), float(top + height))))
+        annotations.append(Annotation(str(digit), (float(left), float(top), float(left + width), float(top + height))))
     pixels = np.clip(canvas + rng.normal(0, 6, canvas.shape), 0, 255).astype(np.uint8)
-    return Picture(name, None, SIDE, SIDE, tuple(things), Image.fromarray(pixels))
+    return ImageRecord(name, None, SIDE, SIDE, tuple(annotations), Image.fromarray(pixels))
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
@@ -80,16 +80,16 @@ def _ink(digit: np.ndarray, side: int) -> np.ndarray:
     return np.clip(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * 1.3, 0, 1)
 
 
-def _free_place(shape: tuple[int, int], things: list[Thing], rng: np.random.Generator) -> tuple[int, int] | None:
+def _free_place(
+    shape: tuple[int, int], annotations: list[Annotation], rng: np.random.Generator
+) -> tuple[int, int] | None:
     """(top, left) where a box of this shape overlaps no other by more than a tenth, or None after 20 tries."""
     height, width = shape
     if height >= SIDE or width >= SIDE:
         return None
     for _ in range(20):
         top, left = int(rng.integers(0, SIDE - height)), int(rng.integers(0, SIDE - width))
-        if all(
-            _overlap((left, top, left + width, top + height), thing.box) <= 0.1 * height * width for thing in things
-        ):
+        if all(_overlap((left, top, left + width, top + height), a.box) <= 0.1 * height * width for a in annotations):
             return top, left
     return None
 

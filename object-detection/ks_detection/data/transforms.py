@@ -1,4 +1,4 @@
-"""DETR's augmentation, with boxes, on torchvision's v2 transforms; a function of the picture and a seed alone."""
+"""DETR's augmentation, with boxes, on torchvision's v2 transforms; a function of the image and a seed alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Recipe:
 
 
 class RandomSizeCrop(v2.Transform):
-    """A crop whose sides are drawn from a range, at most as large as the picture."""
+    """A crop whose sides are drawn from a range, at most as large as the image."""
 
     def __init__(self, low: int, high: int) -> None:
         super().__init__()

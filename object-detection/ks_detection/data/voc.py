@@ -7,11 +7,11 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.session import Problem
-from ks_detection.data.records import Picture, Thing, clipped, find_box_problem
+from ks_detection.data.records import Annotation, ImageRecord, clipped, find_box_problem
 
 
-def read_voc(folder: Path, part: str, training: bool) -> tuple[list[Picture], list[str], list[Problem]]:
-    """(pictures, class names in alphabetical order, problems) of one list of a VOC folder.
+def read_voc(folder: Path, part: str, training: bool) -> tuple[list[ImageRecord], list[str], list[Problem]]:
+    """(images, class names in alphabetical order, problems) of one list of a VOC folder.
 
     Args:
         part: a list in ImageSets/Main ("train", "val"); where there are no lists, every fifth file tests.
@@ -26,11 +26,11 @@ def read_voc(folder: Path, part: str, training: bool) -> tuple[list[Picture], li
     if not stems:
         raise UserError(f"{folder} holds no annotation for {part!r}.")
     problems: list[Problem] = []
-    pictures = [picture for stem in stems if (picture := _picture(folder, stem, problems))]
-    return pictures, sorted({thing.label for picture in pictures for thing in picture.things}), problems
+    records = [record for stem in stems if (record := _record(folder, stem, problems))]
+    return records, sorted({a.label for record in records for a in record.annotations}), problems
 
 
-def _picture(folder: Path, stem: str, problems: list[Problem]) -> Picture | None:
+def _record(folder: Path, stem: str, problems: list[Problem]) -> ImageRecord | None:
     file = folder / "Annotations" / f"{stem}.xml"
     try:
         root = ElementTree.parse(file).getroot()
@@ -43,7 +43,7 @@ def _picture(folder: Path, stem: str, problems: list[Problem]) -> Picture | None
     path = next((p for p in (images / name, *sorted(images.glob(f"{stem}.*"))) if p.is_file()), images / name)
     if not path.is_file():
         problems.append(Problem("missing image", file.name, f"{path} does not exist"))
-    things = []
+    annotations = []
     for number, entry in enumerate(root.iter("object")):
         where = f"{file.name}, object {number + 1}"
         try:
@@ -56,7 +56,7 @@ def _picture(folder: Path, stem: str, problems: list[Problem]) -> Picture | None
         if found:
             problems.append(Problem(found[0], where, *found[1:]))
         else:
-            things.append(Thing(label, clipped(corners, width, height)))
-    if not things:
+            annotations.append(Annotation(label, clipped(corners, width, height)))
+    if not annotations:
         problems.append(Problem("no objects", file.name, "the image has no annotation", False))
-    return Picture(path.name, path, width, height, tuple(things))
+    return ImageRecord(path.name, path, width, height, tuple(annotations))

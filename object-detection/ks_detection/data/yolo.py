@@ -6,9 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from common.config import read_yaml
 from common.errors import UserError
 from common.session import Problem
-from ks_detection.data.records import Picture, Thing, clipped, find_box_problem
+from ks_detection.data.records import Annotation, ImageRecord, clipped, find_box_problem
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -20,8 +21,6 @@ def class_list(folder: Path) -> list[str]:
         UserError: neither is there.
     """
     if (folder / "data.yaml").is_file():
-        from common.config import read_yaml
-
         names = read_yaml(folder / "data.yaml").get("names")
         if isinstance(names, dict):
             names = [names[key] for key in sorted(names)]
@@ -33,16 +32,16 @@ def class_list(folder: Path) -> list[str]:
     raise UserError(f"{folder} needs class names: data.yaml with `names`, or classes.txt with one per line.")
 
 
-def read_yolo(folder: Path, part: str, names: list[str]) -> tuple[list[Picture], list[Problem]]:
-    """(pictures, problems) of images/<part> and labels/<part>."""
+def read_yolo(folder: Path, part: str, names: list[str]) -> tuple[list[ImageRecord], list[Problem]]:
+    """(images, problems) of images/<part> and labels/<part>."""
     files = sorted(p for p in (folder / "images" / part).rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{folder / 'images' / part} holds no images ({', '.join(SUFFIXES)}).")
     problems: list[Problem] = []
-    return [_picture(folder, part, file, names, problems) for file in files], problems
+    return [_record(folder, part, file, names, problems) for file in files], problems
 
 
-def _picture(folder: Path, part: str, file: Path, names: list[str], problems: list[Problem]) -> Picture:
+def _record(folder: Path, part: str, file: Path, names: list[str], problems: list[Problem]) -> ImageRecord:
     inside = file.relative_to(folder / "images" / part)
     labels = (folder / "labels" / part / inside).with_suffix(".txt")
     try:
@@ -50,9 +49,9 @@ def _picture(folder: Path, part: str, file: Path, names: list[str], problems: li
             width, height = image.size
     except OSError as error:
         problems.append(Problem("corrupt image", str(file), str(error)))
-        return Picture(str(inside), file, 1, 1)
+        return ImageRecord(str(inside), file, 1, 1)
     lines = labels.read_text().splitlines() if labels.is_file() else []
-    things = []
+    annotations = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -72,7 +71,7 @@ def _picture(folder: Path, part: str, file: Path, names: list[str], problems: li
         if found:
             problems.append(Problem(found[0], where, *found[1:]))
         else:
-            things.append(Thing(names[row], clipped(corners, width, height)))
-    if not things:
+            annotations.append(Annotation(names[row], clipped(corners, width, height)))
+    if not annotations:
         problems.append(Problem("no objects", str(inside), "the image has no annotation", False))
-    return Picture(str(inside), file, width, height, tuple(things))
+    return ImageRecord(str(inside), file, width, height, tuple(annotations))

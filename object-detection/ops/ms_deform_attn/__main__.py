@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from ms_deform_attn import loader, ms_deform_attn, ms_deform_attn_reference
+from ms_deform_attn import library, loader, ms_deform_attn, ms_deform_attn_reference
 from ms_deform_attn.building import BuildError, build
 
 
@@ -22,19 +22,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     built = not options.build or build_all(options.cuda, options.force, options.arch)
     print(f"torch {torch.__version__}")
-    return 0 if all([*(report(device) for device in loader.DEVICES), built]) else 1
+    return 0 if all([*(report(device) for device in library.DEVICES), built]) else 1
 
 
 def build_all(cuda: bool = False, force: bool = False, architectures: list[str] | None = None) -> bool:
     """True if everything wanted was built. Prints one line for each device; never raises."""
     good = True
-    for device in loader.DEVICES:
+    for device in library.DEVICES:
         if device == "cuda" and not (cuda or torch.cuda.is_available()):
             continue
         if device == "cuda" and not (shutil.which("nvcc") or cuda):
             print("cuda: not built: no nvcc on the PATH; the Triton kernel or plain PyTorch is used")
             continue
-        if loader.find(device)[0] and not (force or (device == "cuda" and architectures)):
+        if library.find(device)[0] and not (force or (device == "cuda" and architectures)):
             print(f"{device}: up to date")
             continue
         start = time.monotonic()
@@ -50,7 +50,7 @@ def build_all(cuda: bool = False, force: bool = False, architectures: list[str] 
 
 def report(device: str) -> bool:
     """False if there is a kernel for `device` that computes something else than plain PyTorch. Prints what is there."""
-    path, reason = loader.find(device)
+    path, reason = library.find(device)
     if path is None:
         print(f"{device}: plain PyTorch ({reason}); to build: {loader.BUILD_COMMAND}")
         return True

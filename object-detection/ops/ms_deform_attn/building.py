@@ -19,28 +19,15 @@ from typing import NamedTuple
 
 import torch
 
-from ms_deform_attn import loader
+from ms_deform_attn import library
 
-COMMON = [
-    "-std=c++20",
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wno-maybe-uninitialized",
-    "-Wno-ignored-attributes",
-]
+WARNINGS = ["-Wall", "-Wno-maybe-uninitialized", "-Wno-ignored-attributes"]
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 # Comparisons and conversions may be hoisted over branches, or nothing vectorises; NaN and infinity keep their meaning.
 KERNEL = ["-fno-math-errno", "-fno-trapping-math"]
-INSTRUCTION_SETS = {
-    "plain": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-}
-INSTRUCTION_SETS["avx512"] = [
-    *INSTRUCTION_SETS["avx2"],
-    *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq")),
-    "-mprefer-vector-width=512",
-]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+INSTRUCTION_SETS = {"plain": [], "avx2": AVX2, "avx512": AVX512}
 
 
 class BuildError(Exception):
@@ -74,7 +61,7 @@ def build(device: str, *, architectures: list[str] | None = None, extra: tuple[s
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(partial(_run, work), plan.compile))
         _run(work, plan.link)
-        manifest = loader.key(device) | {"seconds": round(time.monotonic() - start, 1)} | plan.contents
+        manifest = library.key(device) | {"seconds": round(time.monotonic() - start, 1)} | plan.contents
         (work / f"{device}.json").write_text(json.dumps(manifest, indent=1) + "\n")
         for name in (f"{device}.so", f"{device}.json"):  # renaming leaves a library in use alone
             os.replace(work / name, folder / name)
@@ -133,7 +120,7 @@ def default_architectures() -> list[str]:
 
 
 def _cpu_plan(extra: tuple[str, ...]) -> _Plan:
-    sources, tool = loader.SOURCES / "cpu", compiler()
+    sources, tool = library.SOURCES / "cpu", compiler()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     define = ["-DKSDA_X86"] if x86 else []
     kinds = [name for name in INSTRUCTION_SETS if x86 or name == "plain"]
@@ -146,7 +133,7 @@ def _cpu_plan(extra: tuple[str, ...]) -> _Plan:
 
 
 def _cuda_plan(architectures: list[str], extra: tuple[str, ...]) -> _Plan:
-    sources, home, newest = loader.SOURCES / "cuda", cuda_home(), architectures[-1]
+    sources, home, newest = library.SOURCES / "cuda", cuda_home(), architectures[-1]
     codes = [(name, f"sm_{name}") for name in architectures] + [(newest, f"compute_{newest}")]  # newer cards: PTX
     device_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC", "--threads=0"]
     device_flags += [f"-gencode=arch=compute_{name},code={code}" for name, code in codes]
@@ -187,14 +174,14 @@ def _run(folder: Path, command: list[str]) -> None:
 
 
 def _writable_folder() -> Path:
-    for folder in loader.folders():
+    for folder in library.folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
         except OSError:
             continue
-    raise BuildError(f"none of these folders is writable: {', '.join(map(str, loader.folders()))}")
+    raise BuildError(f"none of these folders is writable: {', '.join(map(str, library.folders()))}")
 
 
 @contextlib.contextmanager

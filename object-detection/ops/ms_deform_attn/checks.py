@@ -33,14 +33,19 @@ def check_inputs(
     _expect("attention_weights", attention_weights, (batch, queries, heads, levels, points))
     _expect("spatial_shapes", spatial_shapes, (levels, 2))
     _expect("level_start_index", level_start_index, (levels,))
-    _check_dtypes(value, sampling_locations, attention_weights)
     for name, tensor in (("spatial_shapes", spatial_shapes), ("level_start_index", level_start_index)):
         if tensor.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"`{name}` must be int64 or int32, got {tensor.dtype}.")
-    for name, tensor in (
-        ("sampling_locations", sampling_locations),
-        ("attention_weights", attention_weights),
-    ):
+    if value.dtype not in FLOATS:
+        raise ValueError(f"`value` must be float32, float64, float16 or bfloat16, got {value.dtype}.")
+    # float32 coordinates beside a half value are welcome: bfloat16 cannot tell neighbouring pixels apart
+    allowed = {value.dtype, torch.float32} if value.dtype in HALVES else {value.dtype}
+    for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
+        if tensor.dtype not in allowed:
+            names = " or ".join(sorted(str(dtype) for dtype in allowed))
+            raise ValueError(f"`{name}` must be {names} beside a {value.dtype} `value`, got {tensor.dtype}.")
+        if tensor.dtype != sampling_locations.dtype:
+            raise ValueError(f"`{name}` is {tensor.dtype} but `sampling_locations` is {sampling_locations.dtype}.")
         if tensor.device != value.device:
             raise ValueError(f"`{name}` is on {tensor.device} but `value` is on {value.device}.")
 
@@ -89,21 +94,3 @@ def read_ints(tensor: Tensor | Sequence) -> list:
 def _expect(name: str, tensor: Tensor, shape: tuple) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"`{name}` must have shape {shape}, got {tuple(tensor.shape)}.")
-
-
-def _check_dtypes(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> None:
-    if value.dtype not in FLOATS:
-        raise ValueError(f"`value` must be float32, float64, float16 or bfloat16, got {value.dtype}.")
-    # float32 coordinates beside a half value are welcome: bfloat16 cannot tell neighbouring pixels apart
-    allowed = {value.dtype, torch.float32} if value.dtype in HALVES else {value.dtype}
-    for name, tensor in (
-        ("sampling_locations", sampling_locations),
-        ("attention_weights", attention_weights),
-    ):
-        if tensor.dtype not in allowed:
-            names = " or ".join(sorted(str(dtype) for dtype in allowed))
-            raise ValueError(f"`{name}` must be {names} beside a {value.dtype} `value`, got {tensor.dtype}.")
-    if sampling_locations.dtype != attention_weights.dtype:
-        raise ValueError(
-            f"`attention_weights` is {attention_weights.dtype} but `sampling_locations` is {sampling_locations.dtype}."
-        )

@@ -64,27 +64,27 @@ def _integers(name: str, numbers: Tensor | Sequence) -> Tensor:
         raise ValueError(f"`{name}` must be a tensor or a list of integers, got {numbers!r}.") from error
 
 
-def _forward(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+def _way(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    """(what computes, the compiled kernels or plain PyTorch; the sizes of the levels as it wants them; their starts)."""
     check_inputs(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     sizes, starts = host_shapes(spatial_shapes, level_start_index, value.shape[1])
     kernels = loader.native(value.device.type)
     if kernels is None:
-        return reference.forward(value, sizes, starts, sampling_locations, attention_weights)
-    flat = [side for size in sizes for side in size]
-    return kernels.forward(value, flat, starts, sampling_locations, attention_weights)
+        return reference, sizes, starts
+    return kernels, [side for size in sizes for side in size], starts
+
+
+def _forward(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    way, *levels = _way(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
+    return way.forward(value, *levels, sampling_locations, attention_weights)
 
 
 def _backward(grad_out, value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
-    check_inputs(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
-    sizes, starts = host_shapes(spatial_shapes, level_start_index, value.shape[1])
+    way, *levels = _way(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
     expected = (value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3])
     if tuple(grad_out.shape) != expected:
         raise ValueError(f"`grad_out` must have shape {expected}, got {tuple(grad_out.shape)}.")
-    kernels = loader.native(value.device.type)
-    if kernels is None:
-        return reference.backward(grad_out, value, sizes, starts, sampling_locations, attention_weights)
-    flat = [side for size in sizes for side in size]
-    return kernels.backward(grad_out, value, flat, starts, sampling_locations, attention_weights)
+    return way.backward(grad_out, value, *levels, sampling_locations, attention_weights)
 
 
 # Every device: what there is no compiled kernel for runs in plain PyTorch.

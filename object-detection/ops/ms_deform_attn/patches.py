@@ -14,23 +14,11 @@ from ms_deform_attn.checks import HALVES
 from ms_deform_attn.op import ms_deform_attn
 
 # Models of transformers with multi-scale deformable attention; those a version lacks are passed over.
-TRANSFORMERS = (
-    "d_fine",
-    "deformable_detr",
-    "deimv2",
-    "grounding_dino",
-    "lw_detr",
-    "mask2former",
-    "mm_grounding_dino",
-    "omdet_turbo",
-    "oneformer",
-    "pp_doclayout_v2",
-    "pp_doclayout_v3",
-    "pp_doclayout_v4",
-    "rf_detr",
-    "rt_detr",
-    "rt_detr_v2",
+_MODELS = (
+    "d_fine deformable_detr deimv2 grounding_dino lw_detr mask2former mm_grounding_dino omdet_turbo oneformer "
+    "pp_doclayout_v2 pp_doclayout_v3 pp_doclayout_v4 rf_detr rt_detr rt_detr_v2"
 )
+TRANSFORMERS = tuple(_MODELS.split())
 _MISSING = object()
 
 

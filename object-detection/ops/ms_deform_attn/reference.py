@@ -38,11 +38,7 @@ def bounded(locations: Tensor) -> Tensor:
 
 
 def sum_of_samples(
-    value: Tensor,
-    sizes: list[tuple[int, int]],
-    starts: list[int],
-    locations: Tensor,
-    weights: Tensor,
+    value: Tensor, sizes: list[tuple[int, int]], starts: list[int], locations: Tensor, weights: Tensor
 ) -> Tensor:
     """The decomposition that other implementations fall back to, unguarded: [N, Q, M*D]."""
     batch, _, heads, channels = value.shape

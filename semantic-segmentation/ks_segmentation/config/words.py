@@ -112,7 +112,7 @@ def _fields(keys: Iterable[str]) -> set[str]:
 def tell_unused(flags: Mapping[str, Any]) -> None:
     """Prints one line about the settings that nothing reads, if the flags of a run name any."""
     words = flags.get("opts", ())
-    if not distributed.is_main() or not (flags.get("config_file") or words):
+    if distributed.local_rank() or not (flags.get("config_file") or words):
         return
     config = load_config(flags.get("config_file") or None, words)
     read = set(FIELDS) if config.MODEL.SEM_SEG_HEAD.LORA_RANK > 0 else {RANK, *words}

@@ -67,7 +67,7 @@ class DeformableDetr(Detector):
         self.reset_heads()
 
     def reset_heads(self) -> None:
-        """The prior for class biases; boxes start at their references, a tenth of the picture large."""
+        """The prior for class biases; boxes start at their references, a tenth of the image large."""
         for head in self.class_embed:
             nn.init.constant_(head.bias, PRIOR_BIAS)
         for mlp in self.bbox_embed:
