@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from common import devices
+from common import devices, report
 from common.evaluation import verdict
 from common.evaluation.bench import Bench
 from common.evaluation.budget import BUDGETS
@@ -67,6 +67,8 @@ class Proof:
         found["seconds"] = {"wall": time.monotonic() - began[0], "cpu": time.process_time() - began[1]}
         write_json(self.case.folder / "proof.json", found)
         page.write(found, self.case.folder / "proof.html")
+        if (self.case.folder / "report.html").exists():
+            report.write([self.case.folder], self.case.folder / "report.html")
         return found
 
     # ---- references --------------------------------------------------------------------------------------
