@@ -161,7 +161,7 @@ def weights_digest(model: nn.Module) -> str:
 def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays by name as one .npz, atomically."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for flags
     write_bytes(path, buffer.getvalue())
 
 
@@ -186,6 +186,6 @@ def unpack(arrays: dict[str, np.ndarray]) -> Answers:
     def part(split: str) -> Part:
         start = f"{split}/features/"
         features = {name.removeprefix(start): value for name, value in arrays.items() if name.startswith(start)}
-        return Part(*(arrays[f"{split}/{name}"] for name in ("labels", "logits")), features)
+        return Part(arrays[f"{split}/labels"], arrays[f"{split}/logits"], features)
 
     return Answers(part("train"), part("test"), arrays["head"])

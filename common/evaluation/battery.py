@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 from common.evaluation.answers import EMBEDDING, Answers, Part
 from common.evaluation.attacks import membership, output, probe, prototype
+from common.evaluation.attacks.prototype import Recovered
 from common.evaluation.attacks.shots import title
 from common.evaluation.budget import Budget
 from common.evaluation.figures import ORIGINAL, RESULT, Figure, distance, references_of, share
@@ -103,14 +104,19 @@ class Battery:
         for alpha in self.budget.alphas:
             for shots in self.budget.prototypes:
                 found = {s: self._prototypes(a, shots, alpha) for s, a in self.answers.items()}
-                parameters = {"shots": shots, "alpha": alpha, "draws": self.budget.draws, "metric": "cosine"}
+                parameters: dict[str, Any] = {
+                    "shots": shots,
+                    "alpha": alpha,
+                    "draws": self.budget.draws,
+                    "metric": "cosine",
+                }
                 for group in ("forgotten", "retained"):
                     values = {s: getattr(one, group) for s, one in found.items()}
                     headline = group == "forgotten" and alpha == 1 and shots in (1, HEADLINE_SHOTS)
                     name = f"{group} with alpha {alpha:g}, {title(shots)}"
                     yield share("prototype", name, values, self.budget.replicates, headline=headline, **parameters)
 
-    def _prototypes(self, answers: Answers, shots: int, alpha: float) -> prototype.Recovered:
+    def _prototypes(self, answers: Answers, shots: int, alpha: float) -> Recovered:
         train, test = _pair(answers.train, EMBEDDING), _pair(answers.test, EMBEDDING)
         head = answers.head
         if head.shape != (len(self.names), train[0].shape[1]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +84,21 @@ class Bench:
             variant = f"relearn, {title(shots) if shots else 'retained classes only'}"
             tried = []
             for rate in budget.relearn_rates:
-                lr = rate * self.lr
-                kept = self._kept(
-                    f"relearn-{key}-{shots}-{budget.relearn_steps}-{rate:g}",
-                    lambda shots=shots, lr=lr: _packed(
-                        relearn.relearn(subject.domain, subject.model, self.forgotten, self.retained, shots,
-                                        budget.relearn_steps, lr, most=budget.items)
-                    ),
-                )  # fmt: skip
+                name = f"relearn-{key}-{shots}-{budget.relearn_steps}-{rate:g}"
+                kept = self._kept(name, partial(self._attempt, subject, shots, rate * self.lr))
                 tried.append((float(kept["hits"][-1].mean()), rate, kept))
             _, rate, best = max(tried, key=lambda one: one[:2])
             found[variant] = best["hits"][-1]
             curve = {"steps": best["steps"].tolist(), "share": best["hits"].mean(1).tolist(), "rate": rate}
             self.curves.setdefault(variant, {})[subject.name] = curve
         return found
+
+    def _attempt(self, subject: Subject, shots: int, lr: float) -> dict[str, np.ndarray]:
+        steps, most = self.budget.relearn_steps, self.budget.items
+        found = relearn.relearn(
+            subject.domain, subject.model, self.forgotten, self.retained, shots, steps, lr, most=most
+        )
+        return {"steps": np.array(found.steps), "hits": found.hits}
 
     def _radius(self, subject: Subject, key: str) -> None:
         """Median recovery radius of forgotten images (result), and fragility of retained ones."""
@@ -109,7 +111,7 @@ class Bench:
         kept = self._kept(f"radius-{key}", lambda: {"forgotten": self._radii(subject, self.forgotten, deviation)})
         self.curves.setdefault("radius", {})[subject.name] = {name: r.tolist() for name, r in kept.items()}
 
-    def _radii(self, subject: Subject, classes: list[str], deviation: Any) -> np.ndarray:
+    def _radii(self, subject: Subject, classes: Sequence[str], deviation: Any) -> np.ndarray:
         each = max(1, self.budget.radius // len(classes))
         batches = (b for c in classes for b in arrays.items(subject.domain, c, False, each, each))
         found = [radius.radii(subject.domain, subject.model, batch, deviation)[:each] for batch in batches]
@@ -168,10 +170,6 @@ class Bench:
             index = relearn.anamnesis(steps[RESULT], middle, self.budget.relearn_steps) if clouds else None
             found[variant] = {"level": level, "steps": steps, "index": index}
         return found
-
-
-def _packed(attempt: relearn.Attempt) -> dict[str, np.ndarray]:
-    return {"steps": np.array(attempt.steps), "hits": attempt.hits}
 
 
 class Watch:

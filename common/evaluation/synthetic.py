@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -43,12 +44,13 @@ class Net(nn.Module):
         self.stem = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList([Block(width), Block(width)])
         self.head = nn.Linear(width, classes)
+        self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def embed(self, x: Tensor) -> Tensor:
         """[N, width], what the head reads."""
         if self.training:
-            self.steps += 1
+            self.steps.add_(1)
         x = self.stem(x)
         for block in self.blocks:
             x = block(x)
@@ -132,3 +134,6 @@ class Blobs(Domain):
 
     def item_names(self, batch: Points) -> list[str]:
         return batch.names
+
+    def save_folder(self, model: nn.Module, folder: Path) -> None:
+        """Nothing more is needed."""

@@ -31,7 +31,7 @@ from common.trainer import Trainer
 
 FORGOTTEN, RETAINED = ("c0", "c1"), tuple(f"c{i}" for i in range(2, 8))
 REFERENCES, HELD_OUT = 3, 10
-DATA = {"classes": 8, "items": 40, "inputs": 24, "width": 16, "spread": 0.8, "noise": 1.0}
+DATA: dict[str, Any] = {"classes": 8, "items": 40, "inputs": 24, "width": 16, "spread": 0.8, "noise": 1.0}
 BUDGET = replace(BUDGETS["quick"], draws=4, replicates=200)
 LR = 1e-2
 ALLOWED = 2  # held-out models of ten that may be flagged: each is one draw from the cloud that it is compared with
@@ -151,7 +151,8 @@ def _canaries() -> Line:
 def _random_labels() -> Line:
     random = np.random.default_rng(0)
     members = random.integers(0, 2, 200).astype(bool)
-    scores = rmia.scores(*(random.uniform(0.1, 0.9, size) for size in (200, (3, 200), 100, (3, 100))))
+    own, out, others, others_out = (random.uniform(0.1, 0.9, size) for size in (200, (3, 200), 100, (3, 100)))
+    scores = rmia.scores(own, out, others, others_out)
 
     def area(at: np.ndarray) -> float:
         own = members[at]

@@ -71,7 +71,7 @@ def relearn(
                 found.append(hits(domain, trainer.model, forgotten, most))
 
         run = Run(folder, callbacks=[look])
-        trainer = Trainer(own, plan, settings_from((), values | dict(flags or {})), run)  # type: ignore[arg-type]
+        trainer = Trainer(own, plan, settings_from((), values | dict(flags or {})), run)
         start = hits(domain, trainer.model, forgotten, most)
         trainer.swap()
     return Attempt((0, *taken), np.stack([start, *found]))
