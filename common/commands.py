@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from common import cli, devices, distributed, lora, precision
+from common import adapters, cli, devices, distributed, lora, precision
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
@@ -260,10 +260,22 @@ def export(session: Session, argv: list[str]) -> None:
     parser = _parser(session, "export", ("run", "folder of a finished run, or a checkpoint"))
     parser.add_argument("output", help="file or folder to write")
     parser.add_argument("--format", default=session.formats[0], choices=list(session.formats), help="what to write")
+    text = "leave the forgotten classes' head rows out for good, and check the written file"
+    parser.add_argument("--permanent", action="store_true", help=text)
     given = _given(session, parser, (), (session.source,), argv)
-    path, kind = Path(given.pop("output")), given.pop("format")
+    path, kind, permanent = Path(given.pop("output")), given.pop("format"), given.pop("permanent")
     loaded = session.load(given.pop("run"), given)
-    print(f"wrote {session.export(loaded, path, kind)}")
+    if not permanent:
+        print(f"wrote {session.export(loaded, path, kind)}")
+        return
+    from common.evaluation import permanent as removal  # with --permanent alone
+
+    before = loaded.base._replace(model=adapters.merge(loaded.base.model), classes=list(loaded.base.classes))
+    changed, how = removal.without(session, loaded)
+    written = session.export(changed, path, removal.FORMAT if removal.FORMAT in session.formats else kind)
+    found = removal.verify(session, written, changed, how, before)
+    print(removal.table(found))
+    print(f"wrote {written}, {how}; an adapter beside its base is reversible, this file has none (`prove` tells what is left)")
 
 
 def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:

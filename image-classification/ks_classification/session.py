@@ -145,6 +145,12 @@ class ClassificationSession(Session):
         base.about.classes = list(classes)
         return Base(layers.widen(base.model, len(classes)), list(classes), base.about)
 
+    def without(self, base: Base, classes: Sequence[str]) -> Base:
+        rows = [i for i, name in enumerate(base.classes) if name not in classes]
+        layers.select_rows(base.model, rows)
+        base.about.classes = [base.classes[i] for i in rows]
+        return Base(base.model, base.about.classes, base.about)
+
     def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
         flags = loaded.flags
         places = ",".join(filter(None, (flags.get("data"), flags.get("learn_data"))))
