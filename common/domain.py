@@ -134,6 +134,15 @@ class Domain(Protocol):
         """One forward pass with gradients."""
         ...
 
+    def located(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """[N, 2] how well what the model finds covers each annotated item: the best IoU, 0..1, of any prediction
+        whatever it is called, and of those called by the item's class. None where an item is the whole picture."""
+        return None
+
+    def confidence(self, scores: Tensor) -> Tensor:
+        """[N] how sure [N, C] scores are of their best class, 0..1."""
+        return scores.softmax(-1).amax(-1)
+
     def predict_together(self, model: nn.Module, batches: Sequence[Batch]) -> list[Prediction]:
         """`predict` for several batches; a domain whose batches can be joined does it in one forward."""
         return [self.predict(model, batch) for batch in batches]

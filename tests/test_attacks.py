@@ -75,9 +75,9 @@ def test_the_energy_distance_is_zero_between_equals_and_grows_with_the_shift():
 
 def test_confusion_counts_every_item():
     logits = np.eye(3)[[0, 0, 1, 2, 2, 2]] * 9
-    found = output.confusion(logits, np.array([0, 0, 0, 1, 1, 1]), ["a", "b", "c"])
+    found = output.confusion(logits, np.full(6, 0.7), np.array([0, 0, 0, 1, 1, 1]), ["a", "b", "c"])
     assert found[0]["answers"] == {"a": 2, "b": 1} and found[1]["answers"] == {"c": 3}
-    assert found[0]["n"] == 3 and found[1]["confidence"] == pytest.approx(1, abs=1e-3)
+    assert found[0]["n"] == 3 and found[1]["confidence"] == pytest.approx(0.7)
 
 
 def test_total_variation_runs_from_zero_to_one():

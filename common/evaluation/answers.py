@@ -20,7 +20,7 @@ from common.sparsity import block_of
 from common.streams import Ordered, derive, seed_all
 
 EMBEDDING = "embedding"
-BATCH = 64
+OTHERS = ("labels", "logits", "confidence", "located")  # what a part holds besides features
 
 
 @dataclass
@@ -29,11 +29,16 @@ class Part:
 
     labels:   [N] position in the list of classes that was asked for.
     logits:   [N, C], the columns of those classes first and in their order.
+    confidence: [N] how sure the best class is, 0..1.
+    located:  [M, 3] label, and the best IoU of any prediction with the item, of any class and of its own; M is 0 where
+        items are whole pictures.
     features: block name -> [N, D], the last one "embedding", which the classifier reads.
     """
 
     labels: np.ndarray
     logits: np.ndarray
+    confidence: np.ndarray
+    located: np.ndarray
     features: dict[str, np.ndarray]
 
 
@@ -59,20 +64,22 @@ def spread(names: Sequence[str], count: int) -> list[str]:
     return [names[round((i + 1) * len(names) / count) - 1] for i in range(count)]
 
 
-def collect(domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str], most: int) -> Answers:
+def collect(
+    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str], most: int, size: int
+) -> Answers:  # fmt: skip
     """Answers on at most `most` items (images) of each class and split, augmented ones never.
 
-    wanted: the blocks whose features are kept, where a block's output has a row per item.
+    size: items per batch. wanted: the blocks whose features are kept, where a block's output has a row per item.
     """
 
     def part(train: bool) -> Part:
-        batches = ((c, batch) for c in classes for batch in items(domain, c, train, most))
-        return _part(domain, model, classes, wanted, batches)
+        batches = ((c, batch) for c in classes for batch in items(domain, c, train, most, size))
+        return _part(domain, model, classes, wanted, batches, locate=not train)
 
     return Answers(part(True), part(False), _head(domain, model, classes))
 
 
-def items(domain: Domain, name: str, train: bool, most: int, size: int = BATCH) -> Iterator[Batch]:
+def items(domain: Domain, name: str, train: bool, most: int, size: int) -> Iterator[Batch]:
     """Batches of the first `most` items of a class, in order, without augmentation."""
     if train:
         chosen = tuple(range(min(most, domain.size([name], train=True))))
@@ -87,7 +94,8 @@ def items(domain: Domain, name: str, train: bool, most: int, size: int = BATCH) 
 
 
 def _part(
-    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str], batches: Iterable[tuple[str, Batch]]
+    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str],
+    batches: Iterable[tuple[str, Batch]], locate: bool,
 ) -> Part:  # fmt: skip
     model.eval()
     columns: dict[str, list[np.ndarray]] = {}
@@ -97,16 +105,22 @@ def _part(
         seed_all(derive(0, "answers", number))  # a loss may draw points
         with torch.inference_mode(), _watched(model, wanted) as seen:
             prediction = domain.predict(model, batch)
+            covers = domain.located(model, batch) if locate else None
+        if covers is not None:
+            where = torch.cat([torch.full((len(covers), 1), classes.index(name)).to(covers), covers], dim=1)
+            columns.setdefault("located", []).append(where.float().cpu().numpy())
         own = prediction.labels == domain.classes.row(name)
         found = {block: out for block, out in seen.items() if len(out) == len(own)}
         found |= {EMBEDDING: prediction.embedding, "logits": prediction.scores[:, order]}
+        found["confidence"] = domain.confidence(prediction.scores)
         for key, value in found.items():
             columns.setdefault(key, []).append(value[own].float().cpu().numpy())
         columns.setdefault("labels", []).append(np.full(int(own.sum()), classes.index(name)))
     arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
     count = len(arrays["labels"])
-    features = {k: v for k, v in arrays.items() if k not in ("labels", "logits") and len(v) == count}
-    return Part(arrays["labels"], arrays["logits"], features)
+    located = arrays.get("located", np.zeros((0, 3), np.float32))
+    features = {k: v for k, v in arrays.items() if k not in OTHERS and len(v) == count}
+    return Part(arrays["labels"], arrays["logits"], arrays["confidence"], located, features)
 
 
 @contextmanager
@@ -175,7 +189,7 @@ def pack(answers: Answers) -> dict[str, np.ndarray]:
     """Answers as arrays by name, for `save`."""
     found = {"head": answers.head}
     for split, part in (("train", answers.train), ("test", answers.test)):
-        found |= {f"{split}/{name}": getattr(part, name) for name in ("labels", "logits")}
+        found |= {f"{split}/{name}": getattr(part, name) for name in OTHERS}
         found |= {f"{split}/features/{name}": value for name, value in part.features.items()}
     return found
 
@@ -186,6 +200,7 @@ def unpack(arrays: dict[str, np.ndarray]) -> Answers:
     def part(split: str) -> Part:
         start = f"{split}/features/"
         features = {name.removeprefix(start): value for name, value in arrays.items() if name.startswith(start)}
-        return Part(arrays[f"{split}/labels"], arrays[f"{split}/logits"], features)
+        labels, logits, confidence, located = (arrays[f"{split}/{name}"] for name in OTHERS)
+        return Part(labels, logits, confidence, located, features)
 
     return Answers(part("train"), part("test"), arrays["head"])

@@ -17,6 +17,7 @@ from common.evaluation.figures import ORIGINAL, RESULT, Figure, distance, refere
 from common.evaluation.intervals import Statistic
 
 HEADLINE_SHOTS = 5  # of the probe that counts for the verdict
+OVERLAP = 0.5  # IoU above which a prediction covers an object or segment
 FEW = 200  # resamples and items of distances, whose cost grows with the square of the items
 
 
@@ -55,9 +56,23 @@ class Battery:
                 part = _of(getattr(answers, split), group)
                 values[subject] = output.correct(part.logits, part.labels)
             yield share("output", f"accuracy, {what}", values, self.budget.replicates, headline=headline)
+        yield from self._located()
         if self.references:
             vectors = {s: softmax(self._shared(a.test)[:FEW], axis=1) for s, a in self._forgotten().items()}
             yield self._distance("output", "energy distance to the references", "energy distance", vectors, _energy)
+
+    def _located(self) -> Iterator[Figure]:
+        """Objects or segments of forgotten classes that are still found: under any name, and only under another one."""
+        found = {s: a.test.located for s, a in self._forgotten().items()}
+        if not all(len(one) for one in found.values()):
+            return
+        kinds = {
+            "found under any name": lambda any_class, own: any_class >= OVERLAP,
+            "seen but unnamed": lambda any_class, own: (any_class >= OVERLAP) & (own < OVERLAP),
+        }
+        for name, rule in kinds.items():
+            values = {s: rule(one[:, 1], one[:, 2])[None].astype(float) for s, one in found.items()}
+            yield share("output", f"forgotten items, {name}", values, self.budget.replicates, overlap=OVERLAP)
 
     def membership(self) -> Iterator[Figure]:
         """Total variation to the references' answers, and a machine that tells seen from unseen classes."""
@@ -134,7 +149,7 @@ class Battery:
             others = answers.test.logits.shape[1] - len(self.names)
             columns = [*self.names, *(f"unused {i}" for i in range(others))]
             part = _of(answers.test, self.forgotten)
-            answered = output.confusion(part.logits, part.labels, columns)
+            answered = output.confusion(part.logits, part.confidence, part.labels, columns)
             found[subject] = {self.names[label]: one for label, one in answered.items()}
         return found
 
@@ -166,7 +181,8 @@ def _energy(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> float:
 def _of(part: Part, labels: Sequence[int]) -> Part:
     own = np.isin(part.labels, labels)
     features = {name: value[own] for name, value in part.features.items()}
-    return Part(part.labels[own], part.logits[own], features)
+    found = part.located[np.isin(part.located[:, 0], labels)]
+    return Part(part.labels[own], part.logits[own], part.confidence[own], found, features)
 
 
 def _pair(part: Part, layer: str) -> tuple[np.ndarray, np.ndarray]:

@@ -29,16 +29,17 @@ class Bench:
 
     Args:
         forgotten, retained, learned: class names; retained ones are known to every subject.
-        lr: the learning rate that relearning rates are multiples of.
+        lr: the learning rate that relearning rates are multiples of; batch: items that fit a forward pass.
         folder: where what is done is kept for the next time; None keeps nothing.
         steps: how many steps `at` will announce; 0 announces nothing.
     """
 
     def __init__(
         self, forgotten: Sequence[str], retained: Sequence[str], learned: Sequence[str], budget: Budget, lr: float,
-        folder: Path | None = None, subjects: int = 0,
+        batch: int = 64, folder: Path | None = None, subjects: int = 0,
     ) -> None:  # fmt: skip
-        self.forgotten, self.retained, self.budget, self.lr, self.folder = forgotten, retained, budget, lr, folder
+        self.forgotten, self.retained, self.budget = forgotten, retained, budget
+        self.lr, self.batch, self.folder = lr, batch, folder
         self.names = [*forgotten, *retained, *learned]
         self.answers: dict[str, arrays.Answers] = {}
         self.hits: dict[str, dict[str, np.ndarray]] = {}  # attack and variant -> subject -> [1, n]
@@ -57,7 +58,8 @@ class Bench:
         blocks = arrays.spread(arrays.blocks(domain, model), budget.blocks)
         self.answers[name] = arrays.unpack(
             self._kept(
-                f"answers-{key}", lambda: arrays.pack(arrays.collect(domain, model, self.names, blocks, budget.items))
+                f"answers-{key}",
+                lambda: arrays.pack(arrays.collect(domain, model, self.names, blocks, budget.items, self.batch)),
             )
         )
         self.watch.at(f"{name}: rounded weights")
@@ -75,7 +77,7 @@ class Bench:
         if subject.adapted is not None:
             variants |= dict(weights.adapter_variants(subject.adapted, self.budget.dropped))
         for variant, model in variants.items():
-            yield variant, relearn.hits(subject.domain, model, self.forgotten, self.budget.items)
+            yield variant, relearn.hits(subject.domain, model, self.forgotten, self.budget.items, self.batch)
 
     def _relearn(self, subject: Subject, key: str) -> dict[str, np.ndarray]:
         """Variant -> hits after the last step of the best rate."""
@@ -94,10 +96,11 @@ class Bench:
         return found
 
     def _attempt(self, subject: Subject, shots: int, lr: float) -> dict[str, np.ndarray]:
-        steps, most = self.budget.relearn_steps, self.budget.items
+        budget = self.budget
         found = relearn.relearn(
-            subject.domain, subject.model, self.forgotten, self.retained, shots, steps, lr, most=most
-        )
+            subject.domain, subject.model, self.forgotten, self.retained, shots, budget.relearn_steps, lr,
+            most=budget.items, batch=min(16, self.batch),
+        )  # fmt: skip
         return {"steps": np.array(found.steps), "hits": found.hits}
 
     def _radius(self, subject: Subject, key: str) -> None:

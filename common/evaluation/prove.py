@@ -57,7 +57,7 @@ class Proof:
         began = time.monotonic(), time.process_time()
         folders, no_reference = self._references()
         case = self.case
-        self.bench = Bench(case.forgotten, case.retained, case.learned, self.budget, float(case.flags["lr"]),
+        self.bench = Bench(case.forgotten, case.retained, case.learned, self.budget, float(case.flags["lr"]), int(case.flags["batch_size"]),
                            self.folder / "cache", 2 + len(folders))  # fmt: skip
         for subject in case.own():
             self.bench.attack(moved_to(subject, self.device))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from scipy.special import softmax
 
 
 def correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -18,19 +17,20 @@ def correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (logits.argmax(1) == labels)[None].astype(float)
 
 
-def confusion(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """Label -> {"answers": {name: count}, most frequent first, "confidence": mean softmax maximum 0..1, "n"}.
+def confusion(
+    logits: np.ndarray, confidence: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> dict[int, dict[str, Any]]:
+    """Label -> {"answers": {name: count}, most frequent first, "confidence": its mean 0..1, "n"}.
 
     One frequent answer given with confidence is a trace of its own: models that never saw a class spread it.
     """
     found: dict[int, dict[str, Any]] = {}
-    sure = softmax(logits, axis=1).max(1)
     for label in np.unique(labels):
         own = labels == label
         counts = np.bincount(logits[own].argmax(1), minlength=logits.shape[1])
         order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
         answers = {names[i]: int(counts[i]) for i in order}
-        found[int(label)] = {"answers": answers, "confidence": float(sure[own].mean()), "n": int(own.sum())}
+        found[int(label)] = {"answers": answers, "confidence": float(confidence[own].mean()), "n": int(own.sum())}
     return found
 
 

@@ -23,7 +23,7 @@ from common.settings import settings_from
 from common.streams import Chosen, Ordered, Stream, derive
 from common.trainer import Trainer
 
-RANK, BATCH = 4, 16
+RANK = 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Attempt:
 
 def relearn(
     domain: Domain, model: nn.Module, forgotten: Sequence[str], known: Sequence[str], shots: int, steps: int, lr: float,
-    seed: int = 0, most: int = 200, flags: Mapping[str, Any] | None = None,
+    seed: int = 0, most: int = 200, batch: int = 16, flags: Mapping[str, Any] | None = None,
 ) -> Attempt:  # fmt: skip
     """Trains fresh adapters (rank 4) and the forgotten head rows on `shots` training items of each forgotten class.
 
@@ -51,13 +51,13 @@ def relearn(
         model: adapters merged; it is copied.
         flags: further settings of the loop by flag name.
 
-    Source: relearn time, SCRUB's notebook after Golatkar et al.; the loop, AdamW, constant rate, batches of 16.
+    Source: relearn time, SCRUB's notebook after Golatkar et al.; the loop, AdamW, constant rate, batches of `batch`.
     """
     groups = {"known": tuple(known), "forgotten": tuple(forgotten)}
     target, missing = ("forgotten", ()) if shots else ("known", ("forgotten",))
     plan = Plan("relearn", groups, (("learn", (target,)),), missing=missing)
     own = FewItems(domain, model, forgotten, _positions(domain, forgotten, shots, seed) if shots else None)
-    values = {"method": "replay", "lora_rank": RANK, "steps": steps, "lr": lr, "batch_size": BATCH, "seed": seed,
+    values = {"method": "replay", "lora_rank": RANK, "steps": steps, "lr": lr, "batch_size": batch, "seed": seed,
               "schedule": "constant", "warmup": 0.0, "precision": "fp32", "gallery": 0, "device": _device(model),
               "save_every": 1e9, "train_head_rows": bool(shots)}  # fmt: skip
     taken: list[int] = []
@@ -68,22 +68,22 @@ def relearn(
         def look(kind: str, record: Mapping[str, Any]) -> None:
             if kind == "steps" and record["step"] + 1 in wanted:
                 taken.append(record["step"] + 1)
-                found.append(hits(domain, trainer.model, forgotten, most))
+                found.append(hits(domain, trainer.model, forgotten, most, batch))
 
         run = Run(folder, callbacks=[look])
         trainer = Trainer(own, plan, settings_from((), values | dict(flags or {})), run)
-        start = hits(domain, trainer.model, forgotten, most)
+        start = hits(domain, trainer.model, forgotten, most, batch)
         trainer.swap()
     return Attempt((0, *taken), np.stack([start, *found]))
 
 
-def hits(domain: Domain, model: nn.Module, classes: Sequence[str], most: int) -> np.ndarray:
+def hits(domain: Domain, model: nn.Module, classes: Sequence[str], most: int, batch_size: int) -> np.ndarray:
     """[n] whether each test item of the classes is named by the largest logit; the model's mode stays as it was."""
     training, found = model.training, []
     model.eval()
     with torch.inference_mode(), lora.merged(model):
         for name in classes:
-            for batch in items(domain, name, False, most):
+            for batch in items(domain, name, False, most, batch_size):
                 prediction = domain.predict(model, batch)
                 own = prediction.labels == domain.classes.row(name)
                 found.append((prediction.scores.argmax(-1) == prediction.labels)[own].cpu().numpy())
@@ -143,12 +143,12 @@ class FewItems:
 
 def _positions(domain: Domain, forgotten: Sequence[str], shots: int, seed: int) -> tuple[int, ...]:
     """Where `shots` items of each class stand in the loader of all of them; found by their names."""
-    names = {c: [n for batch in items(domain, c, True, 10**9) for n in domain.item_names(batch)] for c in forgotten}
+    names = {c: [n for batch in items(domain, c, True, 10**9, 16) for n in domain.item_names(batch)] for c in forgotten}
     chosen: set[str] = set()
     for c, own in names.items():
         order = np.random.default_rng(derive(seed, "shots", c)).permutation(len(own))
         chosen |= {own[i] for i in order[:shots]}
-    together = domain.loader(forgotten, train=True, stream=Ordered(0, BATCH))
+    together = domain.loader(forgotten, train=True, stream=Ordered(0, 16))
     every = [name for batch in together for name in domain.item_names(batch)]
     return tuple(i for i, name in enumerate(every) if name in chosen)
 
