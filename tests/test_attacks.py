@@ -1,11 +1,14 @@
 """Attacks as functions of arrays: known answers on made-up data."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
+from common.domain import Prediction
 from common.evaluation import intervals
-from common.evaluation.attacks import membership, output, probe, prototype, rmia, weights
+from common.evaluation.attacks import membership, output, probe, prototype, radius, rmia, weights
 from common.evaluation.attacks.shots import few, title
 from common.evaluation.figures import leak, share
 
@@ -135,3 +138,23 @@ def test_rounding_to_integers_keeps_each_row_within_half_a_step():
         step = weight.abs().amax(1) / (2 ** (bits - 1) - 1)
         assert (moved <= step / 2 + 1e-6).all() and (moved > 0).any()
     assert len(weights.to_integers(4)(weight)[0].unique()) <= 15
+
+
+def test_the_radius_of_a_linear_model_is_the_distance_to_its_border():
+    """Scores (x, 0): class 0 is named where the mean pixel is above 0, so that an image at -d is d away."""
+    images = torch.tensor([-0.01, -0.02, 0.5, -0.5]).view(4, 1, 1, 1).expand(4, 1, 2, 2).clone()
+
+    class Batch(NamedTuple):
+        images: torch.Tensor
+
+    class Lines:
+        def predict(self, model, batch):
+            mean = batch.images.mean((1, 2, 3))
+            return Prediction(mean.sum(), torch.stack([mean, 0 * mean], 1), mean, torch.zeros(4, dtype=torch.long))
+
+    found = radius.radii(Lines(), None, Batch(images), [1.0])
+    assert found[:2] == pytest.approx([0.01, 0.02], abs=1e-3) and found[2] == 0 and found[3] == float("inf")
+    scaled = radius.radii(Lines(), None, Batch(images), [0.5])  # a pixel's change is doubled by the normalisation
+    assert scaled[:2] == pytest.approx([0.005, 0.01], abs=1e-3)
+    left = radius.radii(Lines(), None, Batch(-images), [1.0], leave=True)
+    assert left[:2] == pytest.approx([0.01, 0.02], abs=1e-3) and left[2] == 0

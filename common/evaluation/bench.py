@@ -43,6 +43,7 @@ class Bench:
         self.names = [*forgotten, *retained, *learned]
         self.answers: dict[str, arrays.Answers] = {}
         self.hits: dict[str, dict[str, np.ndarray]] = {}  # attack and variant -> subject -> [1, n]
+        self.radii: dict[str, dict[str, np.ndarray]] = {}
         self.curves: dict[str, dict[str, Any]] = {}
         self.keys: dict[str, str] = {}
         self.not_run: dict[str, str] = {"rmia": NO_MEMBERS}
@@ -69,8 +70,7 @@ class Bench:
             found |= self._relearn(subject, key)
         for variant, hits in found.items():
             self.hits.setdefault(variant, {})[name] = hits[None]
-        if name in (ORIGINAL, RESULT):
-            self._radius(subject, key)
+        self._radius(subject, key)
 
     def _variants(self, subject: Subject) -> Iterator[tuple[str, np.ndarray]]:
         variants = dict(weights.rounded_variants(subject.model))
@@ -104,20 +104,30 @@ class Bench:
         return {"steps": np.array(found.steps), "hits": found.hits}
 
     def _radius(self, subject: Subject, key: str) -> None:
-        """Median recovery radius of forgotten images (result), and fragility of retained ones."""
-        deviation = getattr(subject.domain, "pixel_deviation", None)
+        """Recovery radius of forgotten images, and how fragile the answers about retained ones are."""
+        deviation = subject.domain.pixel_deviation
         if not self.budget.radius or deviation is None:
             self.not_run["radius"] = (
-                "budget quick" if not self.budget.radius else "the domain gives no pixel statistics"
+                "not within this budget" if not self.budget.radius else "pictures hold several items"
             )
             return
-        kept = self._kept(f"radius-{key}", lambda: {"forgotten": self._radii(subject, self.forgotten, deviation)})
-        self.curves.setdefault("radius", {})[subject.name] = {name: r.tolist() for name, r in kept.items()}
+        groups = (
+            ("forgotten images named", self.forgotten, False),
+            ("retained images no longer named", self.retained, True),
+        )
+        kept = self._kept(
+            f"radius-{key}",
+            lambda: {n: self._radii(subject, classes, deviation, leave) for n, classes, leave in groups},
+        )
+        for name, found in kept.items():
+            self.radii.setdefault(f"{name} within 8/255", {})[subject.name] = found
 
-    def _radii(self, subject: Subject, classes: Sequence[str], deviation: Any) -> np.ndarray:
-        each = max(1, self.budget.radius // len(classes))
-        batches = (b for c in classes for b in arrays.items(subject.domain, c, False, each, each))
-        found = [radius.radii(subject.domain, subject.model, batch, deviation)[:each] for batch in batches]
+    def _radii(
+        self, subject: Subject, classes: Sequence[str], deviation: Sequence[float], leave: bool
+    ) -> np.ndarray:  # fmt: skip
+        each = -(-self.budget.radius // len(classes))
+        batches = (b for c in classes[: self.budget.radius] for b in arrays.items(subject.domain, c, False, each, each))
+        found = [radius.radii(subject.domain, subject.model, batch, deviation, leave)[:each] for batch in batches]
         return torch.cat(found).numpy()
 
     def _kept(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -146,6 +156,10 @@ class Bench:
             headline = variant in ("int8", "int4", "relearn, 5 shots")
             name = variant.removeprefix("relearn, ") if attack == "relearn" else variant
             found.append(share(attack, name, values, self.budget.replicates, headline=headline))
+        for name, radii in self.radii.items():
+            values = {s: np.isfinite(r)[None].astype(float) for s, r in radii.items()}
+            medians = {s: float(np.median(np.nan_to_num(r, posinf=1))) for s, r in radii.items()}
+            found.append(share("radius", name, values, self.budget.replicates, median_radius=medians))
         return found
 
     def battery(self) -> battery.Battery:

@@ -20,6 +20,7 @@ ATTACKS = {
     "prototype": "The mean feature of a few items as the head row",
     "relearn": "Relearning with fresh adapters",
     "weights": "Rounded and rescaled weights",
+    "radius": "Small changes of the input",
 }
 
 
