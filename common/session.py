@@ -158,6 +158,10 @@ class Session:
         """The model with rows for `classes`, the first of which it has."""
         raise NotImplementedError
 
+    def without(self, base: Base, classes: Sequence[str]) -> Base | None:
+        """The model without rows for `classes`; None where its layout must keep them. The model may be changed."""
+        return None
+
     def is_run(self, path: str | Path) -> bool:
         """Whether a folder holds a run of ours."""
         return (Path(path) / "config.json").is_file()

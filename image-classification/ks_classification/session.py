@@ -49,6 +49,7 @@ class ClassificationSession(Session):
         "swap": "Learn, forget and retain image classes: one run, from a pretrained model to a report.",
         "pretrain": "Train a base model from scratch on named classes.",
         "evaluate": "Score a finished run again, on its own groups of classes: the same numbers as in its report.",
+        "prove": "Attack what a finished run says it forgot, against models that never saw it: verdicts, proof.json and a page.",
         "predict": "Name what is on pictures: the most probable classes of each.",
         "check": "List everything that is wrong with images before they are trained on; exit code 2 if a run would stop.",
         "export": "Write the model of a run, adapters merged: under published keys, or as a folder for --checkpoint.",
@@ -58,6 +59,7 @@ class ClassificationSession(Session):
         "pretrain": "python image-classification/pretrain.py --data digits --no-flip --classes 0,1,2,3,4,5,6,7 "
         "--img-size 16 \\\n    --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4 --lr 2e-3 --output-dir results/base",
         "evaluate": "python image-classification/evaluate.py results/classification/fltf-gs_lora-seed0",
+        "prove": "python image-classification/prove.py results/classification/fltf-gs_lora-seed0 --references 3",
         "predict": "python image-classification/predict.py results/base holiday/ cat.jpg --json",
         "check": "python image-classification/check.py photos more",
         "export": "python image-classification/export.py results/classification/fltf-gs_lora-seed0 swapped.pth",
@@ -142,6 +144,12 @@ class ClassificationSession(Session):
     def widened(self, base: Base, classes: Sequence[str]) -> Base:
         base.about.classes = list(classes)
         return Base(layers.widen(base.model, len(classes)), list(classes), base.about)
+
+    def without(self, base: Base, classes: Sequence[str]) -> Base:
+        rows = [i for i, name in enumerate(base.classes) if name not in classes]
+        layers.select_rows(base.model, rows)
+        base.about.classes = [base.classes[i] for i in rows]
+        return Base(base.model, base.about.classes, base.about)
 
     def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
         flags = loaded.flags
