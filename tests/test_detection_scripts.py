@@ -11,6 +11,7 @@ import pytest
 import torch
 from ks_detection.checkpoints.export import export_official
 from ks_detection.session import SESSION, SourceConfig, open_data
+from picture_copies import assert_equal_answers
 from PIL import Image
 from test_detection_data import coco_folder
 from tiny_swap import base, pictures
@@ -141,6 +142,11 @@ def test_a_run_finds_objects_in_images(finished, known, capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("  nothing found") for line in lines] == [True] * 8
     fails(capsys, "predict", [str(finished), images, "--threshold", "2"], "`--threshold` is a share, 0 up to 1")
+
+
+def test_copies_of_a_picture_get_the_same_answer(finished, capsys, tmp_path):
+    flags = ["--json", "--threshold", "0"]
+    assert_equal_answers(lambda files: started("predict", [str(finished), *files, *flags]), tmp_path / "c", capsys)
 
 
 def test_predict_names_or_skips_what_is_no_image(finished, known, capsys, tmp_path):

@@ -186,6 +186,15 @@ def test_sliding_windows_cover_every_pixel_and_agree_on_their_own_part():
     assert torch.isfinite(scores).all()
 
 
+def test_a_large_answer_made_class_by_class_is_the_same(monkeypatch):
+    scores = torch.rand(7, 12, 20)
+    scores[3] = scores[1]  # of equal scores the first wins
+    whole = inference.ids_at(scores, (50, 70))
+    monkeypatch.setattr(inference, "WHOLE", 0)
+    found = inference.ids_at(scores, (50, 70))
+    assert torch.equal(found, whole) and torch.equal(whole, inference.resized(scores, (50, 70)).argmax(0))
+
+
 @pytest.mark.parametrize(("size", "expected"), [((480, 640), (512, 683)), ((100, 1000), (205, 2048))])
 def test_shortest_edge(size, expected):
     assert inference.shortest_edge(size, 512, 2048) == expected

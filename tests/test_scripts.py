@@ -12,6 +12,7 @@ import torch
 from colours import FOLDER, picture, save_folders
 from ks_classification import gs_lora_scripts, published
 from ks_classification.session import SESSION
+from picture_copies import assert_equal_answers
 from PIL import Image
 from vit_files import tiny_bird
 
@@ -85,6 +86,11 @@ def test_predict_names_the_classes_as_table_or_json(place, capsys):
     assert started("predict", [str(place / "run"), *files, "--top", "2", "--device", "cpu", "--batch-size", "3"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 4 and all(row.count(" %") == 2 for row in table)
+
+
+def test_copies_of_a_picture_get_the_same_answer(place, capsys, tmp_path):
+    flags = ["--json", "--device", "cpu"]
+    assert_equal_answers(lambda files: started("predict", [str(place / "run"), *files, *flags]), tmp_path / "c", capsys)
 
 
 def test_predict_names_or_skips_what_is_no_image(place, capsys, tmp_path):

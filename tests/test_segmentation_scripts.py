@@ -17,6 +17,7 @@ from ks_segmentation.checkpoints.folder import flat, load_folder
 from ks_segmentation.config import words as config_words
 from ks_segmentation.data import catalogs, layouts
 from ks_segmentation.session import SESSION
+from picture_copies import assert_equal_answers
 from PIL import Image
 from tiny_mask2former import COMMON, RESNET
 
@@ -131,6 +132,10 @@ def test_predict_writes_ids_and_an_overlay(swapped, place, tmp_path, capsys):
     assert len(answers) == 6 and all(sum(c["share"] for c in a["classes"]) == pytest.approx(1) for a in answers)
     first = max(range(7), key=lambda row: (ids == row).sum())
     assert answers[0]["classes"][0] == {"class": [*CLASSES, "x"][first], "share": pytest.approx((ids == first).mean())}
+
+
+def test_copies_of_a_picture_get_the_same_answer(swapped, capsys, tmp_path):
+    assert_equal_answers(lambda files: call("predict", swapped, *files, "--json"), tmp_path / "c", capsys)
 
 
 def test_predict_leaves_damaged_images_out_when_asked(swapped, place, tmp_path, capsys):

@@ -19,12 +19,13 @@ from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.knobs import Checked, knob
+from common.progress import in_threads
 from common.streams import Draw, Stream, load_batches
 from ks_detection import gallery
 from ks_detection.checkpoints.export import export_official
 from ks_detection.data import transforms
 from ks_detection.data.folders import with_classes
-from ks_detection.data.records import DetectionSet, ImageRecord
+from ks_detection.data.records import DetectionSet, ImageRecord, image_problem, told
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.detectors import build_detector, criterion_for
 from ks_detection.models.features import FeatureCache, pad_maps
@@ -156,6 +157,14 @@ class DetectionDomain(Domain):
         self._room = config.keep_decoded * 2**20
         self._check_classes(wanted, data)
         self._used = self._choose() if training else {}
+        self._check_images(wanted)
+
+    def _check_images(self, wanted: Sequence[str]) -> None:
+        """Looks at the file of every image that is used, before the first step. Raises UserError."""
+        used = [self.records["train"][i] for i in sorted(set().union(*self._used.values()))]
+        used += [self.records["test"][i] for i in self._showing(wanted, "test")]
+        every = list({record.path: record for record in used if record.path is not None}.values())
+        told([problem for problem in in_threads(image_problem, every, "checking images") if problem])
 
     def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:
         for part, records in self.records.items():

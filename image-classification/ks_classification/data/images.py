@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
+from PIL import Image
 
 from common.errors import UserError
+from common.images import ImageError, open_image
+from common.progress import in_threads
 from common.splits import shorten
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -35,17 +32,10 @@ class Item(NamedTuple):
     label: str
     source: Any
 
-    def open(self) -> Image.Image:
-        """The image as RGB."""
+    def open(self, least: int = 0) -> Image.Image:
+        """The image as upright RGB, of at least `least` pixels a side where it has them; see `common.images`."""
         source = self.source() if callable(self.source) else self.source
-        if isinstance(source, Tensor):
-            return to_pil_image(source).convert("RGB")
-        if isinstance(source, np.ndarray):
-            return Image.fromarray(source).convert("RGB")
-        if isinstance(source, Image.Image):
-            return source.convert("RGB")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.convert("RGB")
+        return open_image(Path(source) if isinstance(source, str) else source, self.name, least)
 
 
 @dataclass
@@ -228,7 +218,7 @@ def _picture_of(dataset: Any, index: int) -> Any:
 
 
 def decode(
-    items: Sequence[Item], prepare: Callable[[Image.Image], Any], skip_corrupt: bool, what: str
+    items: Sequence[Item], prepare: Callable[[Image.Image], Any], skip_corrupt: bool, what: str, least: int = 0
 ) -> tuple[list[int], list[Any], list[str]]:
     """Opens every image once, before training starts.
 
@@ -236,6 +226,7 @@ def decode(
         prepare: what to keep of an image (a resized array, or nothing).
         skip_corrupt: leave unreadable files out instead of stopping.
         what: for the progress bar.
+        least: shorter side in pixels that is enough.
 
     Returns:
         (indices of the readable items, what `prepare` gave for them, names of the unreadable files).
@@ -243,21 +234,14 @@ def decode(
     Raises:
         UserError: some file is no readable image; names them.
     """
-    from tqdm import tqdm
 
     def one(item: Item) -> tuple[bool, Any]:
         try:
-            image = item.open()
-        except UnidentifiedImageError:
-            return False, f"{item.name} (no image)"
-        except Exception as error:  # Pillow's readers raise many kinds for a damaged file
-            return False, f"{item.name} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        return True, prepare(image)
+            return True, prepare(item.open(least))
+        except ImageError as error:
+            return False, f"{item.name} ({error.reason})"
 
-    quiet = True if len(items) < 2000 else None  # None: a bar on terminals only
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        opened = pool.map(one, items)
-        results = list(tqdm(opened, total=len(items), desc=what, unit="image", leave=False, disable=quiet))
+    results = list(in_threads(one, items, what))
     bad = [value for fine, value in results if not fine]
     if bad and not skip_corrupt:
         raise UserError(

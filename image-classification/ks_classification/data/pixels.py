@@ -135,5 +135,5 @@ def read_pixels(
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
         return pil_to_tensor(image)
 
-    good, tensors, bad = decode(items, prepare, config.skip_corrupt, what)
+    good, tensors, bad = decode(items, prepare, config.skip_corrupt, what, limit)
     return [items[i] for i in good], tensors, bad
