@@ -13,6 +13,7 @@ from common import adapters, distributed, lora, precision
 from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.run_measures import history_of, measures
+from common.guard import Guard
 from common.plan import Phase, Plan
 from common.record import METRICS, Run
 from common.rows import TrainedRows
@@ -91,13 +92,14 @@ class Observer:
         if items:
             self.run.save_gallery(moment, items)
 
-    def export(self, method: str, rows: TrainedRows | None) -> None:
+    def export(self, method: str, rows: TrainedRows | None, guard: Guard) -> None:
         """The result so far: the adapter folder, or the whole model where all parameters train."""
         if not distributed.is_main():
             return
         info = {"classes": list(self.domain.classes.names), "method": method, "plan": self.plan.record()}
         if lora.adapters(self.model):
             adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info)
+            guard.save(self.run.path("adapter"))
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
 
@@ -113,13 +115,16 @@ class Observer:
             return False
         return True
 
-    def end_phase(self, phase: Phase, epoch: int, step: int, before: Factors) -> None:
+    def end_phase(self, phase: Phase, epoch: int, step: int, before: Factors, guard: Guard) -> None:
         """Everything that is recorded at the end of a phase; `before` are the factors that it began with."""
         self.score(phase.index, phase.action, epoch, step, end=True)
         self.profile(phase, before)
         found = measures(self.plan, history_of(self.metrics), phase.index)
         if found:
             self.write([{"phase": phase.index, "action": phase.action, "measures": found}])
+        told = guard.figures(phase)
+        if told:
+            self.write([{"phase": phase.index, "action": phase.action, "guard": told}])
         self.show(phase.title)
 
 

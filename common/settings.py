@@ -14,6 +14,7 @@ from common import methods
 from common.config import Parser, add_flags, apply_yaml, flag, from_values, help_formatter, read_yaml
 from common.distributed import LaunchConfig
 from common.errors import UserError
+from common.guard import GuardConfig
 from common.lora import LoraConfig
 from common.methods._base import Method, for_phase
 from common.plan import Plan
@@ -23,7 +24,7 @@ from common.train_config import NEWER, NOT_IDENTITY, TrainConfig
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)  # of a folder
-EVERY = (PlanConfig, TrainConfig, LoraConfig, RecordConfig, LaunchConfig)  # what the three domains share
+EVERY = (PlanConfig, TrainConfig, LoraConfig, GuardConfig, RecordConfig, LaunchConfig)  # what the three domains share
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Settings:
         """What the settings alone say about a run's numbers: the part of its identity known before data is read."""
         train = {k: v for k, v in asdict(self.train).items() if k not in NOT_IDENTITY and (v or k not in NEWER)}
         method = asdict(self.method_config)
-        return {"plan": plan.record(), "train": train, "lora": asdict(self.lora), "method": method}
+        guard = asdict(self[GuardConfig])
+        return {"plan": plan.record(), "train": train, "lora": asdict(self.lora), "method": method, "guard": guard}
 
     def check_lists(self, plan: Plan) -> None:
         """Raises UserError for settings of one number per phase that do not fit the plan."""
@@ -126,7 +128,7 @@ def settings_parser(
     if reference:
         text = "the published settings as defaults, bugs and every --published-* flag included (reference.yaml)"
         parser.add_argument("--reference", action="store_true", help=text)
-    for kind in (*kinds, PlanConfig, TrainConfig, LoraConfig):
+    for kind in (*kinds, PlanConfig, TrainConfig, LoraConfig, GuardConfig):
         add_flags(parser, kind, **defaults)
     add_flags(parser, methods.load(method).Config, f"--method {method}", **defaults)
     add_flags(parser, RecordConfig, **defaults)

@@ -12,7 +12,7 @@ from common.knobs import Checked, knob
 class TrainConfig(Checked):
     """The swap: what every domain's swap.py accepts."""
 
-    method: str = knob("gs_lora", "how to learn and forget: a file name in common/methods")
+    method: str = knob("mask_replay", "how to learn and forget: a file name in common/methods")
     epochs: int = knob(5, "epochs per phase; an epoch is one pass over the keep set", least=1)
     steps: int = knob(0, "steps per phase instead of epochs, when not 0", least=0)
     forget_steps: int = knob(

@@ -166,16 +166,15 @@ def test_batchwise_amnesiac_subtracts_the_batches_of_the_class_alone(tmp_path):
     t.optimizer = torch.optim.SGD(t.model.parameters(), lr=0.1)
     batches = t._batches(phase, 0)
     for _ in range(12):
-        target, keep = next(batches)
         step = step_of(t, phase)
-        step.target, step.keep = target, keep
+        step.target, step.keep, _ = next(batches)
         before = snapshot(t.model)
         t.optimizer.zero_grad()
         t.method.loss(step).backward()
         t.method.before_step(step)
         t.optimizer.step()
         t.method.after_step(step, 0.1)
-        if int(target.labels) == 4:
+        if int(step.target.labels) == 4:
             for key, value in snapshot(t.model).items():
                 moved[key] = moved.get(key, 0) + value.double() - before[key].double()
     assert moved and set(t.method.sums) == {"4"}

@@ -32,6 +32,9 @@ SCENARIOS = [
     scenario("detection attention", "detection", order="lfl", lora_position="all"),
     scenario("segmentation", "segmentation", bound=2.3),
     scenario("classification proximal", proximal=True),
+    scenario("classification data guard", method="mask_replay", order="fftl", guard="data"),
+    scenario("detection data guard", "detection", order="fftl", bound=2.3, guard="data"),
+    scenario("classification subspace guard", order="fftl", guard="subspace", guard_energy=0.8),
     scenario("classification finetune", method="finetune"),
 ]
 

@@ -33,7 +33,7 @@ from common.record import STEPS, read_lines
 FOLDER = Path(__file__).parent / "golden"
 METHODS = ("gs_lora", "der_pp", "neg_grad_plus")  # an adapter trains, all but the head, everything
 ORDERS = ("fltf", "fftl")
-TINY = {"steps": 10, "batch_size": 2, "gallery": 0, "threads": 1}
+TINY = {"guard": "none", "steps": 10, "batch_size": 2, "gallery": 0, "threads": 1}
 CLOSE = {"loss": 1e-3, "grad_norm": 3e-2}  # relative
 FAR = {"loss": 0.2, "grad_norm": 0.6}
 REMATCHED = {"classification": 0, "detection": 8, "segmentation": 4}  # of twenty steps
@@ -79,7 +79,9 @@ def curves(kind, order, method, folder):
     """{"loss", "grad_norm": one number per step, "scores": {group: the last score}} of a run."""
     domain, groups = DOMAINS[kind]()
     lr = 1e-3 if kind == "classification" or method == "gs_lora" else GENTLE
-    metrics = make_trainer(domain, make_plan(order, **groups), method, folder, lr=lr, **TINY).swap()
+    metrics = make_trainer(
+        domain, make_plan(order, **groups, keep_until_forgotten=False), method, folder, lr=lr, **TINY
+    ).swap()
     steps = read_lines(folder / STEPS)
     found = {name: [float(f"{line[name]:.6g}") for line in steps] for name in CLOSE}
     return found | {"scores": {m["group"]: round(m["score"], 2) for m in metrics if "score" in m}}

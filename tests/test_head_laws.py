@@ -119,7 +119,7 @@ def test_the_trained_head_returns_before_the_next_phase(tmp_path):
 def test_icarl_without_old_classes_is_plain_binary_cross_entropy(tmp_path):
     plan = Plan("first", {"a": ("c0", "c1")}, (("learn", ("a",)),))
     t, phase = begun("icarl", tmp_path, plan)
-    target, _ = next(t._batches(phase, 0))
+    target, *_ = next(t._batches(phase, 0))
     from common.methods._base import Position, Step
 
     t.model.eval()

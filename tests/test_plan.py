@@ -21,9 +21,25 @@ LEARN, FORGET, RETAIN = ("l1", "l2"), ("f1",), ("r1", "r2")
     ],
 )
 def test_keep_is_retained_plus_learned_minus_forgotten(order, phases):
-    plan = make_plan(order, LEARN, FORGET, RETAIN)
+    plan = make_plan(order, LEARN, FORGET, RETAIN, keep_until_forgotten=False)
     assert [(p.action, p.target, p.keep) for p in plan.phases] == phases
     assert [p.index for p in plan.phases] == list(range(1, len(phases) + 1))
+
+
+def test_a_class_to_be_forgotten_is_kept_until_its_own_phase_unless_told_otherwise():
+    assert make_plan("fltf", LEARN, FORGET, RETAIN).phases[0].keep == FORGET + RETAIN
+    assert [p.keep for p in continual().phases] == [("b", "c"), ("c",)]
+    assert [p.keep for p in continual(keep_until_forgotten=False).phases] == [("c",), ("c",)]
+
+
+def test_a_phase_knows_what_is_gone_and_what_no_phase_has_learned_yet():
+    found = {order: [(p.gone, p.unknown) for p in make_plan(order, LEARN, FORGET, RETAIN).phases] for order in ORDERS}
+    assert found["fltf"] == [((), LEARN), ((), ())]
+    assert found["fftl"] == [((), LEARN), (FORGET, LEARN)]
+    assert found["lfl"] == [((), LEARN), ((), ()), (FORGET, ())]
+    assert found["flf"] == [((), LEARN), (FORGET, LEARN), ((), ())]  # what a phase trains is not gone for it
+    relearned = Plan("p", {"a": ("x",), "b": ("y",)}, (("forget", ("a",)), ("learn", ("a",)), ("forget", ("b",))))
+    assert [p.gone for p in relearned.phases] == [(), (), ()]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -45,11 +61,6 @@ def test_classes_learned_first_need_new_rows():
 def continual(**settings):
     groups = {"f1": ("a",), "f2": ("b",), "r": ("c",)}
     return Plan("gs-lora", groups, (("forget", ("f1",)), ("forget", ("f2",))), **settings)
-
-
-def test_continual_forgetting_keeps_later_requests_until_their_turn():
-    assert [p.keep for p in continual(keep_until_forgotten=True).phases] == [("b", "c"), ("c",)]
-    assert [p.keep for p in continual().phases] == [("c",), ("c",)]
 
 
 def test_class_incremental_learning_keeps_all_learned_so_far():
@@ -120,8 +131,15 @@ def test_a_yaml_plan_with_names_indices_and_the_rest(tmp_path):
 
 
 def test_a_yaml_plan_may_keep_until_forgotten(tmp_path):
-    text = "groups: {a: cat, b: dog, r: rest}\nphases: [forget: a, forget: b]\nkeep_until_forgotten: true\n"
-    assert read_plan(written(tmp_path, text), AVAILABLE).phases[0].keep == ("dog", "fox", "owl")
+    text = "groups: {a: cat, b: dog, r: rest}\nphases: [forget: a, forget: b]\n"
+    path = written(tmp_path, text)
+    assert read_plan(path, AVAILABLE).phases[0].keep == ("dog", "fox", "owl")
+    assert plan_from(PlanConfig(plan=str(path), keep_until_forgotten=False), AVAILABLE, []).phases[0].keep == (
+        "fox",
+        "owl",
+    )
+    for said, kept in (("true", ("dog", "fox", "owl")), ("false", ("fox", "owl"))):
+        assert read_plan(written(tmp_path, f"{text}keep_until_forgotten: {said}\n"), AVAILABLE).phases[0].keep == kept
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ def script_of(domain):
     code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1]
     assert "swap(" in code and "EXAMPLE" not in code
     code = re.sub(r"\b(epochs|steps|forget_steps)=\d+", lambda m: f"{m[1].replace('epochs', 'steps')}=2", code)
+    few = "train=80, test=30" if domain == "semantic-segmentation" else 'counts={"train": 80, "test": 30}'
+    code = code.replace("digit_scenes()", f"digit_scenes({few})")
     return code.replace('"object-detection/', f'"{ROOT}/object-detection/').replace(
         '"semantic-segmentation/', f'"{ROOT}/semantic-segmentation/'
     )

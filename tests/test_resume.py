@@ -34,6 +34,8 @@ SCENARIOS = [
     scenario("proximal", domain="segmentation", proximal=True, sparsity_weight=0.5),
     scenario("finetune", "finetune", order="fftl", domain="segmentation"),
     scenario("retrain", "retrain"),
+    scenario("data guard", "mask_replay", order="fftl", guard="data"),
+    scenario("subspace guard", order="fftl", guard="subspace", lora_position="all"),
     scenario("averaged", "finetune", domain="detection", average_decay=0.9, save_every=2),
     {**scenario("interrupted"), "signal": "SIGINT"},
     {**scenario("preempted"), "signal": "SIGTERM"},

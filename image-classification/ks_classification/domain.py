@@ -49,6 +49,7 @@ class ClassificationDomain(Domain):
         base: nn.Module | None = None, seed: int = 0, training: bool = True, missing: Sequence[str] = (),
         roles: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
+        self.pixel_deviation = None if config.cache_stem else spec.std  # stem outputs are no pixels
         self.spec, self.config, self.base, self.seed = spec, config, base, seed
         images = selection.held_out(images, config.validation) if config.validation else images
         wanted = [c for classes in groups.values() for c in classes]

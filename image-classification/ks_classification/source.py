@@ -102,7 +102,8 @@ def base_model(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, 
         spec.classes = name_rows(len(spec.classes), config, images)
     else:
         raise UserError(
-            "a swap starts from a pretrained model: give --checkpoint, or --model and --pretrained to fetch weights."
+            "a swap starts from a pretrained model: give --checkpoint, or --model and --pretrained to fetch weights (a run's "
+            "record of --pretrained is not followed)."
         )
     if config.narrow_head:
         narrow(model, spec, images)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from common import distributed, splits
@@ -30,7 +31,7 @@ from ks_detection.data.records import DetectionSet, ImageRecord, image_problem, 
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.detectors import build_detector, criterion_for
 from ks_detection.models.features import FeatureCache, pad_maps
-from ks_detection.models.parts.boxes import xyxy_to_cxcywh
+from ks_detection.models.parts.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ks_detection.models.parts.detector import extend_classes, ffn_linears
 from ks_detection.models.parts.padding import pad_images
 from ks_detection.models.parts.postprocess import post_process
@@ -38,6 +39,7 @@ from ks_detection.scores import Found, Scores, Truth, coco_scores
 
 MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights
 MANY = 1000  # sizes to draw from
+CANDIDATES = 100  # detections of a picture that count, as in COCO
 RULES = ("ignore", "remove", "exclude")
 ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o_proj")  # linears inside attention
 
@@ -135,6 +137,7 @@ class DetectionDomain(Domain):
     """
 
     name = "detection"
+    exclusive = False  # sigmoids
     metric = "map"
     metric_label = "COCO AP (%)"
     curve_axes = ("recall", "precision at IoU 0.5")
@@ -319,6 +322,21 @@ class DetectionDomain(Domain):
         reversible = self.criterion.classification(terms) if self.config.forget_part == "class" else None
         missed = miss_loss(outputs, targets, items)
         return Prediction(self.criterion.total(terms), scores, embedding, labels, missed, reversible)
+
+    def located(self, model: nn.Module, batch: ImageBatch) -> Tensor:
+        """Over the CANDIDATES queries that are surest of any class; one is called by its best class."""
+        outputs, device = self.forward(model, batch), next(model.parameters()).device
+        found = []
+        for logits, boxes, target in zip(outputs["pred_logits"], outputs["pred_boxes"], batch.targets, strict=True):
+            sure, called = logits.float().max(-1)
+            top = sure.topk(min(CANDIDATES, len(sure))).indices
+            covers = box_iou(cxcywh_to_xyxy(target["boxes"].to(device)), cxcywh_to_xyxy(boxes[top].float()))
+            same = called[top] == target["labels"].to(device)[:, None]
+            found.append(torch.stack([covers.amax(1), (covers * same).amax(1)], dim=1))
+        return torch.cat(found)
+
+    def confidence(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid().amax(-1)
 
     def detect(self, model: nn.Module, classes: Sequence[str]) -> tuple[list[Truth], list[Found]]:
         """Objects and detections of all test images with the classes, over all ranks, in pixels."""

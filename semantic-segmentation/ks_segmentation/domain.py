@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import distributed
@@ -81,6 +82,7 @@ class SegmentationDomain(Domain):
     """
 
     name = "segmentation"
+    exclusive = False  # scores are those of one query, while all queries answer a segment
     metric = "miou"
     metric_label = "mean IoU (%)"
 
@@ -259,6 +261,21 @@ class SegmentationDomain(Domain):
             labels.append(target.classes[segment])
             missed.append(miss_loss(last["pred_logits"][b], last["pred_masks"][b], target)[segment])
         return Prediction(loss.total, *map(torch.cat, (scores, features, labels, missed)))
+
+    def located(self, model: nn.Module, batch: Scenes) -> Tensor:
+        """Over all queries, a mask being where its logit is above 0; a query is called by its best class, "no object"
+        included."""
+        outputs = model(batch.images.to(next(model.parameters()).device))
+        found = []
+        for logits, masks, labels in zip(outputs["pred_logits"], outputs["pred_masks"], batch.labels, strict=True):
+            rows = [row for row in labels.unique().tolist() if 0 <= row < logits.shape[-1] - 1]  # others are no class
+            masks = F.interpolate(masks[None].float(), labels.shape, mode="bilinear")[0].flatten(1) > 0
+            truth = torch.stack([labels.flatten() == row for row in rows]).to(masks.device)
+            shared = truth.float() @ masks.float().T
+            covers = shared / (truth.sum(1)[:, None] + masks.sum(1)[None] - shared).clamp_min(1)
+            same = logits.argmax(-1)[None] == torch.tensor(rows, device=masks.device)[:, None]
+            found.append(torch.stack([covers.amax(1), (covers * same).amax(1)], dim=1))
+        return torch.cat(found)
 
     def confusions(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
         """Pixel counts of each group on this rank's test images, each looked at once; a group's counts leave out
