@@ -68,7 +68,8 @@ sys.stdin.read()
         winner = next(p for p in every if p.poll() is None)
         assert winner.stdout.readline() == b"mine\n" and in_use(tmp_path)
         winner.kill()
-        winner.wait()
+        for process in every:
+            process.communicate()
         assert not in_use(tmp_path) and (tmp_path / FILE).exists()
 
 

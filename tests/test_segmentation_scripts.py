@@ -126,7 +126,8 @@ def test_predict_writes_ids_and_an_overlay(swapped, place, tmp_path, capsys):
     assert call("predict", swapped, image, "--output-dir", tmp_path) == 0
     ids = np.asarray(Image.open(tmp_path / "0.ids.png"))
     assert ids.shape == (64, 64) and ids.max() < 7 and "%" in capsys.readouterr().out
-    assert Image.open(tmp_path / "0.overlay.png").size == (64, 64)
+    with Image.open(tmp_path / "0.overlay.png") as overlay:
+        assert overlay.size == (64, 64)
     assert call("predict", swapped, image.parent, "--json") == 0
     answers = json.loads(capsys.readouterr().out)
     assert len(answers) == 6 and all(sum(c["share"] for c in a["classes"]) == pytest.approx(1) for a in answers)

@@ -162,7 +162,7 @@ def test_a_finished_sweep_runs_nothing_and_its_tables_hold_mean_and_spread(tmp_p
     assert body([str(path), "--jobs", "4"]) == 0
     before = counts(tmp_path / "out")
     assert body([str(path)]) == 0 and counts(tmp_path / "out") == before
-    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
     assert [row["run"] for row in rows] == ["good-fftl", "poor-fftl", "good-fltf", "poor-fltf"]  # best H first
     assert rows[0]["seeds"] == "0, 1, 2" and float(rows[0]["H ↑"]) == 93.0 and float(rows[0]["H ↑ (std)"]) == 1.0
     assert "| good-fftl | 0, 1, 2 | 83.0 ± 1.0 | 6.0 ± 1.0 |" in (tmp_path / "out" / "table.md").read_text()
@@ -250,6 +250,8 @@ def test_the_batch_script_asks_for_what_was_asked_for(tmp_path, capsys):
     assert all(f"#SBATCH --{line}\n" in script for line in wanted), script
 
 
+@pytest.mark.filterwarnings("ignore:.*DEBUG_:pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
+@pytest.mark.filterwarnings("ignore:unclosed file.*DEBUG_:ResourceWarning")
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_jobs_of_submitit_make_the_same_table(cluster, tmp_path):
     """Its executors for one machine; no Slurm cluster was there to try."""
@@ -262,6 +264,8 @@ def test_jobs_of_submitit_make_the_same_table(cluster, tmp_path):
     assert (tmp_path / "a/out/table.csv").read_bytes() == (tmp_path / "b/out/table.csv").read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:.*Popen:pytest.PytestUnraisableExceptionWarning")  # the job ends while it waits
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_job_about_to_be_preempted_is_saved_and_queued_again(tmp_path, monkeypatch):
     """As submitit does it: a signal handler, while the main thread waits for the row, that ends the job."""
     submitit = pytest.importorskip("submitit")

@@ -74,7 +74,8 @@ class RunRecord:
     def phases(self) -> list[Phase]:
         """The phases as the run carried them out."""
         found = self.config.get("phases", [])
-        return [Phase(p["index"], p["action"], *(tuple(p[k]) for k in ("groups", "target", "keep"))) for p in found]
+        names = ("groups", "target", "keep", "gone", "unknown")  # records from before the last two existed lack them
+        return [Phase(p["index"], p["action"], *(tuple(p.get(name, ())) for name in names)) for p in found]
 
     @property
     def metric_label(self) -> str:
