@@ -24,7 +24,7 @@ class PredictConfig(Checked):
     """Predictions."""
 
     top: int = knob(5, "how many classes to name, at most", least=1)
-    batch_size: int = knob(32, "images per forward pass", least=1)
+    batch_size: int = knob(32, "images per forward pass", least=1, most=65_536)
 
 
 def answers(

@@ -70,6 +70,7 @@ class ClassificationSession(Session):
     defaults = {"pretrain": {"method": "finetune", "epochs": 20, "batch_size": 64, "model": "vit_tiny_patch16_224"}}
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data",)
+    base_flags = own_flags = ("pretrained", "cache_dir")
     suffixes = data.SUFFIXES
     formats = ("published", "folder")
 
@@ -133,7 +134,7 @@ class ClassificationSession(Session):
         source = from_values(SourceConfig, flags)
         images = data.ImageSet([], [], [])
         if source.data and (source.narrow_head or "data" in flags):
-            images = data.load(source.data, source.cache_dir)
+            images = data.load(source.data, source.cache_dir, flags.get("fetch", True))
         model, spec = base_model(source, images)
         return Base(model, spec.classes, spec)
 
@@ -158,10 +159,9 @@ class ClassificationSession(Session):
             raise UserError(
                 "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
             )
-        images = data.load(places, flags.get("cache_dir", "data"))
+        images = data.load(places, flags.get("cache_dir", "data"), flags.get("fetch", True))
         groups = loaded.scored(images.classes)
-        config = from_values(ImageConfig, flags)
-        config.label_smoothing = 0.0
+        config = from_values(ImageConfig, {**flags, "cache_stem": "", "label_smoothing": 0.0})
         domain = ClassificationDomain(loaded.base.about, images, groups, config, base=loaded.base.model, training=False)
         return domain, groups
 

@@ -81,6 +81,7 @@ class DetectionSession(Session):
     }  # fmt: skip
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "forget_data", "retain_data")
+    own_flags = ("cache_features",)
     suffixes = SUFFIXES
     formats = ("official", "official-half")
 

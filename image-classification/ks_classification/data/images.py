@@ -56,12 +56,13 @@ class ImageSet:
         return ImageSet(classes, self.train + other.train, self.test + other.test, {**self.rows, **other.rows})
 
 
-def load(text: str, cache: str = "data") -> ImageSet:
+def load(text: str, cache: str = "data", fetch: bool = True) -> ImageSet:
     """The image set that a --data flag names; several, separated by commas, are joined.
 
     Args:
         text: "digits", "cifar10", "cifar100", "hf:<folder or name>", or a folder with train/ and test/.
         cache: where torchvision keeps CIFAR.
+        fetch: whether what is not there may be downloaded.
 
     Raises:
         UserError: nothing there, or an empty folder; says which.
@@ -71,9 +72,9 @@ def load(text: str, cache: str = "data") -> ImageSet:
         if name == "digits":
             one = digits()
         elif name in ("cifar10", "cifar100"):
-            one = cifar(name, cache)
+            one = cifar(name, cache, fetch)
         elif name.startswith("hf:"):
-            one = hugging_face(name[3:])
+            one = hugging_face(name[3:], fetch)
         else:
             one = folders(name)
         result = one if result is None else result.joined(one)
@@ -139,15 +140,15 @@ def _items(found: dict[str, list[Path]]) -> list[Item]:
     return [Item(str(path), _class_name(name), str(path)) for name, paths in found.items() for path in paths]
 
 
-def cifar(name: str, cache: str) -> ImageSet:
+def cifar(name: str, cache: str, fetch: bool = True) -> ImageSet:
     """CIFAR-10 or CIFAR-100 as torchvision keeps it, downloaded into `cache` on first use."""
     import torchvision
 
     kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
+    there = (Path(cache) / kind.base_folder).is_dir()
+    _check_fetch(name, there or fetch)
     try:
-        parts = [
-            kind(cache, train=train, download=not (Path(cache) / kind.base_folder).is_dir()) for train in (True, False)
-        ]
+        parts = [kind(cache, train=train, download=not there) for train in (True, False)]
     except Exception as error:  # torchvision raises RuntimeError, URLError, ... for a failed download
         raise UserError(f"{name} is not in {cache} and could not be downloaded ({error}).") from None
 
@@ -158,8 +159,14 @@ def cifar(name: str, cache: str) -> ImageSet:
     return ImageSet(list(parts[0].classes), *map(items, parts))
 
 
-def hugging_face(name: str) -> ImageSet:
+def _check_fetch(name: str, allowed: bool) -> None:
+    if not allowed:
+        raise UserError(f"the run's data {name} would be downloaded; give --data {name} to allow that, or a folder.")
+
+
+def hugging_face(name: str, fetch: bool = True) -> ImageSet:
     """A Hugging Face data set with an image and a label column (a folder saved by save_to_disk, or a name)."""
+    _check_fetch(f"hf:{name}", fetch or Path(name).is_dir())
     try:
         import datasets
     except ImportError:
