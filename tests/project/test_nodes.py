@@ -4,16 +4,14 @@ import json
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from test_ddp import environment
+from processes import TOY_RUN, environment
 
 from common.adapters import WEIGHTS
 from common.distributed import launcher
 from common.record import METRICS, STEPS, read_lines
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
 
 
@@ -31,7 +29,7 @@ def on_two_nodes(folder, domain, kill=None):
     words = [
         w if "endpoint" not in w else f"--rdzv-endpoint=localhost:{port}" for w in launcher(2, 1, "localhost", "test")
     ]
-    command = [sys.executable, *words, "--local-addr=localhost", str(HERE / "toy_run.py"), "nodes"]
+    command = [sys.executable, *words, "--local-addr=localhost", TOY_RUN, "nodes"]
     command += [str(folder / "cases.json"), str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
     agents = [subprocess.Popen(command, **pipes) for _ in range(2)]

@@ -35,7 +35,7 @@ def gradients(rank, world):
 
 def worker(rank, world, folder):
     """One rank: joins the group, computes, leaves."""
-    root = HERE.parent
+    root = HERE.parents[1]
     sys.path[:0] = [str(HERE), *(str(root / p) for p in (".", "object-detection/ops", "semantic-segmentation"))]
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     found = gradients(rank, world)

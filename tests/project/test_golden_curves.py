@@ -1,6 +1,6 @@
 """Ten steps a phase in every domain, with methods of every scope, repeat the curves in golden/curves_*.json.
 
-    python -m pytest tests/test_golden_curves.py --regenerate     writes the files again
+    python -m pytest tests/project/test_golden_curves.py --regenerate     writes the files again
 
 The runs are fp32, on one thread and seeded, so one machine repeats its own figures. Another processor or torch adds in
 another order. Base weights changed by 1e-6 of themselves stand for that here: most losses move by 1e-6 to 4e-4. Where a
@@ -30,7 +30,7 @@ from common.domain import ClassTable
 from common.plan import make_plan
 from common.record import STEPS, read_lines
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 METHODS = ("gs_lora", "der_pp", "neg_grad_plus")  # an adapter trains, all but the head, everything
 ORDERS = ("fltf", "fftl")
 TINY = {"guard": "none", "steps": 10, "batch_size": 2, "gallery": 0, "threads": 1}

@@ -13,7 +13,7 @@ from ks_detection.session import SESSION
 from common import commands
 from common.plan_file import PlanConfig, read_plan
 
-FOLDER = Path(__file__).parent.parent / "object-detection"
+FOLDER = Path(__file__).parents[2] / "object-detection"
 
 
 def test_published_command_lines_are_understood(capsys):

@@ -9,7 +9,7 @@ from common.config import Parser
 from common.settings import settings_from, settings_parser
 from common.sweep.rows import merged, read_sweep
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted(p for place in ("image-classification", "object-detection", "semantic-segmentation")
                for p in (ROOT / place / "runs").glob("*.yaml") if p.stem not in ("methods", "photos25"))  # fmt: skip
 GIVEN = {"images": "images", "data": "data", "weights": "weights.pth"}

@@ -17,7 +17,7 @@ from tiny_mask2former import RESNET, SWIN, model
 from common import commands
 from common.errors import UserError
 
-CONFIGS = Path(__file__).parent.parent / "semantic-segmentation/configs/ade20k/semantic-segmentation"
+CONFIGS = Path(__file__).parents[2] / "semantic-segmentation/configs/ade20k/semantic-segmentation"
 
 
 def write(folder, text, name="c.yaml"):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msda
 import pytest
 import torch
 from ms_deform_attn import building, library, loader, ms_deform_attn, ms_deform_attn_reference
@@ -37,7 +38,7 @@ def on_host(tmp_path_factory):
     if compiler is None:
         pytest.skip("no g++; install it with: apt install g++")
     library = tmp_path_factory.mktemp("host") / "host.so"
-    source = Path(__file__).with_name("msda_on_host.cpp")
+    source = Path(msda.__file__).with_name("msda_on_host.cpp")
     flags = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{home / 'include'}", f"-I{SOURCES}"]
     done = subprocess.run([compiler, *flags, str(source), "-o", str(library)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -69,7 +69,7 @@ def test_configs_here_build_their_models():
 
     import ks_detection
 
-    folder = Path(__file__).parent.parent / "object-detection" / "configs"
+    folder = Path(__file__).parents[2] / "object-detection" / "configs"
     assert sum(p.numel() for p in ks_detection.build_dino(folder / "digits.py").parameters()) < 2_000_000
     swap = DinoConfig.from_dict(read_config(folder / "dino_swinL_4scale_swap.py"))
     assert (swap.backbone, swap.num_classes, swap.dn_labelbook_size) == ("swin_L_384_22k", 101, 102)

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from test_ddp import environment
+from processes import environment
 
 from common import cli
 from common.errors import UserError

@@ -1,18 +1,16 @@
 """Two ranks of half the batch equal one process with the whole batch; gradients of k batches equal one large batch."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processes import TOY_RUN, environment
 from toy_run import start
 
 from common.record import read_lines
 
-HERE = Path(__file__).parent
 SHORT = {"steps": 4, "batch_size": 4, "lr": 1e-2, "gallery": 0}
 
 
@@ -39,12 +37,6 @@ SCENARIOS = [
 ]
 
 
-def environment(**extra):
-    """This process's environment with the folders that pytest puts on the path."""
-    folders = [p for p in sys.path if p]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1", **extra}
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Folder with the results of all scenarios on two ranks."""
@@ -52,7 +44,7 @@ def two_ranks(tmp_path_factory):
     unused = scenario("unused", "segmentation", method="finetune")  # a model with parameters no loss reaches
     (folder / "scenarios.json").write_text(json.dumps([*SCENARIOS, unused]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(HERE / "toy_run.py"), "ranks", str(folder / "scenarios.json"), str(folder)]
+    command += [TOY_RUN, "ranks", str(folder / "scenarios.json"), str(folder)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import fast_curves
 import pytest
 import torch
-from test_ddp import environment
+from processes import environment
 
 from common import layers
 from common.fast import ffn, products

@@ -8,7 +8,7 @@ from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models.build import ModelSpec
 from PIL import Image
 
-FOLDER = Path(__file__).parent.parent / "image-classification"
+FOLDER = Path(__file__).parents[2] / "image-classification"
 COLOURS = {
     "red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "yellow": (230, 220, 40),
     "black": (15, 15, 15), "white": (240, 240, 240),

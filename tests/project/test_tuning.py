@@ -6,7 +6,7 @@ import signal
 import socket
 
 import pytest
-from test_ddp import environment
+from processes import environment
 from test_sweep import counts, start, wait_for, written
 
 from common.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from ks_classification import load_checkpoint
 from ks_classification.models.face import FaceTransformer
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def made_up(shapes):

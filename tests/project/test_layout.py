@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_ddp import environment
+from processes import environment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDERS = {
     "common": ".",
     "ks_classification": "image-classification",

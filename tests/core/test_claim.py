@@ -9,7 +9,7 @@ import threading
 import zlib
 
 import pytest
-from test_ddp import environment
+from processes import environment
 from toy_run import start
 
 from common import claim, cli

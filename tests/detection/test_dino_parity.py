@@ -14,7 +14,7 @@ from ks_detection.models.dino.criterion import Criterion
 from ks_detection.models.dino.model import Dino
 from ks_detection.models.parts.postprocess import post_process
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "dino_r50_4scale.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "dino_r50_4scale.npz")
 FIRST = "transformer.decoder.{}.0.{}"  # the name whose values all tied copies share
 
 

@@ -10,7 +10,7 @@ from common.plan import Plan, from_record
 from common.plan_builders import build, class_incremental, continual_forgetting, continual_unlearning, shuffled
 from common.plan_file import read_plan
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PLANS = sorted(ROOT.glob("*/configs/plans/*.yaml"))
 NAMES = [f"{i:03d}" for i in range(100)]
 

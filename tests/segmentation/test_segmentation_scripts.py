@@ -24,7 +24,7 @@ from tiny_mask2former import COMMON, RESNET
 from common import commands, distributed
 from common.errors import UserError
 
-ROOT = Path(__file__).parent.parent / "semantic-segmentation"
+ROOT = Path(__file__).parents[2] / "semantic-segmentation"
 SMALL = [
     "INPUT.CROP.SIZE",
     [64, 64],

@@ -18,8 +18,8 @@ from tiny_mask2former import RESNET, SWIN, config, model
 from common.errors import UserError
 from common.lora import adapters, inject
 
-ADE = Path(__file__).parent.parent / "semantic-segmentation/configs/ade20k/semantic-segmentation"
-GOLDEN = Path(__file__).parent / "golden/m2f_swinT_ade20k.npz"
+ADE = Path(__file__).parents[2] / "semantic-segmentation/configs/ade20k/semantic-segmentation"
+GOLDEN = Path(__file__).parents[1] / "golden/m2f_swinT_ade20k.npz"
 FFN = (".linear1.weight", ".linear2.weight", ".mlp.fc1.weight", ".mlp.fc2.weight")
 
 

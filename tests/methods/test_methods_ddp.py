@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from test_ddp import HERE, environment, scenario
+from processes import TOY_RUN, environment
+from test_ddp import scenario
 from toy_run import start
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "scenarios.json").write_text(json.dumps([*SCENARIOS, *EQUAL]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(HERE / "toy_run.py"), "ranks", str(folder / "scenarios.json"), str(folder)]
+    command += [TOY_RUN, "ranks", str(folder / "scenarios.json"), str(folder)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder

@@ -8,7 +8,7 @@ import pytest
 from common import methods
 from common.settings import settings_from, settings_parser
 
-REFERENCE = Path(__file__).parent.parent / "image-classification" / "ks_classification" / "reference.yaml"
+REFERENCE = Path(__file__).parents[2] / "image-classification" / "ks_classification" / "reference.yaml"
 
 
 @dataclass

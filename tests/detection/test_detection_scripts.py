@@ -21,7 +21,7 @@ from common.record import read_json
 
 SVG = "{http://www.w3.org/2000/svg}"
 
-FOLDER = Path(__file__).parent.parent / "object-detection"
+FOLDER = Path(__file__).parents[2] / "object-detection"
 TINY = [
     "--no-augment",
     "--test-size",

@@ -8,7 +8,7 @@ from ks_classification.session import SESSION
 
 from common import commands
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BASE = ["--data", "digits", "--no-flip", "--classes", "0,1,2,3,4,5,8,9", "--img-size", "16", "--patch-size", "4",
         "--model-args", "embed_dim=64,depth=6,num_heads=4", "--lr", "2e-3", "--threads", "1", "--precision", "fp32",
         "--epochs", "12", "--no-report", "--gallery", "0", "--output-dir", "results/base"]  # fmt: skip

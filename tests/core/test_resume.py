@@ -4,18 +4,15 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from test_ddp import environment
+from processes import TOY_RUN, environment
 from toy_run import start
 
 from common import cli
 from common.adapters import WEIGHTS
 from common.record import METRICS, STEPS, read_lines
-
-HERE = Path(__file__).parent
 
 
 def scenario(name, method="gs_lora", order="fltf", domain="classification", **settings):
@@ -47,7 +44,7 @@ def results(tmp_path_factory):
     """Folder with every scenario run undisturbed (.whole) and killed (.killed)."""
     folder = tmp_path_factory.mktemp("kills")
     (folder / "scenarios.json").write_text(json.dumps(SCENARIOS))
-    command = [sys.executable, str(HERE / "toy_run.py"), "kill", str(folder / "scenarios.json"), str(folder)]
+    command = [sys.executable, TOY_RUN, "kill", str(folder / "scenarios.json"), str(folder)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder

@@ -7,7 +7,7 @@ import pytest
 
 from common import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALLEST = {
     "image-classification": ("main", ["--model", "vit_tiny_patch16_224", "--batch-size", "1"]),
     "object-detection": (
