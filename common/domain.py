@@ -104,6 +104,7 @@ class Domain(Protocol):
     metric_label: str  # "top-1 accuracy (%)": what axes show
     classes: ClassTable
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
+    plain_loss: bool = True  # the supervised loss is the cross-entropy of `scores`, label smoothing aside
     curve_axes: tuple[str, str] = ("", "")  # what the curves of an `Evaluation` show: ("recall", "precision")
 
     def build_model(self, pretrained: bool = True) -> nn.Module:
@@ -121,6 +122,14 @@ class Domain(Protocol):
     def size(self, classes: Sequence[str], *, train: bool) -> int:
         """Number of items (images) that `loader` draws from for these classes."""
         ...
+
+    def whole_size(self, classes: Sequence[str]) -> int:
+        """Number of training items of these classes before a share of them was drawn."""
+        return self.size(classes, train=True)
+
+    def weight(self, classes: Sequence[str]) -> int:
+        """What the score of a group counts where several are pooled: classes for a mean over classes, else items."""
+        return len(classes)
 
     def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Batch]:
         """Batches of the union of `classes`.

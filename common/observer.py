@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common import adapters, distributed, lora, precision
 from common.domain import Domain
-from common.evaluation.run_measures import history_of, measures
+from common.evaluation.run_measures import history_of, measures, weights_of
 from common.guard import Guard
 from common.plan import Phase, Plan
 from common.record import METRICS, Run
@@ -53,7 +53,7 @@ class Observer:
         for group, evaluation in found.items():
             scores = dict(evaluation.scores)
             line = moment | {"group": group, "metric": self.domain.metric, "score": scores.pop("total")}
-            lines.append(line | {"per_class": scores})
+            lines.append(line | {"weight": self.domain.weight(self.plan.groups[group]), "per_class": scores})
         self.write(lines)
         if end and distributed.is_main():
             self.run.save_details(phase, found, self.domain.curve_axes)
@@ -106,7 +106,8 @@ class Observer:
         """Everything that is recorded at the end of a phase; `before` are the factors that it began with."""
         self.score(phase.index, phase.action, epoch, step, end=True)
         self.profile(phase, before)
-        found = measures(self.plan, history_of(self.metrics), phase.index)
+        weights = weights_of(self.plan.groups, self.metrics)
+        found = measures(self.plan, history_of(self.metrics), phase.index, weights)
         if found:
             self.write([{"phase": phase.index, "action": phase.action, "measures": found}])
         told = guard.figures(phase)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.evaluation.run_measures import groups_of, pooled, standing
+from common.evaluation.run_measures import groups_of, pooled, standing, weights_of
 from common.evaluation.scores import drop, h_mean
 from common.plan import ACTIONS, Phase
 from common.record import DETAILS, METRICS, STEPS, read_json, read_lines
+
+CLASSES = ("groups", "target", "keep", "gone", "unknown", "later")  # fields of a phase
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class RunRecord:
     def phases(self) -> list[Phase]:
         """The phases as the run carried them out."""
         found = self.config.get("phases", [])
-        return [Phase(p["index"], p["action"], *(tuple(p[k]) for k in ("groups", "target", "keep"))) for p in found]
+        return [Phase(p["index"], p["action"], *(tuple(p.get(k, ())) for k in CLASSES)) for p in found]
 
     @property
     def metric_label(self) -> str:
@@ -135,8 +137,9 @@ class RunRecord:
         return self.standing(group, len(self.phases))
 
     def pooled(self, groups: Sequence[str], moment: Moment) -> float | None:
-        """One score for several groups, weighted by their number of classes; None where nothing was scored."""
-        return pooled(self.groups, groups, moment.scores)
+        """One score for several groups, weighted by their test items, or their classes for a mean over classes; None
+        where nothing was scored."""
+        return pooled(weights_of(self.groups, self.lines), groups, moment.scores)
 
 
 @dataclass(frozen=True)
