@@ -1,4 +1,4 @@
-"""The verbs that the three domains share: swap, pretrain, evaluate, predict, check, export."""
+"""The verbs that the three domains share: swap, pretrain, evaluate, prove, predict, check, export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from common import cli, devices, distributed, lora, precision
+from common import adapters, cli, devices, distributed, lora, precision
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
@@ -181,6 +181,21 @@ def _as_table(domain: Any, found: Mapping[str, Evaluation], per_class: bool) -> 
     return "\n".join(line.rstrip() for line in lines)
 
 
+# ---- prove ---------------------------------------------------------------------------------------------------
+
+
+def prove(session: Session, argv: list[str]) -> None:
+    """Attacks what a finished run says it forgot; writes proof.json and proof.html into its folder."""
+    from common.evaluation import prove as proof  # scikit-learn takes a second
+
+    parser = _parser(session, "prove", ("run", "folder of a finished run"))
+    given = _given(session, parser, (proof.ProveConfig,), (session.source, session.view), argv)
+    folder, config = Path(given.pop("run")), from_values(proof.ProveConfig, given)
+    flags = {name: value for name, value in given.items() if name not in vars(config)}
+    print(proof.summary(proof.prove(session, folder, config, flags)))
+    print(f"page in {folder / 'proof.html'}")
+
+
 # ---- predict -------------------------------------------------------------------------------------------------
 
 
@@ -245,10 +260,24 @@ def export(session: Session, argv: list[str]) -> None:
     parser = _parser(session, "export", ("run", "folder of a finished run, or a checkpoint"))
     parser.add_argument("output", help="file or folder to write")
     parser.add_argument("--format", default=session.formats[0], choices=list(session.formats), help="what to write")
+    text = "leave the forgotten classes' head rows out for good, and check the written file"
+    parser.add_argument("--permanent", action="store_true", help=text)
     given = _given(session, parser, (), (session.source,), argv)
-    path, kind = Path(given.pop("output")), given.pop("format")
+    path, kind, permanent = Path(given.pop("output")), given.pop("format"), given.pop("permanent")
     loaded = session.load(given.pop("run"), given)
-    print(f"wrote {session.export(loaded, path, kind)}")
+    if not permanent:
+        print(f"wrote {session.export(loaded, path, kind)}")
+        return
+    from common.evaluation import permanent as removal  # with --permanent alone
+
+    before = loaded.base._replace(model=adapters.merge(loaded.base.model), classes=list(loaded.base.classes))
+    changed, how = removal.without(session, loaded)
+    written = session.export(changed, path, removal.FORMAT if removal.FORMAT in session.formats else kind)
+    found = removal.verify(session, written, changed, how, before)
+    print(removal.table(found))
+    print(
+        f"wrote {written}, {how}; an adapter beside its base is reversible, this file has none (`prove` tells what is left)"
+    )
 
 
 def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:
@@ -279,5 +308,6 @@ def _given(
 
 
 VERBS: dict[str, Callable[[Session, list[str]], int | None]] = {
-    "swap": swap, "pretrain": pretrain, "evaluate": evaluate, "predict": predict, "check": check, "export": export,
+    "swap": swap, "pretrain": pretrain, "evaluate": evaluate, "prove": prove, "predict": predict, "check": check,
+    "export": export,
 }  # fmt: skip

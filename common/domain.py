@@ -105,6 +105,7 @@ class Domain(Protocol):
     classes: ClassTable
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
     plain_loss: bool = True  # the supervised loss is the cross-entropy of `scores`, label smoothing aside
+    pixel_deviation: Sequence[float] | None = None  # per channel of a batch's `images`, one item each; None: no such
     curve_axes: tuple[str, str] = ("", "")  # what the curves of an `Evaluation` show: ("recall", "precision")
 
     def build_model(self, pretrained: bool = True) -> nn.Module:
@@ -143,6 +144,15 @@ class Domain(Protocol):
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """One forward pass with gradients."""
         ...
+
+    def located(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """[N, 2] how well what the model finds covers each annotated item: the best IoU, 0..1, of any prediction
+        whatever it is called, and of those called by the item's class. None where an item is the whole picture."""
+        return None
+
+    def confidence(self, scores: Tensor) -> Tensor:
+        """[N] how sure [N, C] scores are of their best class, 0..1."""
+        return scores.softmax(-1).amax(-1)
 
     def predict_together(self, model: nn.Module, batches: Sequence[Batch]) -> list[Prediction]:
         """`predict` for several batches; a domain whose batches can be joined does it in one forward."""

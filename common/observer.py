@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common import adapters, distributed, lora, precision
 from common.domain import Domain
+from common.errors import UserError
 from common.evaluation.run_measures import history_of, measures, weights_of
 from common.guard import Guard
 from common.plan import Phase, Plan
@@ -101,6 +102,18 @@ class Observer:
             guard.save(self.run.path("adapter"))
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
+
+    def exported(self) -> bool:
+        """Whether what `export` wrote is there, whole."""
+        if not distributed.is_main():
+            return True
+        try:
+            adapters.read(self.run.path("adapter")) if lora.adapters(self.model) else adapters.read_model(
+                self.run.path("model")
+            )
+        except UserError:
+            return False
+        return True
 
     def end_phase(self, phase: Phase, epoch: int, step: int, before: Factors, guard: Guard) -> None:
         """Everything that is recorded at the end of a phase; `before` are the factors that it began with."""

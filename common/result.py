@@ -6,13 +6,14 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from common import commands, report
-from common.config import apply_values, flag
+from common.config import apply_values, flag, from_values
 from common.errors import UserError
 from common.evaluation.run_measures import history_of
 from common.record import METRICS, Callback, read_lines
@@ -28,8 +29,12 @@ class Result:
     folder: where its record lies.
     """
 
-    def __init__(self, folder: Path, model: nn.Module, classes: Sequence[str], temporary: str = "") -> None:
+    def __init__(
+        self, folder: Path, model: nn.Module, classes: Sequence[str], session: Session, given: Mapping[str, Any],
+        flags: Mapping[str, Any], temporary: str = "",
+    ) -> None:  # fmt: skip
         self.folder, self.model, self.classes = folder, model, tuple(classes)
+        self._session, self._given, self._flags = session, given, flags  # given: objects for --checkpoint and --data
         if temporary:  # lives as long as its result
             weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
 
@@ -51,6 +56,19 @@ class Result:
     def report(self, path: str | Path) -> Path:
         """Writes the page of the run as one HTML file; its path."""
         return report.write([self.folder], path)
+
+    def prove(self, **settings: Any) -> dict[str, Any]:
+        """Attacks what the run says it forgot, as `prove` does: references, reference_runs, budget, device.
+
+        Returns:
+            The content of proof.json, which is written into the run folder beside proof.html; "verdicts" first.
+        """
+        from common.evaluation import prove  # scikit-learn takes a second
+
+        names = [item.name for item in fields(prove.ProveConfig)]
+        config = from_values(prove.ProveConfig, settings)
+        flags = {**self._flags, **{name: value for name, value in settings.items() if name not in names}}
+        return prove.prove(self._session, self.folder, config, flags, **self._given)
 
     def save(self, path: str | Path) -> Path:
         """Copies the run folder (adapter, record, scores) to a new folder that `load_run` reads; its path.
@@ -85,7 +103,7 @@ def swap(
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return Result(trainer.run.folder, trainer.model.eval(), trainer.domain.classes.names, temporary)
+    return Result(trainer.run.folder, trainer.model.eval(), trainer.domain.classes.names, session, given, {}, temporary)
 
 
 def _settings(session: Session, values: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
@@ -113,4 +131,4 @@ def load_run(session: Session, path: str | Path, model: nn.Module | None = None,
     if not session.is_run(path):
         raise UserError(f"{path} is no run (config.json is missing); name the folder of a finished swap.")
     base = session.load(path, flags, model).base
-    return Result(Path(path), base.model, base.classes)
+    return Result(Path(path), base.model, base.classes, session, {} if model is None else {"model": model}, flags)

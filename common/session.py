@@ -93,6 +93,7 @@ class Session:
     reference: YAML file of the published settings.
     data_flags: flags besides --data that name data; another --data takes their place.
     base_flags: flags that also reach a base model which is an earlier swap.
+    own_flags: flags that fetch or write something, so that a run folder's record of them is not followed.
     suffixes:  endings of image files.
     formats:   what `export` can write; the first is the default.
     """
@@ -110,6 +111,7 @@ class Session:
     reference: Path
     data_flags: Sequence[str] = ()
     base_flags: Sequence[str] = ()
+    own_flags: Sequence[str] = ()
     suffixes: Sequence[str] = ()
     formats: Sequence[str] = ()
 
@@ -158,13 +160,23 @@ class Session:
         """The model with rows for `classes`, the first of which it has."""
         raise NotImplementedError
 
+    def without(self, base: Base, classes: Sequence[str]) -> Base | None:
+        """The model without rows for `classes`; None where its layout must keep them. The model may be changed."""
+        return None
+
     def is_run(self, path: str | Path) -> bool:
         """Whether a folder holds a run of ours."""
         return (Path(path) / "config.json").is_file()
 
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
-        """The flags of a run with those given now, which win."""
-        return {**recorded, **(dict.fromkeys(self.data_flags, "") if "data" in given else {}), **given}
+        """The flags of a run with those given now, which win; `fetch` tells whether data may be downloaded."""
+        recorded = {name: value for name, value in recorded.items() if name not in self.own_flags}
+        return {
+            **recorded,
+            "fetch": "data" in given,
+            **(dict.fromkeys(self.data_flags, "") if "data" in given else {}),
+            **given,
+        }
 
     def base_path(self, flags: Flags) -> str:
         """Where the base model that the flags name lies; "" where that is no path."""
@@ -206,6 +218,11 @@ class Session:
 
     def _with_adapter(self, folder: Path, flags: Flags, model: nn.Module | None) -> Base:
         info, _ = adapters.read(folder / "adapter")
+        plan = read_run_config(folder)["identity"]["plan"]
+        if info.get("plan", plan) != plan:
+            raise UserError(
+                f"{folder / 'adapter'} is of another run; take it away, and the command of this one writes its own."
+            )
         path = self.base_path(flags) if model is None else ""
         if path and not Path(path).expanduser().exists():
             raise UserError(f"the base model of {folder}, {path}, is not there; name it with --checkpoint.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,17 +11,19 @@ from typing import Any, TypeVar
 from torch import nn
 
 from common import methods
-from common.config import Parser, add_flags, apply_yaml, from_values, help_formatter, read_yaml
+from common.config import Parser, add_flags, apply_yaml, flag, from_values, help_formatter, read_yaml
 from common.distributed import LaunchConfig
+from common.errors import UserError
 from common.guard import GuardConfig
 from common.lora import LoraConfig
-from common.methods._base import Method
+from common.methods._base import Method, for_phase
 from common.plan import Plan
 from common.plan_file import PlanConfig
 from common.record import RecordConfig
 from common.train_config import NEWER, NOT_IDENTITY, TrainConfig
 
 T = TypeVar("T")
+NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)  # of a folder
 EVERY = (PlanConfig, TrainConfig, LoraConfig, GuardConfig, RecordConfig, LaunchConfig)  # what the three domains share
 
 
@@ -67,8 +70,18 @@ class Settings:
         guard = asdict(self[GuardConfig])
         return {"plan": plan.record(), "train": train, "lora": asdict(self.lora), "method": method, "guard": guard}
 
+    def check_lists(self, plan: Plan) -> None:
+        """Raises UserError for settings of one number per phase that do not fit the plan."""
+        for item in fields(self.method_config):
+            if item.metadata.get("per_phase"):
+                for_phase(getattr(self.method_config, item.name), 0.0, plan.phases[-1], flag(item.name))
+
     def folder(self, domain: str, plan: Plan) -> Path:
         """The folder of the run: --output-dir, or results/<domain>/<plan, method and seed>."""
+        if not self.record.output_dir and (not NAME.fullmatch(plan.name) or ".." in plan.name):
+            raise UserError(
+                f"plan name {plan.name!r} becomes the name of a folder: letters, digits and ._- only; or give --output-dir."
+            )
         default = f"results/{domain}/{plan.name}-{self.train.method}-seed{self.train.seed}"
         return Path(self.record.output_dir or default)
 

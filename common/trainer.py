@@ -44,6 +44,7 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
     """
     layers.keep_freed_memory()
     plan, folder, compares = opening.plan, settings.folder(name, opening.plan), settings[PlanConfig].with_references
+    settings.check_lists(plan)
     if not settings.record.overwrite:
         Run(folder).check({"domain": name, **settings.identity(plan)})
     if compares:
@@ -173,6 +174,8 @@ class Trainer:
                     self.observer.show("before")
                 for phase in self.plan.phases[self.done["phase"] - 1 :]:
                     self._train(phase)
+            if not self.observer.exported():  # taken away or damaged since
+                self.observer.export(self.config.method, self.rows, self.guard)
             if distributed.is_main() and not self.run.path("done.json").exists():
                 names = ("seconds", "cpu_seconds", "peak_memory")
                 write_json(self.run.path("done.json"), {name: self.done.get(name, 0) for name in names})
@@ -348,6 +351,7 @@ class Trainer:
         with precision.autocast(self.format, self.device):
             self.method.end_phase(phase)
             self.guard.end_phase(phase)
+        trainable.check_finite(self.model, phase.title)
         self.observer.end_phase(phase, total // per_epoch, total, self.factors, self.guard)
         self.done.update(phase=phase.index + 1, step=0)
         self.observer.export(self.config.method, self.rows, self.guard)
@@ -384,6 +388,10 @@ class Trainer:
         path = self.run.path("state.pt")
         state = distributed.from_main(read_state(path) if distributed.is_main() else None)
         if state is None:
+            if self.run.path("done.json").exists():
+                raise UserError(
+                    f"{path} of a finished run is gone; it goes on without it: add --overwrite to train anew."
+                )
             self._cut(0, 0)
             return
         fill(self.model, state["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,6 +189,9 @@ def for_phase(values: str, default: float, phase: Phase, flag: str) -> float:
     if not values:
         return default
     try:
-        return [float(v) for v in values.split(",")][phase.index - 1]
+        found = [float(v) for v in values.split(",")]
+        if not all(0 <= v < math.inf for v in found):
+            raise ValueError
+        return found[phase.index - 1]
     except (ValueError, IndexError):
         raise UserError(f"`{flag}` takes one number per phase, comma separated, got {values!r}.") from None

@@ -16,8 +16,6 @@ from common.evaluation.scores import drop, h_mean
 from common.plan import ACTIONS, Phase
 from common.record import DETAILS, METRICS, STEPS, read_json, read_lines
 
-CLASSES = ("groups", "target", "keep", "gone", "unknown", "later")  # fields of a phase
-
 
 @dataclass(frozen=True)
 class Moment:
@@ -76,7 +74,15 @@ class RunRecord:
     def phases(self) -> list[Phase]:
         """The phases as the run carried them out."""
         found = self.config.get("phases", [])
-        return [Phase(p["index"], p["action"], *(tuple(p.get(k, ())) for k in CLASSES)) for p in found]
+        names = (
+            "groups",
+            "target",
+            "keep",
+            "gone",
+            "unknown",
+            "later",
+        )  # records from before the last three existed lack them
+        return [Phase(p["index"], p["action"], *(tuple(p.get(name, ())) for name in names)) for p in found]
 
     @property
     def metric_label(self) -> str:

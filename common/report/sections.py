@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.record import read_json
 from common.report import details, plots
 from common.report.runs import RunRecord, forgetting
 from common.report.table import NONE, duration, memory
 from common.report.verdict import verdicts
 
+PROOF = "proof.json"  # of `prove`, with proof.html beside it
 MANY = 120  # classes of a group; above, the bars show those that changed most
 COMPARED = 4  # runs whose answers fit below one picture
 NAME = 16  # characters of a class name that always fit; longer names are cut, with the whole as a tooltip
@@ -36,6 +38,7 @@ def section(run: RunRecord, title: str, moved: float | None = None) -> dict[str,
         "figures": details.figures(run),
         "class_curves": details.curves(run),
         "pictures": pictures(run),
+        "proof": read_json(run.folder / PROOF) if (run.folder / PROOF).exists() else None,
         "config": json.dumps(run.config, indent=1, ensure_ascii=False),
     }
 

@@ -49,6 +49,7 @@ class ClassificationSession(Session):
         "swap": "Learn, forget and retain image classes: one run, from a pretrained model to a report.",
         "pretrain": "Train a base model from scratch on named classes.",
         "evaluate": "Score a finished run again, on its own groups of classes: the same numbers as in its report.",
+        "prove": "Attack what a finished run says it forgot, against models that never saw it: verdicts, proof.json and a page.",
         "predict": "Name what is on pictures: the most probable classes of each.",
         "check": "List everything that is wrong with images before they are trained on; exit code 2 if a run would stop.",
         "export": "Write the model of a run, adapters merged: under published keys, or as a folder for --checkpoint.",
@@ -58,6 +59,7 @@ class ClassificationSession(Session):
         "pretrain": "python image-classification/pretrain.py --data digits --no-flip --classes 0,1,2,3,4,5,6,7 "
         "--img-size 16 \\\n    --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4 --lr 2e-3 --output-dir results/base",
         "evaluate": "python image-classification/evaluate.py results/classification/fltf-gs_lora-seed0",
+        "prove": "python image-classification/prove.py results/classification/fltf-gs_lora-seed0 --references 3",
         "predict": "python image-classification/predict.py results/base holiday/ cat.jpg --json",
         "check": "python image-classification/check.py photos more",
         "export": "python image-classification/export.py results/classification/fltf-gs_lora-seed0 swapped.pth",
@@ -71,6 +73,7 @@ class ClassificationSession(Session):
     }
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data",)
+    base_flags = own_flags = ("pretrained", "cache_dir")
     suffixes = data.SUFFIXES
     formats = ("published", "folder")
 
@@ -134,7 +137,7 @@ class ClassificationSession(Session):
         source = from_values(SourceConfig, flags)
         images = data.ImageSet([], [], [])
         if source.data and (source.narrow_head or "data" in flags):
-            images = data.load(source.data, source.cache_dir)
+            images = data.load(source.data, source.cache_dir, flags.get("fetch", True))
         model, spec = base_model(source, images)
         return Base(model, spec.classes, spec)
 
@@ -146,6 +149,12 @@ class ClassificationSession(Session):
         base.about.classes = list(classes)
         return Base(layers.widen(base.model, len(classes)), list(classes), base.about)
 
+    def without(self, base: Base, classes: Sequence[str]) -> Base:
+        rows = [i for i, name in enumerate(base.classes) if name not in classes]
+        layers.select_rows(base.model, rows)
+        base.about.classes = [base.classes[i] for i in rows]
+        return Base(base.model, base.about.classes, base.about)
+
     def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
         flags = loaded.flags
         places = ",".join(filter(None, (flags.get("data"), flags.get("learn_data"))))
@@ -153,10 +162,9 @@ class ClassificationSession(Session):
             raise UserError(
                 "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
             )
-        images = data.load(places, flags.get("cache_dir", "data"))
+        images = data.load(places, flags.get("cache_dir", "data"), flags.get("fetch", True))
         groups = loaded.scored(images.classes)
-        config = from_values(ImageConfig, flags)
-        config.label_smoothing = 0.0
+        config = from_values(ImageConfig, {**flags, "cache_stem": "", "label_smoothing": 0.0})
         domain = ClassificationDomain(loaded.base.about, images, groups, config, base=loaded.base.model, training=False)
         return domain, groups
 

@@ -53,6 +53,7 @@ class DetectionSession(Session):
         "swap": "Learn, forget and retain object classes: one run, from a pretrained detector to a report.",
         "pretrain": "Train a detector on named classes, from scratch or from a checkpoint.",
         "evaluate": "Score a finished run, or a checkpoint: COCO AP per group of classes and per class.",
+        "prove": "Attack what a finished run says it forgot, against models that never saw it: verdicts, proof.json and a page.",
         "predict": "Find objects in images: class, score and box (left, top, right, bottom in pixels) of each.",
         "check": "List everything that is wrong with images and boxes before they are trained on; exit code 2 if a run would stop.",
         "export": "Write the detector of a run, adapters merged, as a file that the original code loads.",
@@ -63,6 +64,7 @@ class DetectionSession(Session):
         "pretrain": "python object-detection/pretrain.py --data mydata -c object-detection/configs/mobilenet_small.py \\\n"
         "    --output-dir results/base",
         "evaluate": "python object-detection/evaluate.py results/detection/fltf-gs_lora-seed0 --curves curves.svg",
+        "prove": "python object-detection/prove.py results/detection/fltf-gs_lora-seed0 --budget full",
         "predict": "python object-detection/predict.py results/detection/fltf-gs_lora-seed0 photos/ --output-dir drawn",
         "check": "python object-detection/check.py mydata",
         "export": "python object-detection/export.py results/detection/fltf-gs_lora-seed0 swapped.pth",
@@ -79,6 +81,7 @@ class DetectionSession(Session):
     }  # fmt: skip
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "forget_data", "retain_data")
+    own_flags = ("cache_features",)
     suffixes = SUFFIXES
     formats = ("official", "official-half")
 

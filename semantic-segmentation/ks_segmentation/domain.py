@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import distributed
 from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
+from common.files import fingerprint
 from common.knobs import Checked, knob
 from common.splits import shorten
 from common.streams import Draw, Stream, load_batches
@@ -23,7 +25,7 @@ from ks_segmentation.checkpoints.folder import save_config
 from ks_segmentation.data.augment import scoring_view, train_view
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.scan import scan
-from ks_segmentation.data.sets import Item, MaskSet
+from ks_segmentation.data.sets import Item, MaskItem, MaskSet
 from ks_segmentation.forgetting import miss_loss
 from ks_segmentation.gallery import shown
 from ks_segmentation.models.architecture import build_mask2former
@@ -44,8 +46,8 @@ class MaskConfig(Checked):
         OTHERS,
     )
     augment: bool = knob(True, "train on random scales, crops, colours and mirror images")
-    eval_batch: int = knob(1, "test images per batch; those of one size are joined", least=1)
-    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
+    eval_batch: int = knob(1, "test images per batch; those of one size are joined", least=1, most=65_536)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
     test_limit: int = knob(0, "score on at most so many test images; 0 uses all", least=0)
     cache_dir: str = knob("data", "where the list of classes per mask is kept")
 
@@ -261,6 +263,21 @@ class SegmentationDomain(Domain):
             missed.append(miss_loss(last["pred_logits"][b], last["pred_masks"][b], target)[segment])
         return Prediction(loss.total, *map(torch.cat, (scores, features, labels, missed)))
 
+    def located(self, model: nn.Module, batch: Scenes) -> Tensor:
+        """Over all queries, a mask being where its logit is above 0; a query is called by its best class, "no object"
+        included."""
+        outputs = model(batch.images.to(next(model.parameters()).device))
+        found = []
+        for logits, masks, labels in zip(outputs["pred_logits"], outputs["pred_masks"], batch.labels, strict=True):
+            rows = [row for row in labels.unique().tolist() if 0 <= row < logits.shape[-1] - 1]  # others are no class
+            masks = F.interpolate(masks[None].float(), labels.shape, mode="bilinear")[0].flatten(1) > 0
+            truth = torch.stack([labels.flatten() == row for row in rows]).to(masks.device)
+            shared = truth.float() @ masks.float().T
+            covers = shared / (truth.sum(1)[:, None] + masks.sum(1)[None] - shared).clamp_min(1)
+            same = logits.argmax(-1)[None] == torch.tensor(rows, device=masks.device)[:, None]
+            found.append(torch.stack([covers.amax(1), (covers * same).amax(1)], dim=1))
+        return torch.cat(found)
+
     def confusions(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
         """Pixel counts of each group on this rank's test images, each looked at once; a group's counts leave out
         the pixels of other classes."""
@@ -307,8 +324,11 @@ class SegmentationDomain(Domain):
         return [shown(model, k.item, self.labels_of(k, everything, IGNORE), names) for k in picked.values()]
 
     def describe(self) -> dict[str, Any]:
+        items = [known.item for known in (*self.train_items, *self.test_items)]
+        places = [place for item in items if isinstance(item, MaskItem) for place in (item.image, item.mask)]
+        files = fingerprint(place for place in places if isinstance(place, Path))
         return {
-            "config": self.base.config.plain(), "classes": list(self.classes.names), "others": self.config.others,
+            **({"files": files} if files else {}), "config": self.base.config.plain(), "classes": list(self.classes.names), "others": self.config.others,
             "augment": self.config.augment,
             "images": {"train": len(self.train_items), "test": len(self.test_items)},
         }  # fmt: skip

@@ -66,6 +66,7 @@ class SegmentationSession(Session):
         "swap": "Learn, forget and retain the classes of a Mask2Former: one run, from a pretrained model to a report.",
         "pretrain": "Train a Mask2Former on named classes.",
         "evaluate": "Score a finished run, or a checkpoint: mIoU, fwIoU, mACC (total of ACC), pACC and every class's IoU.",
+        "prove": "Attack what a finished run says it forgot, against models that never saw it: verdicts, proof.json and a page.",
         "predict": "Say which classes images hold, and write a PNG of class ids and an overlay for each.",
         "check": "List everything that is wrong with images and masks before they are trained on; exit code 2 if a run "
         "would stop.",
@@ -77,6 +78,7 @@ class SegmentationSession(Session):
         "pretrain": "python semantic-segmentation/pretrain.py --config-file semantic-segmentation/configs/digits.yaml "
         "\\\n    --data digits --classes ground,0,1,2,3,4,5,6,7 --steps 2400 --batch-size 16 --lr 1e-3 --output-dir results/base",
         "evaluate": "python semantic-segmentation/evaluate.py results/segmentation/fltf-gs_lora-seed0",
+        "prove": "python semantic-segmentation/prove.py results/segmentation/fltf-gs_lora-seed0",
         "predict": "python semantic-segmentation/predict.py results/base street/ cat.jpg --output-dir answers",
         "check": "python semantic-segmentation/check.py ade20k:ADEChallengeData2016 voc:VOC2012",
         "export": "python semantic-segmentation/export.py results/segmentation/fltf-gs_lora-seed0 swapped.pth",
@@ -90,6 +92,7 @@ class SegmentationSession(Session):
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "data_classes", *PUBLISHED)
     base_flags = ("opts",)
+    own_flags = ("cache_dir",)
     suffixes = layouts.SUFFIXES
     formats = ("detectron2", "folder")
 

@@ -1,0 +1,206 @@
+"""What a model answers and what its features are, on training and test items of named classes, as arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.domain import Batch, Domain
+from common.record import write_bytes
+from common.sparsity import block_of
+from common.streams import Ordered, derive, seed_all
+
+EMBEDDING = "embedding"
+OTHERS = ("labels", "logits", "confidence", "located")  # what a part holds besides features
+
+
+@dataclass
+class Part:
+    """One split: an item is an annotated thing (image, object, segment).
+
+    labels:   [N] position in the list of classes that was asked for.
+    logits:   [N, C], the columns of those classes first and in their order.
+    confidence: [N] how sure the best class is, 0..1.
+    located:  [M, 3] label, and the best IoU of any prediction with the item, of any class and of its own; M is 0 where
+        items are whole pictures.
+    features: block name -> [N, D], the last one "embedding", which the classifier reads.
+    """
+
+    labels: np.ndarray
+    logits: np.ndarray
+    confidence: np.ndarray
+    located: np.ndarray
+    features: dict[str, np.ndarray]
+
+
+@dataclass
+class Answers:
+    """train and test; head [C, D], the classifier's rows, or empty where it has none of that width."""
+
+    train: Part
+    test: Part
+    head: np.ndarray
+
+
+def blocks(domain: Domain, model: nn.Module) -> list[str]:
+    """The blocks that adapters can go on, in depth order."""
+    names = {name for names in domain.lora_targets(model).values() for name in names}
+    return list(dict.fromkeys(block_of(name) for name, _ in model.named_modules() if name in names))
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """`count` names, evenly over the depth, the deepest among them; all at 0."""
+    if not count or len(names) <= count:
+        return list(names)
+    return [names[round((i + 1) * len(names) / count) - 1] for i in range(count)]
+
+
+def collect(
+    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str], most: int, size: int
+) -> Answers:  # fmt: skip
+    """Answers on at most `most` items (images) of each class and split, augmented ones never.
+
+    size: items per batch. wanted: the blocks whose features are kept, where a block's output has a row per item.
+    """
+
+    def part(train: bool) -> Part:
+        batches = ((c, batch) for c in classes for batch in items(domain, c, train, most, size))
+        return _part(domain, model, classes, wanted, batches, locate=not train)
+
+    return Answers(part(True), part(False), _head(domain, model, classes))
+
+
+def items(domain: Domain, name: str, train: bool, most: int, size: int) -> Iterator[Batch]:
+    """Batches of the first `most` items of a class, in order, without augmentation."""
+    if train:
+        chosen = tuple(range(min(most, domain.size([name], train=True))))
+        yield from domain.loader([name], train=True, stream=Ordered(0, size, items=chosen))
+        return
+    seen = 0
+    for batch in domain.loader([name], train=False):
+        if seen >= most:
+            return
+        yield batch
+        seen += len(domain.item_names(batch))
+
+
+def _part(
+    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str],
+    batches: Iterable[tuple[str, Batch]], locate: bool,
+) -> Part:  # fmt: skip
+    model.eval()
+    columns: dict[str, list[np.ndarray]] = {}
+    order = domain.classes.rows(classes)
+    order += [row for row in range(len(domain.classes)) if row not in order]
+    for number, (name, batch) in enumerate(batches):
+        seed_all(derive(0, "answers", number))  # a loss may draw points
+        with torch.inference_mode(), _watched(model, wanted) as seen:
+            prediction = domain.predict(model, batch)
+            covers = domain.located(model, batch) if locate else None
+        if covers is not None:
+            where = torch.cat([torch.full((len(covers), 1), classes.index(name)).to(covers), covers], dim=1)
+            columns.setdefault("located", []).append(where.float().cpu().numpy())
+        own = prediction.labels == domain.classes.row(name)
+        found = {block: out for block, out in seen.items() if len(out) == len(own)}
+        found |= {EMBEDDING: prediction.embedding, "logits": prediction.scores[:, order]}
+        found["confidence"] = domain.confidence(prediction.scores)
+        for key, value in found.items():
+            columns.setdefault(key, []).append(value[own].float().cpu().numpy())
+        columns.setdefault("labels", []).append(np.full(int(own.sum()), classes.index(name)))
+    arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
+    count = len(arrays["labels"])
+    located = arrays.get("located", np.zeros((0, 3), np.float32))
+    features = {k: v for k, v in arrays.items() if k not in OTHERS and len(v) == count}
+    return Part(arrays["labels"], arrays["logits"], arrays["confidence"], located, features)
+
+
+@contextmanager
+def _watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Inside, the outputs of the named modules: [B, D] as they are, [B, ..., D] as means over what lies between."""
+    seen: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Any:
+        def keep(module: nn.Module, inputs: Any, out: Any) -> None:
+            out = out[0] if isinstance(out, tuple) else out
+            if isinstance(out, Tensor) and out.dim() >= 2:
+                seen[name] = out.flatten(1, -2).mean(1) if out.dim() > 2 else out
+
+        return keep
+
+    hooks = [model.get_submodule(name).register_forward_hook(keeper(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _head(domain: Domain, model: nn.Module, classes: Sequence[str]) -> np.ndarray:
+    """[len(classes), D] rows of the classifier: the last matrix among its parameters."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = [n for n in domain.head_rows(model, classes) if parameters[n].dim() == 2 and parameters[n].shape[1] > 1]
+    if not found:
+        return np.zeros((0, 0), np.float32)
+    return parameters[found[-1]].detach()[domain.classes.rows(classes)].float().cpu().numpy()
+
+
+# ---- on disk -------------------------------------------------------------------------------------------------
+
+
+def digest(model: nn.Module, domain: Domain, *words: object) -> str:
+    """A key of everything that decides the answers: weights, data as the domain describes it, and further words."""
+    found = hashlib.sha256(repr((domain.describe(), domain.documents(), words)).encode())
+    found.update(weights_digest(model).encode())
+    return found.hexdigest()[:24]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of every parameter and buffer, by name."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays by name as one .npz, atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes names for flags
+    write_bytes(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """What `save` wrote; nothing in it can be code."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def pack(answers: Answers) -> dict[str, np.ndarray]:
+    """Answers as arrays by name, for `save`."""
+    found = {"head": answers.head}
+    for split, part in (("train", answers.train), ("test", answers.test)):
+        found |= {f"{split}/{name}": getattr(part, name) for name in OTHERS}
+        found |= {f"{split}/features/{name}": value for name, value in part.features.items()}
+    return found
+
+
+def unpack(arrays: dict[str, np.ndarray]) -> Answers:
+    """The inverse of `pack`."""
+
+    def part(split: str) -> Part:
+        start = f"{split}/features/"
+        features = {name.removeprefix(start): value for name, value in arrays.items() if name.startswith(start)}
+        labels, logits, confidence, located = (arrays[f"{split}/{name}"] for name in OTHERS)
+        return Part(labels, logits, confidence, located, features)
+
+    return Answers(part("train"), part("test"), arrays["head"])

@@ -1,0 +1,1 @@
+"""Attacks on forgetting, one per file: functions of arrays (answers and features), or of a model and a loader."""

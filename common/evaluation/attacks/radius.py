@@ -1,0 +1,82 @@
+"""Recovery radius: the smallest change of the input that brings a forgotten answer back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.domain import Batch, Domain
+
+LARGEST, STEPS, RESTARTS, BISECTIONS = 8 / 255, 20, 2, 6
+
+
+def radii(
+    domain: Domain, model: nn.Module, batch: Batch, deviation: Sequence[float], leave: bool = False, seed: int = 0
+) -> Tensor:  # fmt: skip
+    """[N] smallest L-inf perturbation, in shares of the pixel range, after which the model names the true class.
+
+    0 where it does so anyway; infinite where 8/255 is not enough. Small on forgotten and large on never-seen classes:
+    the knowledge lies just below the surface. With `leave`, after which it no longer names the true class: how fragile
+    the answers about retained images are, without which a small radius says nothing.
+
+    Args:
+        batch: has a field `images`, [N, C, H, W] normalised, one item per image.
+        deviation: of each channel, by which pixels (0..1) were divided.
+
+    Constants: projected gradient descent, 20 steps of 2.5 eps / 20, 2 restarts, 6 bisections of 0..8/255.
+
+    Source: Madry et al., 2018, arXiv:1706.06083 for the search.
+    """
+    search = _Search(domain, model, batch, torch.tensor(deviation).view(-1, 1, 1).to(batch.images), leave, seed)
+    low = torch.zeros(len(batch.images), device=batch.images.device)
+    at_once, reached = search.within(low), search.within(torch.full_like(low, LARGEST))
+    high = torch.full_like(low, LARGEST)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        hit = search.within(middle)
+        low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+    found = torch.where(reached, high, torch.full_like(high, float("inf")))
+    return torch.where(at_once, torch.zeros_like(found), found).cpu()
+
+
+@dataclass
+class _Search:
+    """The perturbations of one batch."""
+
+    domain: Domain
+    model: nn.Module
+    batch: Batch
+    deviation: Tensor
+    leave: bool
+    seed: int
+
+    def within(self, eps: Tensor) -> Tensor:
+        """[N] whether the aim is reached within `eps` [N] of each image."""
+        images = self.batch.images
+        generator = torch.Generator(images.device).manual_seed(self.seed)
+        reach = eps.view(-1, 1, 1, 1) / self.deviation
+        moves = bool(eps.any())
+        hit = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        for restart in range(RESTARTS if moves else 1):
+            start = 2 * torch.rand(images.shape, generator=generator, device=images.device) - 1
+            moved = start * reach if restart else torch.zeros_like(images)
+            for _ in range(STEPS if moves else 0):
+                moved.requires_grad_(True)
+                loss, done = self._look(moved)
+                hit |= done
+                (slope,) = torch.autograd.grad(loss, moved)
+                moved = (moved.detach() - 2.5 / STEPS * reach * slope.sign()).clamp(-reach, reach)
+            with torch.no_grad():
+                hit |= self._look(moved)[1]
+        return hit
+
+    def _look(self, moved: Tensor) -> tuple[Tensor, Tensor]:
+        """(what is descended, [N] whether the aim is reached)."""
+        prediction = self.domain.predict(self.model, self.batch._replace(images=self.batch.images + moved))
+        loss = F.cross_entropy(prediction.scores, prediction.labels, reduction="sum")
+        named = prediction.scores.argmax(-1) == prediction.labels
+        return (-loss, ~named) if self.leave else (loss, named)

@@ -1,0 +1,132 @@
+"""`prove`: models, attacks, figures, verdict, page. What is done lies in <run>/proof and is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from common import devices, report
+from common.evaluation import verdict
+from common.evaluation.bench import Bench
+from common.evaluation.budget import BUDGETS
+from common.evaluation.figures import RESULT
+from common.evaluation.manifest import manifest
+from common.evaluation.subjects import Case, moved_to
+from common.knobs import Checked, knob
+from common.record import write_json
+from common.report import proof as page
+from common.session import Session
+
+SCHEMA = 1
+
+
+@dataclass
+class ProveConfig(Checked):
+    """The proof."""
+
+    references: int = knob(3, "models without the forgotten classes to train and compare with; 0: none", least=0)
+    reference_runs: str = knob("", "run folders of such models, comma separated, instead of training some")
+    budget: str = knob("quick", "how much the attacker may spend", list(BUDGETS))
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
+
+
+def prove(
+    session: Session, folder: Path, config: ProveConfig, given: Mapping[str, Any], model: Any = None, data: Any = None
+) -> dict[str, Any]:  # fmt: skip
+    """Attacks a finished run and writes proof.json and proof.html into its folder; the content of proof.json."""
+    with one_thread():
+        return Proof(Case(session, folder, given, model, data), config).run()
+
+
+class Proof:
+    """One proof in progress."""
+
+    def __init__(self, case: Case, config: ProveConfig) -> None:
+        self.case, self.config, self.budget = case, config, BUDGETS[config.budget]
+        self.folder = case.folder / "proof"
+        self.device = devices.choose_device(config.device, 0)
+
+    def run(self) -> dict[str, Any]:
+        began = time.monotonic(), time.process_time()
+        folders, no_reference = self._references()
+        case = self.case
+        self.bench = Bench(case.forgotten, case.retained, case.learned, self.budget, float(case.flags["lr"]), int(case.flags["batch_size"]),
+                           self.folder / "cache", 2 + len(folders))  # fmt: skip
+        for subject in case.own():
+            self.bench.attack(moved_to(subject, self.device))
+        for number, folder in enumerate(folders, 1):
+            self.bench.attack(moved_to(case.reference(number, folder), self.device))
+        found = self._record(folders, no_reference)
+        found["seconds"] = {"wall": time.monotonic() - began[0], "cpu": time.process_time() - began[1]}
+        write_json(self.case.folder / "proof.json", found)
+        page.write(found, self.case.folder / "proof.html")
+        if (self.case.folder / "report.html").exists():
+            report.write([self.case.folder], self.case.folder / "report.html")
+        return found
+
+    # ---- references --------------------------------------------------------------------------------------
+
+    def _references(self) -> tuple[list[Path], str]:
+        """(folders, why there are none)."""
+        if self.config.reference_runs:
+            named = [Path(text.strip()) for text in self.config.reference_runs.split(",")]
+            return self.case.given_references(named), ""
+        if not self.config.references:
+            return [], "none was wanted"
+        flags, reason = self.case.recipe()
+        if flags is None:
+            return [], reason
+        return list(self.case.train_references(flags, self.config.references, self.folder / "references")), ""
+
+    def _record(self, references: list[Path], no_reference: str) -> dict[str, Any]:
+        case, bench = self.case, self.bench
+        figures = bench.compare()
+        labels = bench.answers[RESULT].test.labels
+        counts = {name: int((labels == i).sum()) for i, name in enumerate(case.forgotten)}
+        adapter = (case.folder / "adapter").is_dir()
+        found = verdict.verdicts(figures, bench.not_run, self.budget.name, adapter, no_reference)
+        return {
+            "schema": SCHEMA,
+            "run": case.folder.name,
+            "domain": case.session.name,
+            "forgotten": case.forgotten,
+            "known": case.known,
+            "verdicts": verdict.plain(found),
+            "warnings": verdict.warnings(counts),
+            "figures": [figure.record() for figure in figures],
+            "not_run": bench.not_run,
+            "no_reference": no_reference,
+            "answers": bench.battery().confusions(),
+            "curves": bench.curves,
+            "anamnesis": bench.anamnesis(),
+            "budget": self.budget.record(),
+            "test_items": counts,
+            **manifest(case, bench.keys, references),
+        }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, sums are taken in one order whatever the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """The verdicts as lines of text."""
+    lines = [f"{v['headline']} {v['text']}" for v in found["verdicts"]]
+    return "\n".join(
+        [*lines, *found["warnings"], *(f"not run: {name}: {why}" for name, why in found["not_run"].items())]
+    )

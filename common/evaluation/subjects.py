@@ -1,0 +1,162 @@
+"""The models of a proof: the original, the result, and references that never saw the forgotten classes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common import adapters, commands
+from common.domain import Domain
+from common.errors import UserError
+from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
+from common.evaluation.run_measures import standing
+from common.plan import from_record
+from common.session import Session, read_run_config
+from common.settings import Settings, settings_from
+from common.trainer import run_plan
+
+
+@dataclass
+class Subject:
+    """One model under attack.
+
+    domain: its class rows, with training and test items of all classes.
+    model:  adapters merged, in eval mode; adapted: the same with its adapter in place, or None where it has none.
+    folder: where it lies on disk.
+    """
+
+    name: str
+    domain: Domain
+    model: nn.Module
+    adapted: nn.Module | None = None
+    folder: Path | None = None
+
+
+class Case:
+    """A finished run and what it was asked to forget.
+
+    Args:
+        given: flags that win over the recorded ones.
+        model, data: objects of a run that was started from Python with them.
+
+    Raises:
+        UserError: no run, it is not finished, or it forgets nothing.
+    """
+
+    def __init__(
+        self, session: Session, folder: Path, given: Mapping[str, Any], model: nn.Module | None = None, data: Any = None
+    ) -> None:  # fmt: skip
+        self.session, self.folder, self.model, self.data = session, folder, model, data
+        self.record = read_run_config(folder)
+        self.flags = session.joined(self.record["flags"], given)
+        if not (folder / "done.json").exists():
+            raise UserError(f"{folder} is not finished; finish the run with its own command first.")
+        plan = from_record(self.record["identity"]["plan"])
+        gone = standing(plan.phases, len(plan.phases), "forget")
+        self.forgotten = [c for g in gone for c in plan.groups[g]]
+        if not self.forgotten:
+            raise UserError(f"{folder} forgets no class, so that there is nothing to attack.")
+        self.learned = [c for c in plan.new_classes if c not in self.forgotten]
+        untaught = {c for g in plan.missing for c in plan.groups[g]}
+        every = [c for classes in plan.groups.values() for c in classes]
+        self.retained = [c for c in every if c not in {*self.forgotten, *self.learned, *untaught}]
+        self.known = [*self.retained, *self.learned]
+
+    def _settings(self, verb: str, flags: Mapping[str, Any], **given: Any) -> Settings:
+        return settings_from(commands.run_kinds(self.session, verb), flags, **given)
+
+    def _domain(self, changes: Mapping[str, Any], **given: Any) -> Domain:
+        """The domain of a swap with the run's flags, these changed."""
+        flags = self.flags | dict(changes) | ({"allow_chance": True} if "allow_chance" in self.flags else {})
+        return self.session.open_swap(self._settings("swap", flags, **given)).domain()
+
+    # ---- original and result -----------------------------------------------------------------------------
+
+    def own(self) -> tuple[Subject, Subject]:
+        """The original and the result."""
+        given = {name: value for name, value in (("model", self.model), ("data", self.data)) if value is not None}
+        domain = self._domain({}, **given)
+        original = domain.build_model().eval()
+        adapted = copy.deepcopy(original)
+        whole = not (self.folder / "adapter" / adapters.SWAP).exists()
+        if whole:
+            adapters.load_model(adapted, self.folder / "model")
+        else:
+            adapters.load(adapted, self.folder / "adapter")
+        merged = adapters.merge(adapted).eval()
+        checkpoint = self.flags.get("checkpoint")
+        place = Path(checkpoint) if checkpoint else None
+        return (
+            Subject(ORIGINAL, domain, original, folder=place),
+            Subject(RESULT, domain, merged, None if whole else adapted.eval(), self.folder),
+        )
+
+    # ---- references --------------------------------------------------------------------------------------
+
+    def given_references(self, folders: Sequence[Path]) -> list[Path]:
+        """Runs named by the user. Raises UserError for one that has seen a forgotten class, or is no base model."""
+        for folder in folders:
+            if not self.session.is_run(folder):
+                raise UserError(f"--reference-runs: {folder} is no run (config.json is missing).")
+            plan = read_run_config(folder)["identity"]["plan"]
+            seen = [c for classes in plan["groups"].values() for c in classes if c in self.forgotten]
+            if seen:
+                raise UserError(f"--reference-runs: {folder} has seen class {seen[0]!r}, which {self.folder} forgets.")
+        return list(folders)
+
+    def recipe(self) -> tuple[dict[str, Any] | None, str]:
+        """(flags of the pretraining run of the base model, or None, why there are none)."""
+        base = Path(str(self.flags.get("checkpoint") or ""))
+        if self.model is not None or not self.flags.get("checkpoint"):
+            return None, "the base model was given from Python or fetched by name"
+        if not self.session.is_run(base):
+            return None, f"{base} holds no record of how the base model was trained"
+        record = read_run_config(base)
+        if record["identity"]["plan"]["name"] != "pretrain":
+            return None, f"{base} is an earlier swap, not a model trained from scratch"
+        if record["flags"].get("checkpoint") or record["flags"].get("pretrained"):
+            return None, "the base model itself started from a checkpoint, which may have seen the classes"
+        return record["flags"], ""
+
+    def train_references(self, flags: Mapping[str, Any], count: int, folder: Path) -> Iterator[Path]:
+        """Trains the base model again without the forgotten classes, with other seeds; finished ones are kept.
+
+        They see what the result has seen besides: learned classes too, where those lie in the same data.
+        """
+        same_data = not any(self.flags.get(name) for name in self.session.data_flags)
+        base = read_run_config(Path(self.flags["checkpoint"]))["identity"]["plan"]["groups"]["base"]
+        classes = [c for c in base if c not in self.forgotten] + (self.learned if same_data else [])
+        for number in range(1, count + 1):
+            place = folder / f"seed{int(flags['seed']) + number}"
+            if not (place / "done.json").exists():
+                changed = {"classes": ",".join(classes), "seed": int(flags["seed"]) + number, "output_dir": str(place),
+                           "report": False, "overwrite": False, "config": "", "gallery": 0, "save_every": 20.0}  # fmt: skip
+                settings = self._settings("pretrain", {**flags, **changed})
+                run_plan(self.session.open_pretrain(settings), settings, self.session.name)
+            yield place
+
+    def reference(self, number: int, folder: Path) -> Subject:
+        """A reference with rows for the classes that it never saw; those rows are as a swap would start them."""
+        seen = [c for classes in read_run_config(folder)["identity"]["plan"]["groups"].values() for c in classes]
+        new = [c for c in (*self.forgotten, *self.known) if c not in seen]
+        changes = {"checkpoint": str(folder), "learn": ",".join(new), "forget": "", "plan": "", "order": "learn",
+                   "retain": ",".join(c for c in self.known if c in seen)}  # fmt: skip
+        domain = self._domain(changes)
+        return Subject(f"{REFERENCE}-{number}", domain, domain.build_model().eval(), folder=folder)
+
+
+Open = Callable[[], Subject]
+
+
+def moved_to(subject: Subject, device: torch.device) -> Subject:
+    """The subject on a device."""
+    for model in (subject.model, subject.adapted):
+        if model is not None:
+            model.to(device).eval()
+    return subject

@@ -1,0 +1,129 @@
+"""What a proof may say: four levels, in words, each with budget, interval and references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common.evaluation.figures import Figure
+from common.evaluation.intervals import Estimate
+
+REVERSIBLE, SUPPRESSED, NOT_RECOVERED, INCONCLUSIVE = "reversible", "suppressed", "not recovered", "inconclusive"
+ANSWERED = 0.1  # of the original's accuracy; above, the output itself still names the classes
+ENOUGH = 3  # references
+WIDE = 0.15  # half-width of an interval above which a figure decides nothing
+FEW_ITEMS = 10  # test items of a class below which a warning is due
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """level: one of the four; headline: its words; text: the sentence with numbers."""
+
+    level: str
+    headline: str
+    text: str
+
+    def record(self) -> dict[str, str]:
+        """Plain data."""
+        return asdict(self)
+
+
+def verdicts(
+    figures: Sequence[Figure], not_run: Mapping[str, str], budget: str, adapter: bool, no_reference: str
+) -> list[Verdict]:  # fmt: skip
+    """All that can be said, the most serious first.
+
+    Args:
+        not_run: attack -> why; adapter: whether the result lies beside its base as an adapter.
+        no_reference: why there is none; "" where there are.
+    """
+    headlines = [f for f in figures if f.headline]
+    found = [_reversible(figures)] if adapter else []
+    answered = [f for f in headlines if f.attack == "output" and _answered(f)]
+    above = [f for f in headlines if f.above and f.attack != "output"]
+    if answered:
+        found.append(_suppressed("Not even suppressed at the output.", answered[0]))
+    elif above:
+        worst = max(above, key=lambda f: f.leak.value if f.leak else f.result.value)
+        found.append(_suppressed("Suppressed at the output.", worst, [f for f in above if f is not worst]))
+    else:
+        found.append(_open(headlines, not_run, budget, no_reference))
+    return found
+
+
+def _reversible(figures: Sequence[Figure]) -> Verdict:
+    before = next((f.original for f in figures if f.attack == "output" and f.original is not None), None)
+    text = "The result is an adapter beside its base model: whoever holds both takes it off and has the original again"
+    text += f", which names {percent(before)} of the forgotten classes' test items." if before else "."
+    return Verdict(REVERSIBLE, "Reversible by construction.", text)
+
+
+def _answered(figure: Figure) -> bool:
+    original = figure.original.value if figure.original else 1.0
+    return figure.result.low > ANSWERED * original
+
+
+def _suppressed(headline: str, worst: Figure, others: Sequence[Figure] = ()) -> Verdict:
+    who = {"output": "the model itself names", "weights": f"with its weights rounded ({worst.name}) the model names"}
+    attacker = who.get(worst.attack, f"a {worst.attack} attacker ({worst.name}) recovers")
+    text = f"{attacker[0].upper()}{attacker[1:]} {percent(worst.result)} of the forgotten classes' test items"
+    if worst.references:
+        text += f"; models that never saw them {cloud(worst.references)}"
+    if worst.leak:
+        text += f"; leak {worst.leak.value:.2f} {_interval(worst.leak, 1)}"
+    if others:
+        text += ". Also above every reference: " + "; ".join(
+            f"{f.attack} ({f.name}) {percent(f.result)} against {cloud(f.references)}" for f in others
+        )
+    return Verdict(SUPPRESSED, headline, text + ".")
+
+
+def _open(headlines: Sequence[Figure], not_run: Mapping[str, str], budget: str, no_reference: str) -> Verdict:
+    compared = [f for f in headlines if f.references]
+    count = min((len(f.references) for f in compared), default=0)
+    wide = [f for f in compared if (f.result.high - f.result.low) / 2 > WIDE]
+    headline = "Inconclusive."
+    if not compared:
+        return Verdict(INCONCLUSIVE, headline, f"No clean reference: {no_reference or 'none was wanted'}.")
+    if count < ENOUGH:
+        return Verdict(
+            INCONCLUSIVE, headline, f"{count} reference{'' if count == 1 else 's'}: at least {ENOUGH} are needed."
+        )
+    if wide:
+        text = (
+            f"Too few test items: {wide[0].attack} ({wide[0].name}) stands at {percent(wide[0].result)} of {wide[0].n}."
+        )
+        return Verdict(INCONCLUSIVE, headline, text)
+    attacks = ", ".join(dict.fromkeys(f.attack for f in compared))
+    text = f"Not recovered beyond {count} retrained models by the attacks {attacks}, at budget {budget}."
+    if not_run:
+        text += f" Not run: {', '.join(not_run)}."
+    return Verdict(NOT_RECOVERED, "Not recovered beyond retrained models.", text)
+
+
+def percent(e: Estimate) -> str:
+    """'49 % [43, 55]'."""
+    return f"{100 * e.value:.0f} % {_interval(e, 100)}"
+
+
+def cloud(references: Sequence[Estimate]) -> str:
+    """Mean of the references and their range: '30 % [23, 34]'."""
+    values = [100 * r.value for r in references]
+    return f"{sum(values) / len(values):.0f} % [{min(values):.0f}, {max(values):.0f}]"
+
+
+def _interval(e: Estimate, factor: float) -> str:
+    form = "{:.2f}" if factor == 1 else "{:.0f}"
+    return f"[{form.format(factor * e.low)}, {form.format(factor * e.high)}]"
+
+
+def warnings(counts: Mapping[str, int]) -> list[str]:
+    """What limits every figure: classes with few test items. counts: forgotten class -> test items."""
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEW_ITEMS]
+    return [f"Few test items, so that intervals are wide: {', '.join(few)}."] if few else []
+
+
+def plain(found: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """The verdicts as plain data."""
+    return [verdict.record() for verdict in found]

@@ -1,0 +1,10 @@
+"""`ks-detection prove`, from a checkout; see --help."""
+
+import sys
+
+from ks_detection.session import SESSION
+
+from common.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(SESSION, "prove"))

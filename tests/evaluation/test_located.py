@@ -1,0 +1,33 @@
+"""What is seen but unnamed: detections and segments that cover a thing, whatever they are called."""
+
+import torch
+from tiny_swap import domain as detection
+
+
+def covered(model, monkeypatch, own, boxes, logits):
+    monkeypatch.setattr(type(own), "forward", lambda self, model, batch: {"pred_logits": logits, "pred_boxes": boxes})
+    return own.located(model, next(iter(own.loader(["b"], train=False))))
+
+
+def test_a_detection_under_another_name_is_seen_but_unnamed(monkeypatch):
+    own = detection()
+    model = own.build_model().eval()
+    batch = next(iter(own.loader(["b"], train=False)))
+    count = len(batch.targets)
+    boxes = torch.stack([t["boxes"][:1].expand(2, 4).clone() for t in batch.targets])  # query 0 lies on the object
+    boxes[:, 1] = torch.tensor([0.9, 0.9, 0.02, 0.02])
+    logits = torch.full((count, 2, len(own.classes)), -4.0)
+    logits[:, 0, own.classes.row("a")] = 3
+    any_class, named = covered(model, monkeypatch, own, boxes, logits).T
+    assert torch.allclose(any_class, torch.ones(count)) and float(named.max()) == 0
+    logits[:, 0, own.classes.row("b")] = 5
+    any_class, named = covered(model, monkeypatch, own, boxes, logits).T
+    assert torch.allclose(named, torch.ones(count))
+
+
+def test_classification_has_no_places():
+    from blobs import pretrained
+
+    own = pretrained(4)
+    assert own.located(own.base, None) is None
+    assert torch.equal(own.confidence(torch.tensor([[0.0, 0.0]])), torch.tensor([0.5]))

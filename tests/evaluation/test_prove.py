@@ -1,0 +1,130 @@
+"""`prove`, end to end on tiny models: what it writes, says and refuses, and what it does not do twice."""
+
+import json
+import shutil
+
+import ks_classification
+import pytest
+from colours import save_folders
+from ks_classification.session import SESSION
+
+from common import commands
+from common.evaluation import subjects
+from common.evaluation.attacks import relearn
+from common.report import proof as page
+
+HERE = ["--precision", "fp32", "--device", "cpu", "--threads", "1", "--gallery", "0", "--no-report"]
+MODEL = ["--model", "vit_tiny_patch16_224", "--img-size", "16", "--patch-size", "8", "--model-args", "embed_dim=32,depth=2,num_heads=2"]  # fmt: skip
+KNOWN = ["red", "green", "blue", "black"]
+
+
+def started(name, *argv):
+    return commands.main(SESSION, name, list(map(str, argv)))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A base model of four colours and a run that forgets one of them, proved with two references."""
+    root = tmp_path_factory.mktemp("proof")
+    data = save_folders(root / "data", [*KNOWN, "white"])
+    base = ["--classes", ",".join(KNOWN), "--epochs", "3", "--batch-size", "8", "--lr", "3e-3"]
+    assert started("pretrain", "--data", data, *MODEL, *HERE, *base, "--output-dir", root / "base") == 0
+    swap = ["--data", data, "--checkpoint", root / "base", "--learn", "white", "--forget", "red", "--epochs", "1"]
+    swap += ["--batch-size", "6", "--lora-rank", "2", "--allow-chance"]
+    assert started("swap", *swap, *HERE, "--output-dir", root / "run") == 0
+    shutil.copytree(root / "run", root / "bare")
+    assert started("prove", root / "run", "--references", "2", "--device", "cpu") == 0
+    return root
+
+
+def proved(folder):
+    return json.loads((folder / "proof.json").read_text())
+
+
+def test_the_record_holds_every_number_with_its_interval(place):
+    found = proved(place / "run")
+    assert found["schema"] == 1 and found["forgotten"] == ["red"] and found["domain"] == "classification"
+    assert {f["attack"] for f in found["figures"]} == {
+        "output",
+        "membership",
+        "probe",
+        "prototype",
+        "relearn",
+        "weights",
+    }
+    for figure in found["figures"]:
+        assert figure["unit"] and figure["n"] > 0, figure
+        for e in (figure["original"], figure["result"], *figure["references"]):
+            assert e["n"] == figure["n"] and e["low"] - 1e-9 <= e["value"] <= e["high"] + 1e-9, figure
+        assert (figure["leak"] is None) == bool(figure["no_leak"])
+    assert set(found["not_run"]) == {"rmia", "radius"} and all(found["not_run"].values())
+    assert list(found["sha256"]["base"]) == ["model/model.safetensors"]
+    assert list(found["sha256"]["result"]) == ["adapter/adapter_model.safetensors"]
+    assert found["sha256"]["data"]["items"] == 45 and len(found["sha256"]["references"]) == 2
+
+
+def test_references_never_saw_the_class_and_learned_all_others(place):
+    for seed in (1, 2):
+        config = json.loads((place / f"run/proof/references/seed{seed}/config.json").read_text())
+        assert sorted(config["identity"]["plan"]["groups"]["base"]) == ["black", "blue", "green", "white"]
+        assert config["flags"]["seed"] == seed and config["identity"]["train"]["epochs"] == 3
+
+
+def test_two_references_and_three_images_are_inconclusive(place):
+    found = proved(place / "run")
+    assert [v["level"] for v in found["verdicts"]][0] == "reversible"
+    assert found["verdicts"][-1]["level"] in ("inconclusive", "suppressed")
+    assert found["warnings"] == ["Few test items, so that intervals are wide: red (3)."]
+    text = json.dumps(found["verdicts"]).lower()
+    assert not any(word in text for word in ("proven", "deleted", "compliant"))
+
+
+def test_a_second_proof_attacks_nothing_again(place, monkeypatch):
+    before = proved(place / "run")
+
+    def refuse(*given, **named):
+        raise AssertionError("attacked again")
+
+    monkeypatch.setattr(relearn, "relearn", refuse)
+    monkeypatch.setattr(subjects, "run_plan", refuse)
+    assert started("prove", place / "run", "--references", "2", "--device", "cpu") == 0
+    assert proved(place / "run")["figures"] == before["figures"]
+
+
+def test_without_references_the_proof_is_inconclusive(place, capsys):
+    assert started("prove", place / "bare", "--references", "0", "--device", "cpu") == 0
+    assert "No clean reference: none was wanted" in capsys.readouterr().out
+    found = proved(place / "bare")
+    assert found["not_run"]["membership"] == "no reference" and not any(f["leak"] for f in found["figures"])
+    assert "not run" in (place / "bare/proof.html").read_text()
+
+
+def test_given_references_must_not_have_seen_the_class(place, capsys):
+    assert started("prove", place / "bare", "--reference-runs", place / "base") == 2
+    assert "has seen class 'red'" in capsys.readouterr().err
+    assert started("prove", place / "bare", "--reference-runs", place) == 2
+    assert "is no run" in capsys.readouterr().err
+
+
+def test_a_run_that_forgets_nothing_is_refused(place, capsys):
+    assert started("prove", place / "base") == 2
+    assert "forgets no class" in capsys.readouterr().err
+
+
+def test_another_base_is_refused_in_one_line(place, tmp_path, capsys):
+    shutil.copytree(place / "run/proof/references/seed1", tmp_path / "other")
+    assert started("prove", place / "bare", "--references", "0", "--checkpoint", tmp_path / "other") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_same_proof_from_python(place):
+    found = ks_classification.load_run(place / "run").prove(references=2, device="cpu")
+    assert found["figures"] == proved(place / "run")["figures"]
+
+
+def test_the_page_escapes_names_and_shows_every_attack(place):
+    found = proved(place / "run")
+    found["run"] = "<script>"
+    text = page.render(found)
+    assert "<script>" not in text and text.count('<svg class="chart"') >= 6 and "http" not in text.split("</style>")[1]
+    assert "Reversible by construction" in text and found["sha256"]["data"]["list"] in text
