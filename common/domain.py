@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from common import distributed
 from common.errors import UserError
 from common.streams import Stream
 
@@ -165,6 +167,20 @@ class Domain(Protocol):
     def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
         """`evaluate` of several groups, with all there is to tell; a domain whose groups share pictures sees each once."""
         return {group: Evaluation(self.evaluate(model, classes)) for group, classes in groups.items()}
+
+    def test_scores(self, model: nn.Module, classes: Sequence[str]) -> dict[str, Tensor]:
+        """Class -> [N, C] scores of its test items, over all ranks; {} where classes do not exclude one another."""
+        if not (self.exclusive and classes):
+            return {}
+        found: dict[str, list[Tensor]] = {c: [] for c in classes}
+        own = []
+        for batch in self.loader(classes, train=False):
+            prediction = self.predict(model, batch)
+            own.append((prediction.scores.float().cpu(), prediction.labels.cpu()))
+        for scores, labels in (pair for rank in distributed.gather(own) for pair in rank):
+            for name, row in zip(classes, self.classes.rows(classes), strict=True):
+                found[name].append(scores[labels == row])
+        return {name: torch.cat(parts) for name, parts in found.items() if parts}
 
     def item_names(self, batch: Batch) -> list[str]:
         """File names of a batch, for error messages."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from common import adapters, distributed, lora, precision
 from common.domain import Domain
 from common.errors import UserError
-from common.evaluation.run_measures import history_of, measures, weights_of
+from common.evaluation import spill
+from common.evaluation.run_measures import class_history_of, history_of, measures, weights_of
 from common.guard import Guard
 from common.plan import Phase, Plan
 from common.record import METRICS, Run
@@ -73,6 +74,32 @@ class Observer:
         profile = {"adapter_norm": norms, "adapter_moved": moved, "zero_groups": zero_group_ratio(members)}
         self.write([{"phase": phase.index, "action": phase.action, **profile}])
 
+    def expect(self) -> None:
+        """Before the first phase: how the base would answer what the plan forgets, without those classes."""
+        gone = tuple(dict.fromkeys(c for phase in self.plan.phases for c in spill.absent(phase)[0]))
+        with self.answering():
+            scores = self.domain.test_scores(self.model, gone)
+        if scores:
+            self.write(
+                [{"phase": 0, "action": "start", "expected": spill.expected(scores, self.plan, self.domain.classes)}]
+            )
+
+    def look_at_forgotten(self, phase: Phase) -> None:
+        """Where the answers on forgotten test items have gone, and how far kept classes are below their best."""
+        gone, _ = spill.absent(phase)
+        with self.answering():
+            scores = self.domain.test_scores(self.model, gone)
+        found: dict[str, Any] = {}
+        if scores:
+            base: dict[str, Any] = next((line["expected"] for line in self.metrics if "expected" in line), {})
+            found["spill"] = spill.spill(scores, base.get(str(phase.index), {}), self.domain.classes)
+        known = (*phase.keep, *(phase.target if phase.action == "learn" else ()))
+        lost = spill.from_peak(class_history_of(self.metrics), known)
+        if lost:
+            found["from_peak"] = lost
+        if found:
+            self.write([{"phase": phase.index, "action": phase.action, **found}])
+
     def write(self, lines: list[dict[str, Any]]) -> None:
         self.metrics += lines
         if distributed.is_main():
@@ -123,6 +150,7 @@ class Observer:
         found = measures(self.plan, history_of(self.metrics), phase.index, weights)
         if found:
             self.write([{"phase": phase.index, "action": phase.action, "measures": found}])
+        self.look_at_forgotten(phase)
         told = guard.figures(phase)
         if told:
             self.write([{"phase": phase.index, "action": phase.action, "guard": told}])

@@ -117,3 +117,12 @@ def history_of(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
         if line.get("end") and "score" in line:
             found.setdefault(line["phase"], {})[line["group"]] = line["score"]
     return [found[i] for i in sorted(found)]
+
+
+def class_history_of(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Class -> score, before training and at the end of every phase, from the lines of metrics.jsonl."""
+    found: dict[int, dict[str, float]] = {}
+    for line in metrics:
+        if line.get("end") and "per_class" in line:
+            found.setdefault(line["phase"], {}).update(line["per_class"])
+    return [found[i] for i in sorted(found)]

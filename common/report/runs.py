@@ -104,6 +104,11 @@ class RunRecord:
         """One line per finished phase: adapter norms, how far they moved, zero groups. Empty without adapters."""
         return [line for line in self.lines if "adapter_norm" in line]
 
+    def latest(self, name: str) -> Mapping[str, Any]:
+        """What the last finished phase tells under a name of metrics.jsonl, by class; {} where it tells nothing."""
+        last = len(self.moments) - 1
+        return next((line[name] for line in self.lines if name in line and line["phase"] == last), {})
+
     @cached_property
     def moments(self) -> list[Moment]:
         """Before training and after every finished phase."""

@@ -193,7 +193,6 @@ def test_prototypes_stay_those_of_the_pretrained_model_unless_published(tmp_path
     assert not torch.allclose(kept[True], mean)
 
 
-@pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
 def test_prototypes_of_classes_that_only_a_later_phase_forgets_are_those_before_the_run(tmp_path):
     plan = make_plan("fltf", ["c4"], ["c0"], REST, keep_until_forgotten=False)
     t = trainer(pretrained(4), plan, "gs_lora_pp", tmp_path, steps=20, lr=2e-2)
@@ -203,6 +202,7 @@ def test_prototypes_of_classes_that_only_a_later_phase_forgets_are_those_before_
     assert (training_means(t.method, ["c0"])[0] - expected).abs().max() > 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
 def test_without_prototype_weights_it_is_gs_lora(tmp_path):
     results = []
     for method, extra in (("gs_lora", {}), ("gs_lora_pp", {"prototype_forget_weight": 0.0})):
