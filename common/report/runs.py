@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.evaluation.run_measures import groups_of, pooled, standing
+from common.evaluation.run_measures import groups_of, pooled, standing, weights_of
 from common.evaluation.scores import drop, h_mean
 from common.plan import ACTIONS, Phase
 from common.record import DETAILS, METRICS, STEPS, read_json, read_lines
@@ -74,7 +74,14 @@ class RunRecord:
     def phases(self) -> list[Phase]:
         """The phases as the run carried them out."""
         found = self.config.get("phases", [])
-        names = ("groups", "target", "keep", "gone", "unknown")  # records from before the last two existed lack them
+        names = (
+            "groups",
+            "target",
+            "keep",
+            "gone",
+            "unknown",
+            "later",
+        )  # records from before the last three existed lack them
         return [Phase(p["index"], p["action"], *(tuple(p.get(name, ())) for name in names)) for p in found]
 
     @property
@@ -96,6 +103,11 @@ class RunRecord:
     def adapters(self) -> list[Mapping[str, Any]]:
         """One line per finished phase: adapter norms, how far they moved, zero groups. Empty without adapters."""
         return [line for line in self.lines if "adapter_norm" in line]
+
+    def latest(self, name: str) -> Mapping[str, Any]:
+        """What the last finished phase tells under a name of metrics.jsonl, by class; {} where it tells nothing."""
+        last = len(self.moments) - 1
+        return next((line[name] for line in self.lines if name in line and line["phase"] == last), {})
 
     @cached_property
     def moments(self) -> list[Moment]:
@@ -136,8 +148,9 @@ class RunRecord:
         return self.standing(group, len(self.phases))
 
     def pooled(self, groups: Sequence[str], moment: Moment) -> float | None:
-        """One score for several groups, weighted by their number of classes; None where nothing was scored."""
-        return pooled(self.groups, groups, moment.scores)
+        """One score for several groups, weighted by their test items, or their classes for a mean over classes; None
+        where nothing was scored."""
+        return pooled(weights_of(self.groups, self.lines), groups, moment.scores)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class DetectionDomain(Domain):
     """
 
     name = "detection"
-    exclusive = False  # sigmoids
+    exclusive = plain_loss = False  # sigmoids with a focal loss
     metric = "map"
     metric_label = "COCO AP (%)"
     curve_axes = ("recall", "precision at IoU 0.5")
