@@ -70,7 +70,7 @@ class Claim:
             grave = path.with_name(f".{self.path.name}.{zlib.crc32(str(found.get('token')).encode()):08x}{PART}")
             if not found or not self._placed(grave, text):
                 return False
-            still = _read(path).get("token") == found["token"]
+            still = bool(_read(path).get("token") == found["token"])
             if still:
                 os.replace(part, path)
             grave.unlink(missing_ok=True)

@@ -275,7 +275,9 @@ def export(session: Session, argv: list[str]) -> None:
     written = session.export(changed, path, removal.FORMAT if removal.FORMAT in session.formats else kind)
     found = removal.verify(session, written, changed, how, before)
     print(removal.table(found))
-    print(f"wrote {written}, {how}; an adapter beside its base is reversible, this file has none (`prove` tells what is left)")
+    print(
+        f"wrote {written}, {how}; an adapter beside its base is reversible, this file has none (`prove` tells what is left)"
+    )
 
 
 def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:

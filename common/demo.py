@@ -14,6 +14,8 @@ from common.config import Parser, help_formatter
 from common.session import Session
 from common.splits import read_list
 
+AS_PUBLISHED = "--method gs_lora --no-keep-until-forgotten --guard none"  # Knowledge Swapping, arXiv:2502.08075
+
 
 class Demo(NamedTuple):
     """What a demonstration runs.

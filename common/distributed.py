@@ -21,7 +21,9 @@ from common.knobs import Checked, knob
 class LaunchConfig(Checked):
     """Processes."""
 
-    num_gpus: int = knob(1, "processes to start with torch's launcher, one per GPU (or use torchrun yourself)", least=1)
+    num_gpus: int = knob(
+        1, "processes to start with torch's launcher, one per GPU (or use torchrun yourself)", least=1, most=64
+    )
 
 
 def relaunched(config: LaunchConfig) -> bool:

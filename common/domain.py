@@ -103,6 +103,7 @@ class Domain(Protocol):
     metric: str  # "acc", "map", "miou": what tables show
     metric_label: str  # "top-1 accuracy (%)": what axes show
     classes: ClassTable
+    exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
     pixel_deviation: Sequence[float] | None = None  # per channel of a batch's `images`, one item each; None: no such
     curve_axes: tuple[str, str] = ("", "")  # what the curves of an `Evaluation` show: ("recall", "precision")
 

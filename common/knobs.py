@@ -19,15 +19,25 @@ def knob(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    per_phase: bool = False,
 ) -> Any:
     """A dataclass field that `config.add_flags` turns into a flag with this help and these choices.
 
     Args:
         least, above: the smallest value, or the one that must be exceeded.
         most, below: the largest value, or the one that must not be reached. NaN lies within no bounds.
+        per_phase: the text holds one number per phase, see `Settings.check_lists`.
+
+    A number without any of these bounds must not be negative.
     """
     bounds = {"least": least, "above": above, "most": most, "below": below}
-    metadata = {"help": help, **{name: bound for name, bound in bounds.items() if bound is not None}}
+    if isinstance(default, int | float) and not isinstance(default, bool) and set(bounds.values()) == {None}:
+        bounds["least"] = 0
+    metadata = {
+        "help": help,
+        "per_phase": per_phase,
+        **{name: bound for name, bound in bounds.items() if bound is not None},
+    }
     return field(default=default, metadata=metadata | ({"choices": list(choices)} if choices else {}))
 
 
@@ -55,6 +65,8 @@ def check(name: str, value: Any, bounds: dict[str, Any]) -> None:
         value < bounds["below"] if "below" in bounds else True,
     ]
     if all(fits):
+        if math.isinf(value):
+            raise UserError(f"{name} must be a finite number, got {value}.")
         return
     first = "above 0" if "above" in bounds else "0"
     if (low, high) == (0, 1):

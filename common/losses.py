@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common import distributed
 from common.domain import Prediction
+
+HIDDEN = -1e10  # a score whose share of a softmax is 0
 
 
 def bounded_forgetting(prediction: Prediction, bound: float, per_item: bool = True) -> Tensor:
@@ -24,10 +27,36 @@ def bounded_forgetting(prediction: Prediction, bound: float, per_item: bool = Tr
     Source: GS-LoRA, arXiv:2403.11530, eq. 5.
     """
     if per_item and prediction.item_loss is not None:
-        short = F.relu(bound - prediction.item_loss)  # [N]; ranks may hold different numbers of items
-        return short.sum() / distributed.mean(short.new_tensor(len(short))).clamp(min=1 / distributed.world())
+        return mean_over_ranks(F.relu(bound - prediction.item_loss))
     part = prediction.loss if prediction.reversible is None else prediction.reversible
     return F.relu(bound - distributed.mean(part)) + (prediction.loss - part)
+
+
+def masked_kl(student: Tensor, teacher: Tensor, hidden: list[int], temperature: float = 1.0) -> Tensor:
+    """KL of the teacher's answers without some classes from the student's. Scalar, in nats; 0 where there is no item.
+
+    The student approaches softmax(teacher / temperature) over the classes that are not hidden, and 0 on those.
+
+    Args:
+        student: [N, C] scores with gradients.
+        teacher: [N, C] scores of another model for the same N items; treated as constant.
+        hidden: rows whose classes get no share.
+        temperature: below 1 sharpens the teacher's answers.
+
+    Source: DELETE, Zhou et al., CVPR 2025, arXiv:2503.23751, eq. 7-9, with temperature 1.
+    """
+    wanted = teacher.detach().float() / temperature
+    wanted = wanted.index_fill(1, torch.tensor(hidden, device=wanted.device), HIDDEN).log_softmax(-1)
+    each = F.kl_div(student.float().log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)  # [N]
+    return mean_over_ranks(each)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of [N] values of items, of which ranks may hold different numbers; 0 where there is none.
+
+    Scalar. Its mean over ranks, as DDP takes it of gradients, is the mean over all items.
+    """
+    return values.sum() / distributed.mean(values.new_tensor(len(values))).clamp(min=1 / distributed.world())
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from common import adapters, distributed, lora, precision
 from common.domain import Domain
+from common.errors import UserError
 from common.evaluation.run_measures import history_of, measures
+from common.guard import Guard
 from common.plan import Phase, Plan
 from common.record import METRICS, Run
 from common.rows import TrainedRows
@@ -90,7 +92,7 @@ class Observer:
         if items:
             self.run.save_gallery(moment, items)
 
-    def export(self, method: str, rows: TrainedRows | None) -> None:
+    def export(self, method: str, rows: TrainedRows | None, guard: Guard) -> None:
         """The result so far: the adapter folder, or the whole model where all parameters train."""
         if not distributed.is_main():
             return
@@ -98,16 +100,32 @@ class Observer:
         if lora.adapters(self.model):
             head = self.domain.head_rows(self.model, self.domain.classes.names)
             adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info, head)
+            guard.save(self.run.path("adapter"))
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
 
-    def end_phase(self, phase: Phase, epoch: int, step: int, before: Factors) -> None:
+    def exported(self) -> bool:
+        """Whether what `export` wrote is there, whole."""
+        if not distributed.is_main():
+            return True
+        try:
+            adapters.read(self.run.path("adapter")) if lora.adapters(self.model) else adapters.read_model(
+                self.run.path("model")
+            )
+        except UserError:
+            return False
+        return True
+
+    def end_phase(self, phase: Phase, epoch: int, step: int, before: Factors, guard: Guard) -> None:
         """Everything that is recorded at the end of a phase; `before` are the factors that it began with."""
         self.score(phase.index, phase.action, epoch, step, end=True)
         self.profile(phase, before)
         found = measures(self.plan, history_of(self.metrics), phase.index)
         if found:
             self.write([{"phase": phase.index, "action": phase.action, "measures": found}])
+        told = guard.figures(phase)
+        if told:
+            self.write([{"phase": phase.index, "action": phase.action, "guard": told}])
         self.show(phase.title)
 
 

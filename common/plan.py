@@ -31,6 +31,8 @@ class Phase:
     groups: names of the groups that the phase trains.
     target: their classes.
     keep:   classes that the phase must not damage (computed, see `Plan`).
+    gone:   classes that earlier phases have forgotten, and that this one does not learn again.
+    unknown: classes that no phase up to now has learned, those of this phase included where it learns.
     """
 
     index: int
@@ -38,6 +40,8 @@ class Phase:
     groups: tuple[str, ...]
     target: tuple[str, ...]
     keep: tuple[str, ...]
+    gone: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -51,16 +55,16 @@ class Plan:
 
     groups: group name -> class names; groups that no phase names are retained throughout.
     steps:  (action, group names) per phase.
-    keep_until_forgotten: requests arrive one by one, so that a class to be forgotten in a later phase is
-        retained until then (continual forgetting); otherwise it is left alone (knowledge swapping, where the
-        learn phase never sees the forget set).
+    keep_until_forgotten: a class to be forgotten in a later phase is retained until then, so that no phase but
+        its own forgets it; otherwise it is left alone (Knowledge Swapping as published, where the learn phase
+        never sees the forget set).
     missing: retained groups of which there is no training data: they are scored, but in no keep set.
     """
 
     name: str
     groups: Mapping[str, tuple[str, ...]]
     steps: tuple[tuple[str, tuple[str, ...]], ...]
-    keep_until_forgotten: bool = False
+    keep_until_forgotten: bool = True
     missing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -106,11 +110,17 @@ class Plan:
         if self.keep_until_forgotten:
             keep = [n for n in self.groups if n not in self.learned_groups]
         keep = [n for n in keep if n not in self.missing]
-        result = []
+        result: list[Phase] = []
+        gone: list[str] = []
+        unknown = list(self.learned_groups)
         for index, (action, names) in enumerate(self.steps, 1):
-            now = [n for n in keep if n not in names]
-            result.append(Phase(index, action, names, self._classes(names), self._classes(now)))
-            keep = now + list(names) if action == "learn" else now
+            now, gone = [n for n in keep if n not in names], [n for n in gone if n not in names]
+            sets = (names, now, gone, unknown)
+            result.append(Phase(index, action, names, *(self._classes(each) for each in sets)))
+            if action == "learn":
+                keep, unknown = now + list(names), [n for n in unknown if n not in names]
+            else:
+                keep, gone = now, gone + list(names)
         return result
 
     def _classes(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -131,7 +141,9 @@ def from_record(data: Mapping[str, Any]) -> Plan:
     return Plan(data["name"], groups, steps, data["keep_until_forgotten"], tuple(data.get("missing", ())))
 
 
-def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: Sequence[str]) -> Plan:
+def make_plan(
+    order: str, learn: Sequence[str], forget: Sequence[str], retain: Sequence[str], keep_until_forgotten: bool = True
+) -> Plan:
     """The plan of an order; "learn" alone retains the classes of `forget` too.
 
     Raises:
@@ -146,7 +158,12 @@ def make_plan(order: str, learn: Sequence[str], forget: Sequence[str], retain: S
     if "learn" not in actions:
         del groups["learn"]  # never shown to the model, which does not know them
     groups = {name: classes for name, classes in groups.items() if classes}
-    return Plan(order, groups, tuple((action, (action,)) for action in actions))
+    return Plan(order, groups, tuple((action, (action,)) for action in actions), keep_until_forgotten)
+
+
+def pretrain_plan(classes: Sequence[str]) -> Plan:
+    """One phase that learns all classes."""
+    return Plan("pretrain", {"base": tuple(classes)}, (("learn", ("base",)),))
 
 
 def check_order(order: str) -> None:

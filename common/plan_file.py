@@ -32,6 +32,9 @@ class PlanConfig:
     learn: str = knob("", "classes to learn: names or indices, comma separated, or @file")
     forget: str = knob("", "classes to forget, likewise")
     retain: str = knob("", "classes to retain; default all others that the model knows")
+    keep_until_forgotten: bool = knob(
+        True, "retain classes that a later phase forgets until then (published: leave them alone)"
+    )
     with_references: bool = knob(
         False, "also run the plan without what is unlearned, and without unlearning, and compare (--plan)"
     )
@@ -59,18 +62,19 @@ def plan_from(config: PlanConfig, base: Sequence[str], new: Sequence[str]) -> Pl
         UserError: unknown order or class, overlaps, an unreadable plan.
     """
     if config.plan:
-        return read_plan(config.plan, [*base, *new])
+        return read_plan(config.plan, [*base, *new], config.keep_until_forgotten)
     groups = groups_from_flags(config.learn, config.forget, config.retain, base, new)
-    return make_plan(config.chosen_order(), **groups)
+    return make_plan(config.chosen_order(), **groups, keep_until_forgotten=config.keep_until_forgotten)
 
 
-def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
+def read_plan(path: str | Path, available: Sequence[str], keep_until_forgotten: bool = True) -> Plan:
     """The plan of a YAML file with `groups` and `phases`, or with `build` and its settings (see plan_builders).
 
     A group given as `rest` holds all classes left over.
 
     Args:
         available: every class name there is, base and new, in order.
+        keep_until_forgotten: of the plan, where the file does not say it.
 
     Raises:
         UserError: the file is no plan, or names something unknown.
@@ -84,7 +88,7 @@ def read_plan(path: str | Path, available: Sequence[str]) -> Plan:
             f"{path} is no plan: it needs `groups` (name: classes) and `phases` (a list of `learn: group` or "
             f"`forget: group`)" + (f"; unknown: {', '.join(map(str, sorted(extra)))}." if extra else ".")
         )
-    patient = data.get("keep_until_forgotten", False)
+    patient = data.get("keep_until_forgotten", keep_until_forgotten)
     if not isinstance(patient, bool):
         raise UserError(f"{path}: keep_until_forgotten is true or false, got {patient!r}.")
     groups: dict[str, tuple[str, ...]] = {}

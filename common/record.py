@@ -11,8 +11,8 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.knobs import knob
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
+REFERENCES = "references.json"
 FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json")
 RESULTS = (
     *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"),
@@ -45,23 +46,20 @@ class RecordConfig:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a whole file or nothing: a temporary name in the same folder, then a rename."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:  # its mode is that of any new file
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(part, path)
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

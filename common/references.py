@@ -16,10 +16,8 @@ from common.evaluation.continual import accuracy_gap
 from common.evaluation.run_measures import history_of, standing
 from common.observer import Observer
 from common.plan import Plan
-from common.record import write_json
+from common.record import REFERENCES, write_json
 from common.settings import Settings
-
-FILE = "references.json"
 
 
 def reference_plans(plan: Plan) -> dict[str, Plan]:
@@ -99,7 +97,7 @@ def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: 
         },
     }
     if distributed.is_main():
-        write_json(main.run.path(FILE), result)
+        write_json(main.run.path(REFERENCES), result)
         print(
             f"distance to the model that never learned it ({kind}): {result['distance']['unlearned']:.3f} on what was "
             f"unlearned, {result['distance']['remaining']:.3f} on the rest; accuracy against the model that unlearned "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -30,11 +31,12 @@ class Result:
 
     def __init__(
         self, folder: Path, model: nn.Module, classes: Sequence[str], session: Session, given: Mapping[str, Any],
-        flags: Mapping[str, Any], holder: Any = None,
+        flags: Mapping[str, Any], temporary: str = "",
     ) -> None:  # fmt: skip
         self.folder, self.model, self.classes = folder, model, tuple(classes)
         self._session, self._given, self._flags = session, given, flags  # given: objects for --checkpoint and --data
-        self._holder = holder  # a temporary folder lives as long as its result
+        if temporary:  # lives as long as its result
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -84,10 +86,9 @@ def swap(
     callbacks: Sequence[Callback] = (), **settings: Any,
 ) -> Result:  # fmt: skip
     """One swap; see `swap` of a domain's package."""
-    holder = None
-    if not settings.get("output_dir"):
-        holder = tempfile.TemporaryDirectory(prefix="swap-")
-        settings |= {"output_dir": f"{holder.name}/run"}
+    temporary = "" if settings.get("output_dir") else tempfile.mkdtemp(prefix="swap-")
+    if temporary:
+        settings |= {"output_dir": f"{temporary}/run"}
     values = {"report": False, **settings, "learn": tuple(learn), "forget": tuple(forget)}
     given = {}
     for name, value, place in (("model", model, "checkpoint"), ("data", data, "data")):
@@ -95,9 +96,14 @@ def swap(
             values[place] = str(value)
         else:
             given[name], values[place] = value, ""
-    chosen = _settings(session, values, given)
-    trainer = run_plan(session.open_swap(chosen), chosen, session.name, callbacks)
-    return Result(trainer.run.folder, trainer.model.eval(), trainer.domain.classes.names, session, given, {}, holder)
+    try:
+        chosen = _settings(session, values, given)
+        trainer = run_plan(session.open_swap(chosen), chosen, session.name, callbacks)
+    except BaseException:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Result(trainer.run.folder, trainer.model.eval(), trainer.domain.classes.names, session, given, {}, temporary)
 
 
 def _settings(session: Session, values: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:

@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.plan import Plan
 from common.record import read_json
 from common.settings import Settings
+from common.splits import resolve
 
 Flags = Mapping[str, Any]
 
@@ -53,6 +54,14 @@ class Loaded:
     groups: dict[str, tuple[str, ...]]
     record: dict[str, Any]
 
+    def scored(self, offered: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The groups to be scored: those of the run; of a checkpoint all classes that the data offers, or --classes."""
+        chosen = self.flags.get("classes", "")
+        if self.groups and not chosen:
+            return dict(self.groups)
+        shared = [c for c in offered if c in self.base.classes]
+        return {"chosen": tuple(resolve(chosen, shared, "--classes"))} if chosen else {"all": tuple(shared)}
+
 
 class Answer(NamedTuple):
     """What the model says of one file: a line of text, the same for --json, and images by file ending."""
@@ -84,6 +93,7 @@ class Session:
     reference: YAML file of the published settings.
     data_flags: flags besides --data that name data; another --data takes their place.
     base_flags: flags that also reach a base model which is an earlier swap.
+    own_flags: flags that fetch or write something, so that a run folder's record of them is not followed.
     suffixes:  endings of image files.
     formats:   what `export` can write; the first is the default.
     """
@@ -101,6 +111,7 @@ class Session:
     reference: Path
     data_flags: Sequence[str] = ()
     base_flags: Sequence[str] = ()
+    own_flags: Sequence[str] = ()
     suffixes: Sequence[str] = ()
     formats: Sequence[str] = ()
 
@@ -158,8 +169,14 @@ class Session:
         return (Path(path) / "config.json").is_file()
 
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
-        """The flags of a run with those given now, which win."""
-        return {**recorded, **(dict.fromkeys(self.data_flags, "") if "data" in given else {}), **given}
+        """The flags of a run with those given now, which win; `fetch` tells whether data may be downloaded."""
+        recorded = {name: value for name, value in recorded.items() if name not in self.own_flags}
+        return {
+            **recorded,
+            "fetch": "data" in given,
+            **(dict.fromkeys(self.data_flags, "") if "data" in given else {}),
+            **given,
+        }
 
     def base_path(self, flags: Flags) -> str:
         """Where the base model that the flags name lies; "" where that is no path."""
@@ -201,6 +218,11 @@ class Session:
 
     def _with_adapter(self, folder: Path, flags: Flags, model: nn.Module | None) -> Base:
         info, _ = adapters.read(folder / "adapter")
+        plan = read_run_config(folder)["identity"]["plan"]
+        if info.get("plan", plan) != plan:
+            raise UserError(
+                f"{folder / 'adapter'} is of another run; take it away, and the command of this one writes its own."
+            )
         path = self.base_path(flags) if model is None else ""
         if path and not Path(path).expanduser().exists():
             raise UserError(f"the base model of {folder}, {path}, is not there; name it with --checkpoint.")

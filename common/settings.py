@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Any, TypeVar
 from torch import nn
 
 from common import methods
-from common.config import Parser, add_flags, apply_yaml, from_values, help_formatter, read_yaml
+from common.config import Parser, add_flags, apply_yaml, flag, from_values, help_formatter, read_yaml
 from common.distributed import LaunchConfig
+from common.errors import UserError
+from common.guard import GuardConfig
 from common.lora import LoraConfig
-from common.methods._base import Method
+from common.methods._base import Method, for_phase
 from common.plan import Plan
 from common.plan_file import PlanConfig
 from common.record import RecordConfig
 from common.train_config import NEWER, NOT_IDENTITY, TrainConfig
 
 T = TypeVar("T")
-EVERY = (PlanConfig, TrainConfig, LoraConfig, RecordConfig, LaunchConfig)  # what the three domains share
+NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)  # of a folder
+EVERY = (PlanConfig, TrainConfig, LoraConfig, GuardConfig, RecordConfig, LaunchConfig)  # what the three domains share
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,21 @@ class Settings:
         """What the settings alone say about a run's numbers: the part of its identity known before data is read."""
         train = {k: v for k, v in asdict(self.train).items() if k not in NOT_IDENTITY and (v or k not in NEWER)}
         method = asdict(self.method_config)
-        return {"plan": plan.record(), "train": train, "lora": asdict(self.lora), "method": method}
+        guard = asdict(self[GuardConfig])
+        return {"plan": plan.record(), "train": train, "lora": asdict(self.lora), "method": method, "guard": guard}
+
+    def check_lists(self, plan: Plan) -> None:
+        """Raises UserError for settings of one number per phase that do not fit the plan."""
+        for item in fields(self.method_config):
+            if item.metadata.get("per_phase"):
+                for_phase(getattr(self.method_config, item.name), 0.0, plan.phases[-1], flag(item.name))
 
     def folder(self, domain: str, plan: Plan) -> Path:
         """The folder of the run: --output-dir, or results/<domain>/<plan, method and seed>."""
+        if not self.record.output_dir and (not NAME.fullmatch(plan.name) or ".." in plan.name):
+            raise UserError(
+                f"plan name {plan.name!r} becomes the name of a folder: letters, digits and ._- only; or give --output-dir."
+            )
         default = f"results/{domain}/{plan.name}-{self.train.method}-seed{self.train.seed}"
         return Path(self.record.output_dir or default)
 
@@ -113,7 +128,7 @@ def settings_parser(
     if reference:
         text = "the published settings as defaults, bugs and every --published-* flag included (reference.yaml)"
         parser.add_argument("--reference", action="store_true", help=text)
-    for kind in (*kinds, PlanConfig, TrainConfig, LoraConfig):
+    for kind in (*kinds, PlanConfig, TrainConfig, LoraConfig, GuardConfig):
         add_flags(parser, kind, **defaults)
     add_flags(parser, methods.load(method).Config, f"--method {method}", **defaults)
     add_flags(parser, RecordConfig, **defaults)

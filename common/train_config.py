@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from common.knobs import Checked, knob
@@ -11,20 +12,21 @@ from common.knobs import Checked, knob
 class TrainConfig(Checked):
     """The swap: what every domain's swap.py accepts."""
 
-    method: str = knob("gs_lora", "how to learn and forget: a file name in common/methods")
+    method: str = knob("mask_replay", "how to learn and forget: a file name in common/methods")
     epochs: int = knob(5, "epochs per phase; an epoch is one pass over the keep set", least=1)
     steps: int = knob(0, "steps per phase instead of epochs, when not 0", least=0)
     forget_steps: int = knob(
         0, "steps per forget phase where they differ from those of a learn phase, when not 0", least=0
     )
-    batch_size: int = knob(32, "target items per step, and as many keep items, on each rank", least=1)
-    accumulate: int = knob(1, "batches whose gradients are averaged before a step", least=1)
-    lr: float = knob(1e-3, "AdamW peak learning rate", above=0)
+    batch_size: int = knob(32, "target items per step, and as many keep items, on each rank", least=1, most=65_536)
+    accumulate: int = knob(1, "batches whose gradients are averaged before a step", least=1, most=65_536)
+    lr: float = knob(1e-3, "AdamW peak learning rate", above=0, most=1000)
     forget_lr: float = knob(
         0.0,
         "peak learning rate of forget phases where it differs from that of a learn phase, "
         "when not 0 (lower ones drift less from what was learned before)",
         least=0,
+        most=1000,
     )
     min_lr: float = knob(1e-5, "learning rate at the end of a cosine schedule", least=0)
     schedule: str = knob("cosine", "learning rate over a phase", ["cosine", "constant"])
@@ -47,8 +49,13 @@ class TrainConfig(Checked):
         ["auto", "fp32", "bf16", "fp16"],
     )
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")
-    threads: int = knob(0, "CPU threads; 0 leaves the number to torch (1 is best for tiny models)", least=0)
-    seed: int = knob(0, "seed of data order, adapters, dropout and augmentation")
+    threads: int = knob(
+        0,
+        "CPU threads; 0 leaves the number to torch (1 is best for tiny models)",
+        least=0,
+        most=4 * (os.cpu_count() or 1),
+    )
+    seed: int = knob(0, "seed of data order, adapters, dropout and augmentation", least=0, most=2**63 - 1)
     eval_every: int = knob(0, "also score every so many epochs; 0 only at phase ends", least=0)
     save_every: float = knob(60.0, "seconds between saved states (a killed run goes on from the last)", least=0)
     gallery: int = knob(4, "test pictures per group in the report", least=0)

@@ -6,6 +6,7 @@ from torch import nn
 
 from common import lora
 from common.domain import Domain
+from common.errors import UserError
 from common.plan import Plan
 from common.rows import TrainedRows
 from common.settings import Settings
@@ -30,6 +31,16 @@ def prepare(model: nn.Module, domain: Domain, plan: Plan, settings: Settings) ->
         for name in domain.head_rows(model, domain.classes.names):
             parameters[name].requires_grad_(False)
     return TrainedRows(model, domain.head_rows(model, plan.new_classes) if settings.train.train_head_rows else {})
+
+
+def check_finite(model: nn.Module, title: str) -> None:
+    """Raises UserError for a phase that ended with weights that are no numbers, before they are saved."""
+    bad = [name for name, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"phase {title} ended with weights that are not finite ({bad[0]}); none of them was saved: lower --lr, or "
+            "use --precision fp32."
+        )
 
 
 def count(parameters: list[nn.Parameter], rows: TrainedRows | None) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from common import adapters, devices, distributed, layers, lora, precision, refe
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
+from common.guard import Guard, GuardConfig
 from common.methods._base import Method, Position, Step
 from common.observer import Factors, Observer, factors
 from common.plan import Phase, Plan
@@ -42,6 +44,7 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
     """
     layers.keep_freed_memory()
     plan, folder, compares = opening.plan, settings.folder(name, opening.plan), settings[PlanConfig].with_references
+    settings.check_lists(plan)
     if not settings.record.overwrite:
         Run(folder).check({"domain": name, **settings.identity(plan)})
     if compares:
@@ -68,22 +71,23 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
     return trainer
 
 
-Batches = Iterator[tuple[Batch, Batch | None]]  # target and keep
+Batches = Iterator[tuple[Batch, Batch | None, Batch | None]]  # target, keep and gone
 
 
 class Objective(nn.Module):
     """model + method as one module whose forward is the loss: what DDP wraps, so that a method may run the
     model as often as it likes before the one backward."""
 
-    def __init__(self, model: nn.Module, method: Method, format: str, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, method: Method, guard: Guard, format: str, device: torch.device) -> None:
         super().__init__()
         self.model, self.own = model, method.own
-        self.settings = (method, format, device)
+        self.settings = (method, guard, format, device)
 
     def forward(self, step: Step) -> Tensor:
-        method, format, device = self.settings
+        method, guard, format, device = self.settings
         with precision.autocast(format, device):
-            return method.loss(step)
+            loss = method.loss(step)
+            return loss if step.gone is None else loss + guard.loss(step)
 
 
 class Trainer:
@@ -106,7 +110,8 @@ class Trainer:
         self.method.rows, self.method.train_config = self.rows, config
         if self.method.own is not None:
             self.method.own.to(self.device)
-        self.objective = Objective(self.model, self.method, self.format, self.device)
+        self.guard = Guard(settings[GuardConfig], self.method, plan)
+        self.objective = Objective(self.model, self.method, self.guard, self.format, self.device)
         self.wrapped: nn.Module = self.objective
         norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.frozen_norms = norms if lora.adapters(self.model) else []
@@ -169,6 +174,8 @@ class Trainer:
                     self.observer.show("before")
                 for phase in self.plan.phases[self.done["phase"] - 1 :]:
                     self._train(phase)
+            if not self.observer.exported():  # taken away or damaged since
+                self.observer.export(self.config.method, self.rows, self.guard)
             if distributed.is_main() and not self.run.path("done.json").exists():
                 names = ("seconds", "cpu_seconds", "peak_memory")
                 write_json(self.run.path("done.json"), {name: self.done.get(name, 0) for name in names})
@@ -243,6 +250,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step(step, lr)
+        self.guard.after_step(at.phase)
         self.average.update()
         return values
 
@@ -252,7 +260,7 @@ class Trainer:
         bad = [name for name in watched if not math.isfinite(values[name])]
         if not bad:
             return
-        batches = [batch for step in steps for batch in (step.target, step.keep) if batch is not None]
+        batches = [batch for step in steps for batch in step.batches()]
         names = [name for batch in batches for name in self.domain.item_names(batch)]
         ranks = distributed.gather((math.isfinite(own), names))
         blamed = [n for fine, n in ranks if not fine] or [n for _, n in ranks]
@@ -285,13 +293,15 @@ class Trainer:
 
     def _begin(self, phase: Phase, start: int) -> None:
         fresh = start == 0
-        if fresh and phase.index > 1 and lora.adapters(self.model) and self.lora_config.lora_between_phases == "stack":
+        stacks = self.lora_config.lora_between_phases == "stack" or self.guard.stacks(phase)
+        if fresh and phase.index > 1 and lora.adapters(self.model) and stacks:
             lora.fresh(self.model, self.lora_config, derive(self.config.seed, "lora", phase.index), stack=True)
         if fresh:
             self.model.eval()
             seed_all(derive(self.config.seed, "begin", phase.index))
             with precision.autocast(self.format, self.device):
                 self.method.begin_phase(phase)
+                self.guard.begin_phase(phase)
         if fresh and not self.config.carry_optimizer:
             self.optimizer = self._fresh_optimizer()
         if self.resumed is not None and (not fresh or self.config.carry_optimizer):
@@ -321,7 +331,7 @@ class Trainer:
         return lr
 
     def _batches(self, phase: Phase, start: int) -> Batches:
-        """Pairs of target and keep batches, from step `start` on."""
+        """Batches to train, to keep, and of what is gone where the data guard shows it, from step `start` on."""
 
         def stream(role: str) -> Stream:
             seed = derive(self.config.seed, "stream", phase.index, role)
@@ -329,20 +339,22 @@ class Trainer:
             own = Stream(seed, self.config.batch_size, start_at, distributed.rank(), distributed.world())
             return self.method.stream(phase, role, own)
 
-        target = iter(self.domain.loader(phase.target, train=True, stream=stream("target")))
-        if not phase.keep:
-            return ((batch, None) for batch in target)
-        keep = iter(self.domain.loader(phase.keep, train=True, stream=stream("keep")))
-        return zip(target, keep, strict=False)
+        def batches(role: str, classes: Sequence[str]) -> Iterator[Batch | None]:
+            return iter(self.domain.loader(classes, train=True, stream=stream(role))) if classes else repeat(None)
+
+        gone = phase.gone if self.guard.kind(phase) == "data" else ()
+        return zip(batches("target", phase.target), batches("keep", phase.keep), batches("gone", gone), strict=False)
 
     def _end(self, phase: Phase, total: int, per_epoch: int) -> None:
         self.model.eval()
         self.average.settle()
         with precision.autocast(self.format, self.device):
             self.method.end_phase(phase)
-        self.observer.end_phase(phase, total // per_epoch, total, self.factors)
+            self.guard.end_phase(phase)
+        trainable.check_finite(self.model, phase.title)
+        self.observer.end_phase(phase, total // per_epoch, total, self.factors, self.guard)
         self.done.update(phase=phase.index + 1, step=0)
-        self.observer.export(self.config.method, self.rows)
+        self.observer.export(self.config.method, self.rows, self.guard)
         self._save()
 
     # ---- stop and resume ---------------------------------------------------------------------------------
@@ -365,6 +377,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "method": self.method.state_dict(),
             "own": self.method.own.state_dict() if self.method.own is not None else {},
+            "guard": self.guard.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict(),
         }
@@ -375,12 +388,17 @@ class Trainer:
         path = self.run.path("state.pt")
         state = distributed.from_main(read_state(path) if distributed.is_main() else None)
         if state is None:
+            if self.run.path("done.json").exists():
+                raise UserError(
+                    f"{path} of a finished run is gone; it goes on without it: add --overwrite to train anew."
+                )
             self._cut(0, 0)
             return
         fill(self.model, state["model"])
         if self.method.own is not None:
             self.method.own.load_state_dict(state["own"])
         self.method.load_state_dict(on_device(self.device, state["method"]))
+        self.guard.load_state_dict(on_device(self.device, state["guard"]))
         self.scaler.load_state_dict(state["scaler"])
         if "average" in state:
             self.average.load_state_dict(state["average"])

@@ -218,7 +218,7 @@ def read_tensors(path: Path) -> tuple[bytes, dict[str, Tensor]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged ({error}); the command of its run writes it again.") from None
 
 
 def _check_rows(model: nn.Module, rows: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> None:
@@ -283,6 +283,12 @@ def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any]) ->
     write_json(folder / SWAP, {"tied": tied, **info})
 
 
+def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(swap.json, tensors) of a folder with a whole model. Raises UserError when there is none or it is damaged."""
+    info = read_json(Path(folder) / SWAP)
+    return info, read_tensors(Path(folder) / "model.safetensors")[1]
+
+
 def load_model(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     """Reads a whole model written by `save_model` into `model`; returns swap.json.
 
@@ -290,8 +296,7 @@ def load_model(model: nn.Module, folder: str | Path) -> dict[str, Any]:
         UserError: no model there, damaged, or of another architecture.
     """
     path = Path(folder) / "model.safetensors"
-    info = read_json(Path(folder) / SWAP)
-    _, tensors = read_tensors(path)
+    info, tensors = read_model(folder)
     try:
         model.load_state_dict(tensors | {name: tensors[first] for name, first in info["tied"].items()})
     except KeyError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,11 +49,16 @@ class Step:
     at:     the phase and the step's place in it.
     target: a batch of the classes that the phase trains.
     keep:   a batch of the classes that it must not damage; None where there are none.
+    gone:   a batch of what earlier phases have forgotten, for the data guard; None where it has none.
     """
 
-    def __init__(self, at: Position, target: Batch, keep: Batch | None) -> None:
-        self.at, self.phase, self.target, self.keep = at, at.phase, target, keep
+    def __init__(self, at: Position, target: Batch, keep: Batch | None, gone: Batch | None = None) -> None:
+        self.at, self.phase, self.target, self.keep, self.gone = at, at.phase, target, keep, gone
         self.terms: dict[str, Tensor] = {}
+
+    def batches(self) -> list[Batch]:
+        """Those that there are."""
+        return [batch for batch in (self.target, self.keep, self.gone) if batch is not None]
 
     def log(self, name: str, value: Tensor) -> Tensor:
         """Records a named term of the loss for the curves and gives it back."""
@@ -66,9 +72,11 @@ class Method:
     trains: what moves, unless the method's Config has a field of that name: "adapter" (adapters and new head
         rows on a frozen model), "backbone" (all but the head, and its new rows) or "all".
     saved: attributes that a resumed run needs: tensors, numbers, nests of them, or objects with a `state_dict`.
+    guards: whether later phases may be shown what earlier ones have forgotten (see `common.guard`).
     """
 
     trains = "adapter"
+    guards = True
     saved: tuple[str, ...] = ()
 
     @dataclass
@@ -181,6 +189,9 @@ def for_phase(values: str, default: float, phase: Phase, flag: str) -> float:
     if not values:
         return default
     try:
-        return [float(v) for v in values.split(",")][phase.index - 1]
+        found = [float(v) for v in values.split(",")]
+        if not all(0 <= v < math.inf for v in found):
+            raise ValueError
+        return found[phase.index - 1]
     except (ValueError, IndexError):
         raise UserError(f"`{flag}` takes one number per phase, comma separated, got {values!r}.") from None

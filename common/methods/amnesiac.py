@@ -51,6 +51,7 @@ class Amnesiac(Method):
     another cannot leave alone.
     """
 
+    guards = False  # what was recorded and taken out must not come back through new training
     merge_terms = False
     saved: tuple[str, ...] = ("records",)
 

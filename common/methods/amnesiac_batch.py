@@ -31,6 +31,7 @@ class AmnesiacBatch(Unlearning):
     """
 
     saved: tuple[str, ...] = ("sums",)
+    guards = False
 
     @dataclass
     class Config(Unlearning.Config):

@@ -40,7 +40,7 @@ class GSLoRApp(GSLoRA):
     @dataclass
     class Config(GSLoRA.Config):
         prototype_forget_weight: float = knob(0.01, "push from old prototypes; w_f")
-        prototype_forget_weights: str = knob("", "one per phase, comma separated, instead of that")
+        prototype_forget_weights: str = knob("", "one per phase, comma separated, instead of that", per_phase=True)
         prototype_keep_weight: float = knob(0.0, "pull to prototypes of kept classes; w_r")
         prototype_bound: float = knob(18.0, "divergence (nats) at which the push stops")
         ema_decay: float = knob(0.0, "running average of what trains; 0 is off (0.9)", least=0, below=1)

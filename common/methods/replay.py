@@ -25,7 +25,9 @@ class Replay(Method):
         learn_weight: float = knob(1.0, "weight of the target loss in a learn phase")
         keep_weight: float = knob(1.0, "weight of the keep loss in a learn phase")
         forget_weight: float = knob(0.2, "weight of the bounded forget loss")
-        forget_weights: str = knob("", "one per phase, comma separated, instead of that (continual forgetting)")
+        forget_weights: str = knob(
+            "", "one per phase, comma separated, instead of that (continual forgetting)", per_phase=True
+        )
         bound: float = knob(10.0, "loss (nats) at which an item counts as forgotten; BND in the paper", above=0)
         bound_per_item: bool = knob(True, "bound the loss of every item, not their mean (published: the mean)")
 

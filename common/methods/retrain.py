@@ -25,6 +25,7 @@ class Retrain(Method):
     """
 
     trains = "all"
+    guards = False
 
     @dataclass
     class Config(Method.Config):

@@ -13,7 +13,6 @@ from common.report.columns import COLUMNS
 from common.report.page import render
 from common.report.runs import find_runs, summary
 from common.report.table import markdown
-from common.splits import read_list
 
 HELP = """Prints a Markdown table over runs: scores of every group before and after, drop, H-mean, trainable
 parameters, time and memory. Runs that differ only in the seed share a row, as mean ± standard deviation.
@@ -37,7 +36,7 @@ def body(argv: list[str]) -> int:
     text = f"measures in the place of the scores, comma separated: {', '.join(COLUMNS)}, or names of groups"
     parser.add_argument("--columns", default="", metavar="A,B", help=text)
     args = parser.parse_args(argv)
-    runs, columns = find_runs(args.results), read_list(args.columns)
+    runs, columns = find_runs(args.results), args.columns.split(",") if args.columns else []
     print(markdown(runs, columns), end="")
     if args.json:
         write_json(Path(args.json), [summary(run) for run in runs])

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from common.errors import UserError
-from common.record import read_json
-from common.references import FILE
+from common.record import REFERENCES, read_json
 from common.report.runs import RunRecord
 
 Runs = Sequence[RunRecord]
@@ -69,7 +68,7 @@ def _done(name: str, unit: float = 1) -> Callable[[RunRecord], float | None]:
 
 def _reference(part: str, name: str) -> Callable[[RunRecord], float | None]:
     """A figure of references.json (--with-references)."""
-    return lambda run: read_json(run.folder / FILE)[part][name] if (run.folder / FILE).is_file() else None
+    return lambda run: read_json(run.folder / REFERENCES)[part][name] if (run.folder / REFERENCES).is_file() else None
 
 
 COLUMNS = {

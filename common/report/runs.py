@@ -74,7 +74,8 @@ class RunRecord:
     def phases(self) -> list[Phase]:
         """The phases as the run carried them out."""
         found = self.config.get("phases", [])
-        return [Phase(p["index"], p["action"], *(tuple(p[k]) for k in ("groups", "target", "keep"))) for p in found]
+        names = ("groups", "target", "keep", "gone", "unknown")  # records from before the last two existed lack them
+        return [Phase(p["index"], p["action"], *(tuple(p.get(name, ())) for name in names)) for p in found]
 
     @property
     def metric_label(self) -> str:
@@ -187,14 +188,10 @@ def read_run(folder: str | Path) -> RunRecord:
     config = read_json(path)
     if not isinstance(config, dict) or "plan" not in config.get("identity", {}):
         raise UserError(f"{path} is not the config.json of a run; name the --output-dir of a finished swap.")
-    gallery, stored, done = {}, {}, None
-    if (folder / "gallery.json").is_file():
-        gallery = read_json(folder / "gallery.json")
-    if (folder / DETAILS).is_file():
-        stored = read_json(folder / DETAILS)
-    if (folder / "done.json").is_file():
-        done = read_json(folder / "done.json")
-    return RunRecord(folder, config, read_lines(folder / METRICS), read_lines(folder / STEPS), gallery, done, stored)
+    names = ("gallery.json", "done.json", DETAILS)
+    gallery, done, stored = (read_json(folder / name) if (folder / name).is_file() else None for name in names)
+    lines, steps = read_lines(folder / METRICS), read_lines(folder / STEPS)
+    return RunRecord(folder, config, lines, steps, gallery or {}, done, stored or {})
 
 
 def summary(run: RunRecord) -> dict[str, Any]:

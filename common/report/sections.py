@@ -87,13 +87,12 @@ def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:
     if any(states):
         rows += [(label, [_fixed(getattr(s, name)) if s else "" for s in states]) for label, name in names]
     if run.adapters:
-        zero = {line["phase"]: (line["zero_groups"], len(line["adapter_norm"])) for line in run.adapters}
-        cells = [
-            f"{round(share * count)} of {count}" for share, count in (zero.get(m.index, (0, 0)) for m in run.moments)
-        ]
-        rows.append(
-            ("zero adapter groups", [c if m.index in zero else "" for c, m in zip(cells, run.moments, strict=True)])
-        )
+        zero = {}
+        for line in run.adapters:
+            count = len(line["adapter_norm"])
+            zero[line["phase"]] = f"{round(line['zero_groups'] * count)} of {count}"
+        cells = [zero.get(m.index, "") for m in run.moments]
+        rows.append(("zero adapter groups", cells))
     return rows
 
 

@@ -34,9 +34,11 @@ Also: `zip` (lists of equal length that vary together), `set` (values of $name; 
 sweep files), `only` (as --only), `columns` (of the table; see common.report), and for --tune
 
   tune:
-    flags: --seed 9 --validation 0.2            of every trial: a seed that no table uses, scored on held-out training images
-    objective: h_mean                           a column; with a minus it is made small
-    range: {'*': {lr: [1.0e-4, 1.0e-2, log]}, 'gs_lora*': {bound: [2.0, 10.0]}}   by pattern of row names
+    flags: --seed 9 --validation 0.2            of every trial: no table's seed; scored on held-out training images
+    objective: h_mean                           a column; with a minus in front it is made small
+    range:                                      by pattern of the rows' names
+      "*": {lr: [1.0e-4, 1.0e-2, log]}
+      "gs_lora*": {bound: [2.0, 10.0]}
 
 which prints the best flags of each row and writes them to tuned.yaml."""
 
@@ -69,7 +71,7 @@ def body(argv: list[str]) -> int:
             print(engines.sbatch(sweep.rows, config, sweep.out / "logs"))
         return 0
     for row in sweep.prepare:
-        if failed := carried_out([row], sweep, config, engines.local):
+        if failed := carried_out([row], sweep, config, engine):
             raise UserError(f"{row.command()} failed: {failed[row.name]}")
     if args.tune:
         engines.check_extra("optuna")

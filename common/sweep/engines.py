@@ -175,18 +175,15 @@ def sbatch(rows: Sequence[Row], config: EngineConfig, logs: Path) -> str:
     """The batch script that `slurm` would submit."""
     from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string  # not public; nothing public tells it
 
-    given = {name.removeprefix("slurm_"): value for name, value in _parameters(config).items()}
-    given = {SlurmExecutor._equivalence_dict().get(name, name): value for name, value in given.items()}
+    names: dict[str, Any] = dict(SlurmExecutor._equivalence_dict())
+    given = {names.get(k, k.removeprefix("slurm_")): value for k, value in _parameters(config).items()}
     return _make_sbatch_string("python -m submitit.core._submit ...", logs / "%j", map_count=len(rows), **given)
 
 
 def _parameters(config: EngineConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    found = {
         "name": "sweep", "timeout_min": config.minutes, "nodes": config.nodes, "tasks_per_node": 1,
-        "cpus_per_task": config.cpus, "slurm_array_parallelism": config.jobs,
+        "cpus_per_task": config.cpus, "gpus_per_node": config.gpus, "slurm_partition": config.partition,
+        "slurm_array_parallelism": config.jobs,
     }  # fmt: skip
-    return (
-        found
-        | ({"gpus_per_node": config.gpus} if config.gpus else {})
-        | ({"slurm_partition": config.partition} if config.partition else {})
-    )
+    return {name: value for name, value in found.items() if value}

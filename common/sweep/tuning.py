@@ -48,7 +48,11 @@ def tune(sweep: Sweep, trials: int, jobs: int, carried_out: Carried) -> dict[str
     spaces = {label: space_of(row, sweep.tune) for label, row in rows.items()}
     objective = str(sweep.tune.get("objective", "h_mean"))
     direction = "minimize" if objective.startswith("-") else "maximize"
-    kept = {"storage": f"sqlite:///{sweep.out / 'tune.sqlite'}", "direction": direction, "load_if_exists": True}
+    kept: dict[str, Any] = {
+        "storage": f"sqlite:///{sweep.out / 'tune.sqlite'}",
+        "direction": direction,
+        "load_if_exists": True,
+    }
     with alone(sweep.out, "tune.lock"):
         studies = {label: optuna.create_study(study_name=label, **kept) for label in rows}
         for study in studies.values():

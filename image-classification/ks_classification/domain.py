@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common import distributed, splits
 from common.domain import ClassTable, Domain, GalleryItem, Prediction
 from common.errors import UserError
+from common.files import fingerprint
 from common.streams import Draw, Stream, load_batches
 from ks_classification.data import selection, stem_cache
 from ks_classification.data.images import ImageSet, Item
@@ -221,9 +222,10 @@ class ClassificationDomain(Domain):
         build.save_folder(folder, self.spec)
 
     def describe(self) -> dict[str, Any]:
-        c = self.config
+        c, found = self.config, [i.source for items in self.items.values() for i in items]
+        files = fingerprint(Path(source) for source in found if isinstance(source, str))
         return {
-            "model": self.spec.name, "model_args": self.spec.args, "size": self.spec.size,
+            **({"files": files} if files else {}), "model": self.spec.name, "model_args": self.spec.args, "size": self.spec.size,
             "classes": list(self.classes.names),
             "images": {part: {n: len(v) for n, v in found.items()} for part, found in self._by_class.items()},
             "skipped": len(self.skipped), "augment": c.augment, "flip": c.flip, "crop": c.crop,

@@ -24,7 +24,7 @@ class PredictConfig(Checked):
     """Predictions."""
 
     top: int = knob(5, "how many classes to name, at most", least=1)
-    batch_size: int = knob(32, "images per forward pass", least=1)
+    batch_size: int = knob(32, "images per forward pass", least=1, most=65_536)
 
 
 def answers(
@@ -36,13 +36,15 @@ def answers(
     device: torch.device,
 ) -> Iterator[Answer]:
     """An answer per readable file, in order; unreadable ones are named on stderr with --skip-corrupt."""
-    items = [Item(str(file), "", str(file)) for file in files]
-    good, tensors, bad = read_pixels(items, spec.size, images, "reading images")
-    for name in bad:
-        print(f"left out: {name} is no readable image", file=sys.stderr)
-    pixels, count = Pixels(good, tensors, [0] * len(good), spec, images), min(config.top, len(spec.classes))
-    for start in range(0, len(pixels), config.batch_size):
-        batch = pixels[[Draw(i, None) for i in range(start, min(start + config.batch_size, len(pixels)))]]
+    items, count = [Item(str(file), "", str(file)) for file in files], min(config.top, len(spec.classes))
+    for start in range(0, len(items), config.batch_size):
+        chunk = items[start : start + config.batch_size]
+        good, tensors, bad = read_pixels(chunk, spec.size, images, "reading images")
+        for name in bad:
+            print(f"left out: {name} is no readable image", file=sys.stderr)
+        if not good:
+            continue
+        batch = Pixels(good, tensors, [0] * len(good), spec, images)[[Draw(i, None) for i in range(len(good))]]
         logits, _ = layers.forward(model, batch.images.to(device))
         shares, rows = logits.float().softmax(-1).topk(count)
         for name, values, best in zip(batch.names, shares.tolist(), rows.tolist(), strict=True):

@@ -16,7 +16,7 @@ from common.domain import Domain
 from common.errors import UserError
 from common.knobs import knob
 from common.lora import LoraConfig
-from common.plan import Plan
+from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
@@ -58,11 +58,11 @@ class ClassificationSession(Session):
         "swap": "python image-classification/swap.py --data digits --checkpoint results/base --learn 8,9 --forget 0,1",
         "pretrain": "python image-classification/pretrain.py --data digits --no-flip --classes 0,1,2,3,4,5,6,7 "
         "--img-size 16 \\\n    --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4 --lr 2e-3 --output-dir results/base",
-        "evaluate": "python image-classification/evaluate.py results/classification/fltf-gs_lora-seed0",
-        "prove": "python image-classification/prove.py results/classification/fltf-gs_lora-seed0 --references 3",
+        "evaluate": "python image-classification/evaluate.py results/classification/fltf-mask_replay-seed0",
+        "prove": "python image-classification/prove.py results/classification/fltf-mask_replay-seed0 --references 3",
         "predict": "python image-classification/predict.py results/base holiday/ cat.jpg --json",
         "check": "python image-classification/check.py photos more",
-        "export": "python image-classification/export.py results/classification/fltf-gs_lora-seed0 swapped.pth",
+        "export": "python image-classification/export.py results/classification/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, ImageConfig
     pretrain_flags, predict_flags = (BaseConfig,), (PredictConfig,)
@@ -70,6 +70,7 @@ class ClassificationSession(Session):
     defaults = {"pretrain": {"method": "finetune", "epochs": 20, "batch_size": 64, "model": "vit_tiny_patch16_224"}}
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data",)
+    base_flags = own_flags = ("pretrained", "cache_dir")
     suffixes = data.SUFFIXES
     formats = ("published", "folder")
 
@@ -103,7 +104,7 @@ class ClassificationSession(Session):
         if source.stem_weights:
             load_stem(model, source.stem_weights)
         layers.set_dropout(model, source.dropout)
-        plan = Plan("pretrain", {"base": tuple(spec.classes)}, (("learn", ("base",)),))
+        plan = pretrain_plan(spec.classes)
         return Opening(plan, lambda: _domain(Base(model, spec.classes, spec), images, plan, settings))
 
     @staticmethod
@@ -133,7 +134,7 @@ class ClassificationSession(Session):
         source = from_values(SourceConfig, flags)
         images = data.ImageSet([], [], [])
         if source.data and (source.narrow_head or "data" in flags):
-            images = data.load(source.data, source.cache_dir)
+            images = data.load(source.data, source.cache_dir, flags.get("fetch", True))
         model, spec = base_model(source, images)
         return Base(model, spec.classes, spec)
 
@@ -158,14 +159,9 @@ class ClassificationSession(Session):
             raise UserError(
                 "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
             )
-        images = data.load(places, flags.get("cache_dir", "data"))
-        chosen = flags.get("classes", "")
-        shared = [c for c in loaded.base.classes if c in images.classes]
-        groups = dict(loaded.groups)
-        if chosen or not groups:
-            groups = {"chosen" if chosen else "all": tuple(resolve(chosen, shared, "--classes") if chosen else shared)}
-        config = from_values(ImageConfig, flags)
-        config.label_smoothing = 0.0
+        images = data.load(places, flags.get("cache_dir", "data"), flags.get("fetch", True))
+        groups = loaded.scored(images.classes)
+        config = from_values(ImageConfig, {**flags, "cache_stem": "", "label_smoothing": 0.0})
         domain = ClassificationDomain(loaded.base.about, images, groups, config, base=loaded.base.model, training=False)
         return domain, groups
 

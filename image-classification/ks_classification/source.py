@@ -35,8 +35,8 @@ class SourceConfig(Checked):
         "face_p12s8, hybrid_mobilenetv2",
     )
     model_args: str = knob("", "arguments of the model: 'depth=6,embed_dim=192'")
-    img_size: int = knob(0, "side of the input in pixels; 0 is the model's own", least=0)
-    patch_size: int = knob(0, "side of a patch in pixels; 0 is the model's own", least=0)
+    img_size: int = knob(0, "side of the input in pixels; 0 is the model's own", least=0, most=8192)
+    patch_size: int = knob(0, "side of a patch in pixels; 0 is the model's own", least=0, most=8192)
     face_head: str = knob(
         "",
         "head of a Face Transformer; empty is cosface, or softmax where a checkpoint's head has a bias",
@@ -54,7 +54,7 @@ class SourceConfig(Checked):
     stem_weights: str = knob("", "torchvision mobilenet_v2 state dict for the hybrid's stem")
     pretrained: bool = knob(False, "fetch the weights that timm or torchvision publish for --model")
     head_rows: int = knob(
-        0, "logit rows in all, at least; more than there are classes stay unused (published: 200)", least=0
+        0, "logit rows in all, at least; more than there are classes stay unused (published: 200)", least=0, most=2**18
     )
     dropout: float = knob(0.0, "dropout after the position embedding and in FFNs (published: 0.1)", least=0, below=1)
     allow_chance: bool = knob(False, "go on with a model that knows its own classes no better than a guesser")
@@ -102,7 +102,8 @@ def base_model(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, 
         spec.classes = name_rows(len(spec.classes), config, images)
     else:
         raise UserError(
-            "a swap starts from a pretrained model: give --checkpoint, or --model and --pretrained to fetch weights."
+            "a swap starts from a pretrained model: give --checkpoint, or --model and --pretrained to fetch weights (a run's "
+            "record of --pretrained is not followed)."
         )
     if config.narrow_head:
         narrow(model, spec, images)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from PIL import Image, UnidentifiedImageError
-
+from common.images import open_image
 from common.session import Problem
 from ks_detection.data.folders import load
-from ks_detection.data.records import DetectionSet, ImageRecord
+from ks_detection.data.records import DetectionSet, image_problem
 
 
 def check(text: str) -> tuple[list[str], list[Problem]]:
@@ -19,25 +18,10 @@ def check(text: str) -> tuple[list[str], list[Problem]]:
     """
     data = load(text, strict=False)
     problems = list(data.problems)
-    for record in [*data.train, *data.test]:
-        problems += _image_problems(record)
+    found = (image_problem(record, lambda path: open_image(path).size) for record in [*data.train, *data.test])
+    problems += [problem for problem in found if problem]
     problems += _class_problems(data)
     return describe(text, data), problems
-
-
-def _image_problems(record: ImageRecord) -> list[Problem]:
-    if record.path is None or not record.path.is_file():
-        return []  # made in memory, or reported as missing already
-    try:
-        with Image.open(record.path) as image:
-            image.load()
-            size = image.size
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        return [Problem("corrupt image", str(record.path), str(error))]
-    if size != (record.width, record.height):
-        text = f"is {size[0]}x{size[1]} pixels, the annotations say {record.width}x{record.height}"
-        return [Problem("wrong size", str(record.path), text)]
-    return []
 
 
 def _class_problems(data: DetectionSet) -> list[Problem]:

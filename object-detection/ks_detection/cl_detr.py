@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import UserError
-from common.knobs import knob
+from common.knobs import Checked, knob
 from common.plan import Plan
 from common.plan_builders import build
 from common.plan_file import PlanConfig
 
 
 @dataclass
-class ForgettingConfig:
+class ForgettingConfig(Checked):
     """Forgetting classes in a seeded order (instead of --plan or --order)."""
 
     num_of_first_cls: int = knob(0, "classes retained by the first task; above 0 these four flags make the plan")
     cls_per_phase: int = knob(0, "classes forgotten per task; 0: all but the first")
-    num_tasks: int = knob(1, "tasks; 1 is single-step forgetting")
-    seed_cls: int = knob(123, "seed of the class order (numpy's legacy shuffle of the ids)")
+    num_tasks: int = knob(1, "tasks; 1 is single-step forgetting", least=1)
+    seed_cls: int = knob(123, "seed of the class order (numpy's legacy shuffle of the ids)", least=0, most=2**32 - 1)
 
 
 def forgetting_plan(config: ForgettingConfig, other: PlanConfig, known: Sequence[str]) -> Plan | None:

@@ -18,13 +18,16 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
+from common.files import fingerprint
+from common.images import MAX_SIDE
 from common.knobs import Checked, knob
+from common.progress import in_threads
 from common.streams import Draw, Stream, load_batches
 from ks_detection import gallery
 from ks_detection.checkpoints.export import export_official
 from ks_detection.data import transforms
 from ks_detection.data.folders import with_classes
-from ks_detection.data.records import DetectionSet, ImageRecord
+from ks_detection.data.records import DetectionSet, ImageRecord, image_problem, told
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.detectors import build_detector, criterion_for
 from ks_detection.models.features import FeatureCache, pad_maps
@@ -35,6 +38,7 @@ from ks_detection.models.parts.postprocess import post_process
 from ks_detection.scores import Found, Scores, Truth, coco_scores
 
 MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights
+MANY = 1000  # sizes to draw from
 CANDIDATES = 100  # detections of a picture that count, as in COCO
 RULES = ("ignore", "remove", "exclude")
 ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o_proj")  # linears inside attention
@@ -59,18 +63,18 @@ class ImageConfig(Checked):
     augment: bool = knob(True, "DETR's random sizes and crops while training")
     flip: bool = knob(True, "mirror images are part of the augmentation (not for digits)")
     sizes: str = knob("480-800:32", "shorter sides to train with: from-to:step, or a list")
-    longest: int = knob(1333, "longest side allowed, pixels", least=1)
+    longest: int = knob(1333, "longest side allowed, pixels", least=32, most=MAX_SIDE)
     before_crop: str = knob("400,500,600", "shorter sides before a random crop, pixels")
     crop: str = knob("384,600", "smallest and largest side of a random crop, pixels")
-    test_size: int = knob(800, "shorter side when scoring, pixels", least=1)
-    eval_batch: int = knob(8, "images per batch when scoring, grouped by aspect ratio", least=1)
+    test_size: int = knob(800, "shorter side when scoring, pixels", least=1, most=MAX_SIDE)
+    eval_batch: int = knob(8, "images per batch when scoring, grouped by aspect ratio", least=1, most=65_536)
     keep_decoded: int = knob(512, "megabytes of decoded images kept in memory", least=0)
     learn_fraction: float = knob(1.0, "share of training images that a learn phase uses", above=0, most=1)
     forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
     retain_fraction: float = knob(1.0, "the same for all other classes", above=0, most=1)
     cache_features: str = knob("", "folder in which the frozen backbone's maps are kept; needs --no-augment")
     cache_gb: float = knob(4.0, "size limit of that folder, gigabytes", least=0)
-    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +84,8 @@ class ImageConfig(Checked):
     def recipe(self) -> transforms.Recipe:
         """The sizes as numbers. Raises UserError for text that holds none."""
         low, high = (numbers(self.crop, "--crop") * 2)[:2]
+        if low > high:
+            raise UserError(f"`--crop` takes the smallest side first, got {self.crop!r}.")
         sizes, before = numbers(self.sizes, "--sizes"), numbers(self.before_crop, "--before-crop")
         return transforms.Recipe(sizes, self.longest, before, (low, high), self.test_size, self.flip, self.augment)
 
@@ -90,8 +96,16 @@ def numbers(text: str, flag: str) -> tuple[int, ...]:
         if "-" in text:
             span, _, step = text.partition(":")
             low, high = (int(part) for part in span.split("-"))
-            return tuple(range(low, high + 1, int(step or 1)))
-        return tuple(int(part) for part in text.split(","))
+            found = range(low, high + 1, int(step or 1))
+        else:
+            found = [int(part) for part in text.split(",")]
+        if (
+            not found
+            or not all(1 <= side <= MAX_SIDE for side in (found[0], found[-1], *found[:MANY]))
+            or len(found) > MANY
+        ):
+            raise ValueError
+        return tuple(found)
     except ValueError:
         raise UserError(f"`{flag}` takes pixels such as 480-800:32 or 400,500,600, got {text!r}.") from None
 
@@ -123,6 +137,7 @@ class DetectionDomain(Domain):
     """
 
     name = "detection"
+    exclusive = False  # sigmoids
     metric = "map"
     metric_label = "COCO AP (%)"
     curve_axes = ("recall", "precision at IoU 0.5")
@@ -155,6 +170,17 @@ class DetectionDomain(Domain):
         self._room = config.keep_decoded * 2**20
         self._check_classes(wanted, data)
         self._used = self._choose() if training else {}
+        self._check_images()
+
+    def _all_used(self) -> list[ImageRecord]:
+        wanted = [c for classes in self.groups.values() for c in classes]
+        used = [self.records["train"][i] for i in sorted(set().union(*self._used.values()))]
+        return used + [self.records["test"][i] for i in self._showing(wanted, "test")]
+
+    def _check_images(self) -> None:
+        """Looks at the file of every image that is used, before the first step. Raises UserError."""
+        every = list({record.path: record for record in self._all_used() if record.path is not None}.values())
+        told([problem for problem in in_threads(image_problem, every, "checking images") if problem])
 
     def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:
         for part, records in self.records.items():
@@ -369,8 +395,10 @@ class DetectionDomain(Domain):
             group: {part: len(self._indices(classes, part == "train")) for part in ("train", "test")}
             for group, classes in self.groups.items()
         }
+        files = [(record.path, record.annotations) for record in self._all_used() if record.path is not None]
+        found = fingerprint((path for path, _ in files), repr([annotations for _, annotations in files]))
         return {
-            "model": self.base.config.to_dict(), "classes": list(self.classes.names), "ids": list(self.classes.ids),
+            **({"files": found} if found else {}), "model": self.base.config.to_dict(), "classes": list(self.classes.names), "ids": list(self.classes.ids),
             "images": counts, "cached_features": bool(self.cache), **{key: getattr(self.config, key) for key in keep},
         }  # fmt: skip
 

@@ -14,7 +14,7 @@ from common.config import from_values
 from common.domain import ClassTable, Domain
 from common.errors import UserError
 from common.knobs import knob
-from common.plan import Plan
+from common.plan import pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
@@ -63,11 +63,11 @@ class DetectionSession(Session):
         "    --checkpoint checkpoint0011_4scale.pth --data coco --learn-data birds --learn bird2 --forget cat,dog",
         "pretrain": "python object-detection/pretrain.py --data mydata -c object-detection/configs/mobilenet_small.py \\\n"
         "    --output-dir results/base",
-        "evaluate": "python object-detection/evaluate.py results/detection/fltf-gs_lora-seed0 --curves curves.svg",
-        "prove": "python object-detection/prove.py results/detection/fltf-gs_lora-seed0 --budget full",
-        "predict": "python object-detection/predict.py results/detection/fltf-gs_lora-seed0 photos/ --output-dir drawn",
+        "evaluate": "python object-detection/evaluate.py results/detection/fltf-mask_replay-seed0 --curves curves.svg",
+        "prove": "python object-detection/prove.py results/detection/fltf-mask_replay-seed0 --budget full",
+        "predict": "python object-detection/predict.py results/detection/fltf-mask_replay-seed0 photos/ --output-dir drawn",
         "check": "python object-detection/check.py mydata",
-        "export": "python object-detection/export.py results/detection/fltf-gs_lora-seed0 swapped.pth",
+        "export": "python object-detection/export.py results/detection/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, ImageConfig
     swap_flags, pretrain_flags, predict_flags = (ForgettingConfig,), (BaseConfig,), (PredictConfig,)
@@ -81,6 +81,7 @@ class DetectionSession(Session):
     }  # fmt: skip
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "forget_data", "retain_data")
+    own_flags = ("cache_features",)
     suffixes = SUFFIXES
     formats = ("official", "official-half")
 
@@ -120,9 +121,8 @@ class DetectionSession(Session):
             load_backbone(model, wanted.backbone_weights)
         if wanted.freeze_backbone:
             model.backbone.requires_grad_(False)
-        groups, images, seed = {"base": classes}, settings[ImageConfig], settings.train.seed
-        plan = Plan("pretrain", groups, (("learn", ("base",)),))
-        return Opening(plan, lambda: DetectionDomain(model, data, groups, images, seed, half=wanted.half))
+        plan, images, seed = pretrain_plan(classes), settings[ImageConfig], settings.train.seed
+        return Opening(plan, lambda: DetectionDomain(model, data, dict(plan.groups), images, seed, half=wanted.half))
 
     # ---- models ------------------------------------------------------------------------------------------
 
@@ -169,10 +169,7 @@ class DetectionSession(Session):
                 "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
             )
         data, _ = open_data(from_values(SourceConfig, flags))
-        chosen, groups = flags.get("classes", ""), dict(loaded.groups)
-        if chosen or not groups:
-            shared = [c for c in data.classes if c in loaded.base.classes]
-            groups = {"chosen" if chosen else "all": tuple(resolve(chosen, shared, "--classes") if chosen else shared)}
+        groups = loaded.scored(data.classes)
         config = from_values(ImageConfig, {**flags, "cache_features": ""})
         return DetectionDomain(model, data, groups, config, training=False), groups
 

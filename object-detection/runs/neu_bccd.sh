@@ -33,6 +33,7 @@ for seed in ${SEEDS:-0 1 2}; do
   for order in ${ORDERS:-fltf fftl}; do
     python object-detection/swap.py --checkpoint "$OUT/base" --data "$DATA/neu" --learn-data "$DATA/bccd" \
       --learn RBC,WBC,Platelets --forget inclusion,scratches --order "$order" $small \
+      --method gs_lora --no-keep-until-forgotten --guard none \
       --steps ${SWAP_STEPS:-120} --batch-size 8 --lr 2e-3 --schedule cosine --warmup 0.05 --clip 1.0 --lora-rank 16 \
       --learn-weight 1.0 --forget-weight 0.3 --bound 8 --sparsity-weight 0.001 --seed "$seed" \
       --output-dir "$OUT/$order-seed$seed"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common import distributed
 from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
+from common.files import fingerprint
 from common.knobs import Checked, knob
 from common.splits import shorten
 from common.streams import Draw, Stream, load_batches
@@ -24,7 +25,7 @@ from ks_segmentation.checkpoints.folder import save_config
 from ks_segmentation.data.augment import scoring_view, train_view
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.scan import scan
-from ks_segmentation.data.sets import Item, MaskSet
+from ks_segmentation.data.sets import Item, MaskItem, MaskSet
 from ks_segmentation.forgetting import miss_loss
 from ks_segmentation.gallery import shown
 from ks_segmentation.models.architecture import build_mask2former
@@ -45,8 +46,8 @@ class MaskConfig(Checked):
         OTHERS,
     )
     augment: bool = knob(True, "train on random scales, crops, colours and mirror images")
-    eval_batch: int = knob(1, "test images per batch; those of one size are joined", least=1)
-    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
+    eval_batch: int = knob(1, "test images per batch; those of one size are joined", least=1, most=65_536)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
     test_limit: int = knob(0, "score on at most so many test images; 0 uses all", least=0)
     cache_dir: str = knob("data", "where the list of classes per mask is kept")
 
@@ -81,6 +82,7 @@ class SegmentationDomain(Domain):
     """
 
     name = "segmentation"
+    exclusive = False  # scores are those of one query, while all queries answer a segment
     metric = "miou"
     metric_label = "mean IoU (%)"
 
@@ -321,8 +323,11 @@ class SegmentationDomain(Domain):
         return [shown(model, k.item, self.labels_of(k, everything, IGNORE), names) for k in picked.values()]
 
     def describe(self) -> dict[str, Any]:
+        items = [known.item for known in (*self.train_items, *self.test_items)]
+        places = [place for item in items if isinstance(item, MaskItem) for place in (item.image, item.mask)]
+        files = fingerprint(place for place in places if isinstance(place, Path))
         return {
-            "config": self.base.config.plain(), "classes": list(self.classes.names), "others": self.config.others,
+            **({"files": files} if files else {}), "config": self.base.config.plain(), "classes": list(self.classes.names), "others": self.config.others,
             "augment": self.config.augment,
             "images": {"train": len(self.train_items), "test": len(self.test_items)},
         }  # fmt: skip

@@ -29,23 +29,24 @@ def colour(row: int) -> tuple[int, int, int]:
 
 def painted(pixels: np.ndarray, ids: np.ndarray, opacity: float = 0.6) -> np.ndarray:
     """[H, W, 3] the image with every class id in its colour, edges drawn; ignored pixels stay as they are."""
-    result = pixels.astype(np.float32)
-    for row in np.unique(ids):
-        if row != IGNORE:
-            where = ids == row
-            result[where] = (1 - opacity) * result[where] + opacity * np.array(colour(int(row)))
+    result, levels = pixels.copy(), (1 - opacity) * np.arange(256)
+    for row in np.flatnonzero(np.bincount(ids.ravel())):
+        where = ids == row
+        for channel, value in enumerate(colour(int(row)) if row != IGNORE else ()):
+            table = (levels + opacity * value).astype(np.uint8)  # no fractions of a whole large image
+            result[..., channel][where] = table[pixels[..., channel][where]]
     edge = np.zeros(ids.shape, bool)
     edge[1:] |= ids[1:] != ids[:-1]
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     result[edge] = 255
-    return result.astype(np.uint8)
+    return result
 
 
 def segment_pixels(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
     """[H, W] class ids of an image [H, W, 3] uint8 RGB, of any size."""
     view = scoring_view(torch.from_numpy(pixels).permute(2, 0, 1), model.config.INPUT)
     image = model.normalise(view[None].to(model.pixel_mean.device))
-    return model.segment(image, [pixels.shape[:2]])[0].cpu().numpy()
+    return model.segment(image, [pixels.shape[:2]])[0].to(torch.int16).cpu().numpy()
 
 
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:

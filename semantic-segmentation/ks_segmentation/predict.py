@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 from common.errors import UserError
+from common.images import ImageError, open_image
 from common.session import Answer
-from ks_segmentation.data.masks import IGNORE, read_image
+from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.gallery import painted, segment_pixels
 
 
@@ -29,8 +30,8 @@ def answers(
         raise UserError(f"ids of {model.num_classes} classes do not fit an 8-bit PNG; leave --output-dir out.")
     for file in files:
         try:
-            pixels = read_image(file)
-        except UserError as error:
+            pixels = np.array(open_image(file))
+        except ImageError as error:
             if not skip_corrupt:
                 raise
             print(f"left out: {error}", file=sys.stderr)
@@ -45,9 +46,9 @@ def answers(
 
 def _shares(ids: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """Class name -> share of the pixels, the largest first."""
-    rows, counts = np.unique(ids, return_counts=True)
-    order = np.argsort(-counts)
-    return {names[rows[i]] if rows[i] < len(names) else f"row_{rows[i]}": float(counts[i] / ids.size) for i in order}
+    counts = np.bincount(ids.ravel())
+    order = [row for row in np.argsort(-counts, kind="stable") if counts[row]]
+    return {names[row] if row < len(names) else f"row_{row}": float(counts[row] / ids.size) for row in order}
 
 
 def _png(array: np.ndarray) -> bytes:

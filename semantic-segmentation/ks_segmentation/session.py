@@ -15,7 +15,7 @@ from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
 from common.knobs import knob
-from common.plan import Plan
+from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
@@ -77,11 +77,11 @@ class SegmentationSession(Session):
         "    --learn-data voc:VOC2012 --learn sheep,cow --forget wall,sky MODEL.WEIGHTS model.pkl",
         "pretrain": "python semantic-segmentation/pretrain.py --config-file semantic-segmentation/configs/digits.yaml "
         "\\\n    --data digits --classes ground,0,1,2,3,4,5,6,7 --steps 2400 --batch-size 16 --lr 1e-3 --output-dir results/base",
-        "evaluate": "python semantic-segmentation/evaluate.py results/segmentation/fltf-gs_lora-seed0",
-        "prove": "python semantic-segmentation/prove.py results/segmentation/fltf-gs_lora-seed0",
+        "evaluate": "python semantic-segmentation/evaluate.py results/segmentation/fltf-mask_replay-seed0",
+        "prove": "python semantic-segmentation/prove.py results/segmentation/fltf-mask_replay-seed0",
         "predict": "python semantic-segmentation/predict.py results/base street/ cat.jpg --output-dir answers",
         "check": "python semantic-segmentation/check.py ade20k:ADEChallengeData2016 voc:VOC2012",
-        "export": "python semantic-segmentation/export.py results/segmentation/fltf-gs_lora-seed0 swapped.pth",
+        "export": "python semantic-segmentation/export.py results/segmentation/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, MaskConfig
     pretrain_flags = (BaseConfig,)
@@ -92,6 +92,7 @@ class SegmentationSession(Session):
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "data_classes", *PUBLISHED)
     base_flags = ("opts",)
+    own_flags = ("cache_dir",)
     suffixes = layouts.SUFFIXES
     formats = ("detectron2", "folder")
 
@@ -151,7 +152,7 @@ class SegmentationSession(Session):
         if base.backbone_weights or config.MODEL.WEIGHTS:
             load_weights(model, base.backbone_weights or config.MODEL.WEIGHTS, partial=True)
         config_words.tell_unused(settings.flags)
-        plan = Plan("pretrain", {"base": tuple(classes)}, (("learn", ("base",)),))
+        plan = pretrain_plan(classes)
         return Opening(plan, lambda: _domain(Base(model, classes), sets, plan, settings))
 
     # ---- models ------------------------------------------------------------------------------------------
@@ -206,11 +207,8 @@ class SegmentationSession(Session):
         source, known = from_values(SourceConfig, loaded.flags), loaded.base.classes
         learned = loaded.groups.get("learn", ())
         sets = load_data(source, [c for c in known if c not in learned and not c.startswith("spare_")])
-        offered = [c for one in sets for c in one.classes]
-        groups, chosen = dict(loaded.groups), loaded.flags.get("classes", "")
-        if chosen or not groups:
-            shared = [c for c in known if c in offered]
-            groups = {"chosen" if chosen else "all": tuple(resolve(chosen, shared, "--classes") if chosen else shared)}
+        offered = {c for one in sets for c in one.classes}
+        groups = loaded.scored([c for c in known if c in offered])
         config = from_values(MaskConfig, loaded.flags)
         return SegmentationDomain(loaded.base.model, known, sets, groups, config, training=False), groups
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
+from PIL import Image
 
 from common.errors import UserError
+from common.images import ImageError, open_image
+from common.progress import in_threads
 from common.splits import shorten
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -35,17 +32,10 @@ class Item(NamedTuple):
     label: str
     source: Any
 
-    def open(self) -> Image.Image:
-        """The image as RGB."""
+    def open(self, least: int = 0) -> Image.Image:
+        """The image as upright RGB, of at least `least` pixels a side where it has them; see `common.images`."""
         source = self.source() if callable(self.source) else self.source
-        if isinstance(source, Tensor):
-            return to_pil_image(source).convert("RGB")
-        if isinstance(source, np.ndarray):
-            return Image.fromarray(source).convert("RGB")
-        if isinstance(source, Image.Image):
-            return source.convert("RGB")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.convert("RGB")
+        return open_image(Path(source) if isinstance(source, str) else source, self.name, least)
 
 
 @dataclass
@@ -66,12 +56,13 @@ class ImageSet:
         return ImageSet(classes, self.train + other.train, self.test + other.test, {**self.rows, **other.rows})
 
 
-def load(text: str, cache: str = "data") -> ImageSet:
+def load(text: str, cache: str = "data", fetch: bool = True) -> ImageSet:
     """The image set that a --data flag names; several, separated by commas, are joined.
 
     Args:
         text: "digits", "cifar10", "cifar100", "hf:<folder or name>", or a folder with train/ and test/.
         cache: where torchvision keeps CIFAR.
+        fetch: whether what is not there may be downloaded.
 
     Raises:
         UserError: nothing there, or an empty folder; says which.
@@ -81,9 +72,9 @@ def load(text: str, cache: str = "data") -> ImageSet:
         if name == "digits":
             one = digits()
         elif name in ("cifar10", "cifar100"):
-            one = cifar(name, cache)
+            one = cifar(name, cache, fetch)
         elif name.startswith("hf:"):
-            one = hugging_face(name[3:])
+            one = hugging_face(name[3:], fetch)
         else:
             one = folders(name)
         result = one if result is None else result.joined(one)
@@ -149,26 +140,33 @@ def _items(found: dict[str, list[Path]]) -> list[Item]:
     return [Item(str(path), _class_name(name), str(path)) for name, paths in found.items() for path in paths]
 
 
-def cifar(name: str, cache: str) -> ImageSet:
+def cifar(name: str, cache: str, fetch: bool = True) -> ImageSet:
     """CIFAR-10 or CIFAR-100 as torchvision keeps it, downloaded into `cache` on first use."""
     import torchvision
 
     kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
+    there = (Path(cache) / kind.base_folder).is_dir()
+    _check_fetch(name, there or fetch)
     try:
-        parts = [
-            kind(cache, train=train, download=not (Path(cache) / kind.base_folder).is_dir()) for train in (True, False)
-        ]
+        parts = [kind(cache, train=train, download=not there) for train in (True, False)]
     except Exception as error:  # torchvision raises RuntimeError, URLError, ... for a failed download
         raise UserError(f"{name} is not in {cache} and could not be downloaded ({error}).") from None
-    train, test = (
-        [Item(f"{name}_{'train' if p.train else 'test'}_{i:05d}", p.classes[y], x) for i, (x, y) in enumerate(zip(p.data, p.targets, strict=True))]
-        for p in parts
-    )  # fmt: skip
-    return ImageSet(list(parts[0].classes), train, test)
+
+    def items(part: Any) -> list[Item]:
+        pairs, split = zip(part.data, part.targets, strict=True), "train" if part.train else "test"
+        return [Item(f"{name}_{split}_{i:05d}", part.classes[y], x) for i, (x, y) in enumerate(pairs)]
+
+    return ImageSet(list(parts[0].classes), *map(items, parts))
 
 
-def hugging_face(name: str) -> ImageSet:
+def _check_fetch(name: str, allowed: bool) -> None:
+    if not allowed:
+        raise UserError(f"the run's data {name} would be downloaded; give --data {name} to allow that, or a folder.")
+
+
+def hugging_face(name: str, fetch: bool = True) -> ImageSet:
     """A Hugging Face data set with an image and a label column (a folder saved by save_to_disk, or a name)."""
+    _check_fetch(f"hf:{name}", fetch or Path(name).is_dir())
     try:
         import datasets
     except ImportError:
@@ -227,7 +225,7 @@ def _picture_of(dataset: Any, index: int) -> Any:
 
 
 def decode(
-    items: Sequence[Item], prepare: Callable[[Image.Image], Any], skip_corrupt: bool, what: str
+    items: Sequence[Item], prepare: Callable[[Image.Image], Any], skip_corrupt: bool, what: str, least: int = 0
 ) -> tuple[list[int], list[Any], list[str]]:
     """Opens every image once, before training starts.
 
@@ -235,6 +233,7 @@ def decode(
         prepare: what to keep of an image (a resized array, or nothing).
         skip_corrupt: leave unreadable files out instead of stopping.
         what: for the progress bar.
+        least: shorter side in pixels that is enough.
 
     Returns:
         (indices of the readable items, what `prepare` gave for them, names of the unreadable files).
@@ -242,21 +241,14 @@ def decode(
     Raises:
         UserError: some file is no readable image; names them.
     """
-    from tqdm import tqdm
 
     def one(item: Item) -> tuple[bool, Any]:
         try:
-            image = item.open()
-        except UnidentifiedImageError:
-            return False, f"{item.name} (no image)"
-        except Exception as error:  # Pillow's readers raise many kinds for a damaged file
-            return False, f"{item.name} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        return True, prepare(image)
+            return True, prepare(item.open(least))
+        except ImageError as error:
+            return False, f"{item.name} ({error.reason})"
 
-    quiet = True if len(items) < 2000 else None  # None: a bar on terminals only
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        opened = pool.map(one, items)
-        results = list(tqdm(opened, total=len(items), desc=what, unit="image", leave=False, disable=quiet))
+    results = list(in_threads(one, items, what))
     bad = [value for fine, value in results if not fine]
     if bad and not skip_corrupt:
         raise UserError(

@@ -27,11 +27,11 @@ class ImageConfig(Checked):
     crop: float = knob(0.6, "smallest share of the area that a random crop keeps", above=0, most=1)
     keep_aspect: bool = knob(True, "resize without distortion (published: squeezed to a square)")
     skip_corrupt: bool = knob(False, "leave unreadable images out instead of stopping")
-    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0)
+    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
     label_smoothing: float = knob(0.0, "share of the target spread over all classes", least=0, below=1)
     cache_stem: str = knob("", "folder in which the frozen stem's outputs are kept (hybrid models)")
     stem_views: int = knob(4, "augmented views of each training image in that cache", least=1)
-    eval_batch: int = knob(256, "images per batch when scoring", least=1)
+    eval_batch: int = knob(256, "images per batch when scoring", least=1, most=65_536)
     eval_margin: bool = knob(False, "score faces with the head's margin on the true class (the published face numbers)")
     learn_fraction: float = knob(1.0, "share of each class's training images that a learn phase uses", above=0, most=1)
     forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
@@ -135,5 +135,5 @@ def read_pixels(
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
         return pil_to_tensor(image)
 
-    good, tensors, bad = decode(items, prepare, config.skip_corrupt, what)
+    good, tensors, bad = decode(items, prepare, config.skip_corrupt, what, limit)
     return [items[i] for i in good], tensors, bad

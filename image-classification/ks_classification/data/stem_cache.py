@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common import precision
 from common.claim import alone
 from common.errors import UserError
+from common.progress import watched
 from common.streams import derive
 
 if TYPE_CHECKING:
@@ -68,15 +69,13 @@ def features(stem: nn.Module, folder: str, key: str, pixels: Pixels, views: int,
 
 
 def _compute(stem: nn.Module, path: Path, pixels: Pixels, views: int, what: str) -> None:
-    from tqdm import tqdm
-
     run, count = _fast(stem), len(pixels)
     shape = run(pixels.normalised(pixels.image(0, None)[None])).shape[1:]
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(count, views, *shape))
     _reserve(path)
     if not sys.stderr.isatty():
         print(f"{what}: {count} x {views}, computed once, {out.nbytes / 2**20:.0f} MiB", file=sys.stderr, flush=True)
-    for start in tqdm(range(0, count, 64), desc=what, leave=False, disable=None):
+    for start in watched(range(0, count, 64), -(-count // 64), what):
         items = range(start, min(start + 64, count))
         for view in range(views):
             images = torch.stack([pixels.image(i, None if views == 1 else derive(0, "view", i, view)) for i in items])

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.transforms.functional import to_pil_image
 
 from common.errors import UserError
+from common.images import open_image
 from ks_detection.data.records import Annotation, DetectionSet, ImageRecord, clipped, find_box_problem
 
 
@@ -44,7 +44,7 @@ def _record(dataset: Any, name: str, index: int, classes: Sequence[str]) -> Imag
         annotations = [Annotation(label, tuple(map(float, box))) for box, label in zip(boxes, labels, strict=True)]
     except (TypeError, KeyError, IndexError, ValueError, RuntimeError):
         raise UserError(f'{name} is no (image, {{"boxes": [N, 4], "labels": [N]}}).') from None
-    image = _opened(image)
+    image = open_image(image, name)
     kept = []
     for annotation in annotations:
         if not 0 <= annotation.label < len(classes):
@@ -56,15 +56,8 @@ def _record(dataset: Any, name: str, index: int, classes: Sequence[str]) -> Imag
             raise UserError(f"{problem[0]}: {name}: {problem[1]}.")
         if not problem:
             kept.append(Annotation(classes[annotation.label], clipped(annotation.box, *image.size)))
-    return ImageRecord(name, None, *image.size, tuple(kept), partial(_open, dataset, index))
+    return ImageRecord(name, None, *image.size, tuple(kept), partial(_open, dataset, index, name))
 
 
-def _open(dataset: Any, index: int) -> Image.Image:
-    return _opened(dataset[index][0])
-
-
-def _opened(image: Any) -> Image.Image:
-    try:
-        return (image if isinstance(image, Image.Image) else to_pil_image(image)).convert("RGB")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"an image of a Dataset is a PIL image, a uint8 array or a tensor ({error}).") from None
+def _open(dataset: Any, index: int, name: str) -> Image.Image:
+    return open_image(dataset[index][0], name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from ks_detection.data.coco import read_coco
-from ks_detection.data.records import DetectionSet, ImageRecord
+from ks_detection.data.records import DetectionSet, ImageRecord, told
 from ks_detection.data.scenes import digit_scenes
 from ks_detection.data.voc import read_voc
 from ks_detection.data.yolo import class_list, read_yolo
@@ -38,11 +38,8 @@ def load(text: str, strict: bool = True) -> DetectionSet:
     whole = sets[0]
     for other in sets[1:]:
         whole = whole.joined(other)
-    fatal = [problem for problem in whole.problems if problem.fatal]
-    if strict and fatal:
-        first = fatal[0]
-        more = f" ({len(fatal) - 1} more problems)" if len(fatal) > 1 else ""
-        raise UserError(f"{first.kind}: {first.where}: {first.text}{more}; `check.py --data {text}` lists all.")
+    if strict:
+        told(whole.problems, f"check.py {text}")
     return whole
 
 

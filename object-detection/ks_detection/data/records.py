@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from common.errors import UserError
+from common.images import ImageError, open_image, probe
 from common.session import Problem
 
 
@@ -36,14 +37,10 @@ class ImageRecord:
     image: Image.Image | Callable[[], Image.Image] | None = None
 
     def open(self) -> Image.Image:
-        """The image in RGB. Raises UserError when the file is missing or damaged."""
+        """The image in upright RGB. Raises UserError when the file is missing or damaged."""
         if self.image is not None:
             return self.image() if callable(self.image) else self.image
-        try:
-            with Image.open(self.path) as image:
-                return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise UserError(f"image {self.path} cannot be read ({error}); run check.py to list all problems.") from None
+        return open_image(self.path)
 
 
 @dataclass
@@ -66,6 +63,37 @@ class DetectionSet:
             other.ids | self.ids,
             self.problems + other.problems,
         )
+
+
+def image_problem(record: ImageRecord, read: Callable[[Path], tuple[int, int]] = probe) -> Problem | None:
+    """What is wrong with an image's file: it cannot be read, or its boxes belong to another size.
+
+    Boxes belong to the upright picture, as annotation tools show it.
+
+    Args:
+        read: gives (width, height) of the upright picture; raises ImageError.
+    """
+    if record.path is None or not record.path.is_file():
+        return None  # made in memory, or reported as missing already
+    try:
+        size = read(record.path)
+    except ImageError as error:
+        return Problem("corrupt image", str(record.path), error.reason)
+    stated = (record.width, record.height)
+    if size == stated:
+        return None
+    text = f"is {size[0]}x{size[1]} pixels, the annotations say {stated[0]}x{stated[1]}"
+    if size == stated[::-1]:
+        text += "; if its EXIF tag turns it, write the picture upright without the tag, or its boxes and size turned"
+    return Problem("wrong size", str(record.path), text)
+
+
+def told(problems: list[Problem], command: str = "check.py") -> None:
+    """Raises UserError for the first of the problems that would spoil a run, if there are such."""
+    fatal = [problem for problem in problems if problem.fatal]
+    if fatal:
+        first, more = fatal[0], f" ({len(fatal) - 1} more problems)" if len(fatal) > 1 else ""
+        raise UserError(f"{first.kind}: {first.where}: {first.text}{more}; `{command}` lists all.")
 
 
 def find_box_problem(box: tuple[float, float, float, float], width: int, height: int) -> tuple[str, str, bool] | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
 from common.config import read_yaml
 from common.errors import UserError
+from common.images import ImageError, size_of
 from common.session import Problem
 from ks_detection.data.records import Annotation, ImageRecord, clipped, find_box_problem
 
@@ -45,10 +44,9 @@ def _record(folder: Path, part: str, file: Path, names: list[str], problems: lis
     inside = file.relative_to(folder / "images" / part)
     labels = (folder / "labels" / part / inside).with_suffix(".txt")
     try:
-        with Image.open(file) as image:
-            width, height = image.size
-    except OSError as error:
-        problems.append(Problem("corrupt image", str(file), str(error)))
+        width, height = size_of(file)
+    except ImageError as error:
+        problems.append(Problem("corrupt image", str(file), error.reason))
         return ImageRecord(str(inside), file, 1, 1)
     lines = labels.read_text().splitlines() if labels.is_file() else []
     annotations = []

@@ -27,7 +27,12 @@ COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS]
 KERNEL = ["-fno-math-errno", "-fno-trapping-math"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-INSTRUCTION_SETS = {"plain": [], "avx2": AVX2, "avx512": AVX512}
+# Plain vectors of 16 bytes (SSE2, NEON) are in every 64-bit machine.
+INSTRUCTION_SETS = {
+    "plain": ["-DKSDA_BYTES=16"],
+    "avx2": ["-DKSDA_BYTES=32", *AVX2],
+    "avx512": ["-DKSDA_BYTES=64", *AVX512],
+}
 
 
 class BuildError(Exception):
@@ -124,10 +129,10 @@ def _cpu_plan(extra: tuple[str, ...]) -> _Plan:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     define = ["-DKSDA_X86"] if x86 else []
     kinds = [name for name in INSTRUCTION_SETS if x86 or name == "plain"]
-    jobs = [
-        _compile(tool, sources / f"kernels_{name}.cpp", [*COMMON, *KERNEL, *INSTRUCTION_SETS[name], *define, *extra])
-        for name in kinds
-    ]
+    jobs = []
+    for name in kinds:
+        flags = [*COMMON, *KERNEL, f"-DKSDA_ISA={name}", *INSTRUCTION_SETS[name], *define, *extra]
+        jobs.append(_compile(tool, sources / "kernels.cpp", flags, name))
     jobs.append(_compile(tool, sources / "op.cpp", [*COMMON, *define, *_torch_flags(), *extra]))
     return _Plan(jobs, _link("cpu.so", jobs, ["torch_cpu", "c10"], extra), {"instruction_sets": kinds})
 
@@ -157,8 +162,8 @@ def _torch_flags() -> list[str]:
     return ["-isystem", f"{include}", "-isystem", f"{include / 'torch/csrc/api/include'}", abi, *openmp]
 
 
-def _compile(tool: list[str], source: Path, flags: list[str]) -> list[str]:
-    return [*tool, *flags, "-c", str(source), "-o", f"{source.stem}.o"]
+def _compile(tool: list[str], source: Path, flags: list[str], name: str = "") -> list[str]:
+    return [*tool, *flags, "-c", str(source), "-o", f"{name or source.stem}.o"]
 
 
 def _link(target: str, jobs: list[list[str]], libraries: list[str], extra: tuple[str, ...]) -> list[str]:

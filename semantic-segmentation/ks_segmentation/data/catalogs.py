@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
+from common.images import size_of
 from ks_segmentation.data import layouts
-from ks_segmentation.data.masks import IGNORE, size_of
+from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.scan import mask_file
 from ks_segmentation.data.sets import MaskItem, MaskSet
 from ks_segmentation.gallery import colour
@@ -36,7 +37,7 @@ def entries(items: Sequence[MaskItem], cache: str | Path) -> list[dict[str, Any]
             mask = Path(cache) / f"{item.name.replace('/', '_')}.png"
             if not mask.is_file():
                 Image.fromarray(item.ids().astype(np.uint8)).save(mask)
-        height, width = size_of(item.image)
+        width, height = size_of(item.image)
         found.append({"file_name": str(item.image), "sem_seg_file_name": str(mask), "height": height, "width": width})
     return found
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
+from PIL import Image
 
 from common.errors import UserError
+from common.images import open_ids
 
 IGNORE = 255  # no class, in our arrays whatever a file uses
 
@@ -90,42 +89,10 @@ def pure_rgb_codes(image: Image.Image) -> np.ndarray:
     return rgb @ np.array([1, 256, 65536])
 
 
-def rgb(image: Image.Image | np.ndarray | Tensor) -> np.ndarray:
-    """[H, W, 3] uint8 of a PIL image, an array [H, W, 3], or a tensor [3, H, W] (uint8, or float in 0..1)."""
-    if isinstance(image, Tensor):
-        image = to_pil_image(image)
-    return np.array((Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert("RGB"))
-
-
-def read_image(path: Path) -> np.ndarray:
-    """[H, W, 3] uint8 RGB. Raises UserError for a file that is no readable image."""
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"image {path} cannot be read ({type(error).__name__}).") from None
-
-
 def read_ids(path: Path, table: Table) -> np.ndarray:
     """[H, W] int16 class indices of a mask file.
 
     Raises:
-        UserError: unreadable, more than one channel, or an id outside the class list.
+        UserError: unreadable, in a lossy format, more than one channel, or an id outside the class list.
     """
-    try:
-        with Image.open(path) as image:
-            ids = table.read(image)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"mask {path} cannot be read ({type(error).__name__}).") from None
-    return table.apply(ids, path)
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """(height, width) of an image, from its header."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as an image ({type(error).__name__}).") from None
+    return table.apply(open_ids(path, table.read), path)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from common.errors import UserError
+from common.images import probe
+from common.progress import in_threads
 from common.record import read_json, write_json
-from ks_segmentation.data.masks import IGNORE, size_of
+from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.sets import Item, MaskItem
 
 _IN_MEMORY: WeakKeyDictionary[Item, dict[int, int]] = WeakKeyDictionary()  # counts of items that are no files
@@ -27,7 +27,7 @@ def mask_file(item: Item) -> Path | None:
 def _checked_ids(item: Item) -> np.ndarray:
     """The item's mask. Raises UserError when image and mask differ in size."""
     if isinstance(item, MaskItem) and isinstance(item.image, Path):  # the header is enough
-        ids, have = item.ids(), size_of(item.image)
+        ids, have = item.ids(), probe(item.image)[::-1]
     else:
         pixels, ids = item.pair()
         have = pixels.shape[:2]
@@ -58,9 +58,8 @@ def scan(items: Sequence[Item], cache_dir: str = "") -> list[dict[int, int]]:
     """
     cache = _Cache(cache_dir, items)
     missing = [item for item in items if cache.get(item) is None]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for item, found in zip(missing, pool.map(pixels_per_class, missing), strict=True):
-            cache.put(item, found)
+    for item, found in zip(missing, in_threads(pixels_per_class, missing, "reading masks"), strict=True):
+        cache.put(item, found)
     cache.write()
     return [cache.get(item) for item in items]
 
@@ -82,9 +81,9 @@ class _Cache:
 
     @staticmethod
     def _key(item: Item, file: Path) -> str:
-        stat = file.stat() if file.exists() else None
         table = hashlib.blake2b(repr(sorted(item.table.index.items())).encode(), digest_size=8).hexdigest()
-        return f"{file} {stat.st_size} {stat.st_mtime_ns} {table}" if stat else f"{file} missing"
+        stats = [path.stat() for path in (file, item.image) if isinstance(path, Path) and path.exists()]
+        return " ".join([str(file), *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats), table])
 
     def get(self, item: Item) -> dict[int, int] | None:
         file = mask_file(item)

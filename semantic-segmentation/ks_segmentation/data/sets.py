@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.images import open_image
 from ks_segmentation.data import masks
 from ks_segmentation.data.masks import Table
 
@@ -29,7 +30,7 @@ class MaskItem:
 
     def pixels(self) -> np.ndarray:
         """[H, W, 3] uint8 RGB."""
-        return self.image if isinstance(self.image, np.ndarray) else masks.read_image(self.image)
+        return self.image if isinstance(self.image, np.ndarray) else np.array(open_image(self.image))
 
     def ids(self) -> np.ndarray:
         """[H, W] class indices, IGNORE where there is none."""
@@ -55,7 +56,7 @@ class DatasetItem:
         ids = np.asarray(mask)
         if ids.dtype.kind not in "iub":
             raise UserError(f"mask {self.name} holds {ids.dtype} values; a mask holds whole numbers, 255 for no class.")
-        return masks.rgb(image), self.table.apply(ids, self.name)
+        return np.array(open_image(image, self.name)), self.table.apply(ids, self.name)
 
     def pixels(self) -> np.ndarray:
         """[H, W, 3] uint8 RGB."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 Size = tuple[int, int]
+WHOLE = 2**27  # scores that are resized at once
 
 
 def class_scores(logits: Tensor, masks: Tensor) -> Tensor:
@@ -33,10 +34,26 @@ def resized(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
+def ids_at(scores: Tensor, size: Size) -> Tensor:
+    """[H, W] the class of the highest score at another size: `resized(scores, size).argmax(0)`.
+
+    Large answers are made class by class: the scores of 150 classes for 48 megapixels would fill 29 GB.
+    """
+    if scores.shape[-2:] == tuple(size) or len(scores) * size[0] * size[1] <= WHOLE:
+        return resized(scores, size).argmax(0)
+    best = resized(scores[:1], size)[0]
+    ids = torch.zeros(size, dtype=torch.int16, device=scores.device)
+    for row in range(1, len(scores)):
+        now = resized(scores[row : row + 1], size)[0]
+        ids[now > best] = row
+        torch.maximum(best, now, out=best)
+    return ids.long()
+
+
 def segment(
     model: nn.Module, images: Tensor | Sequence[Tensor], sizes: Sequence[Size], valid: Sequence[Size] | None = None
 ) -> Iterator[Tensor]:
-    """Scores [K, H, W] of each image in turn; see `Mask2Former.segment` for the arguments.
+    """Scores [K, h, w] of each image in turn, of its own size or smaller; see `Mask2Former.segment` for the arguments.
 
     `TEST.SLIDING_WINDOW` and `TEST.AUG` of the model's config choose windows and flipped or rescaled copies.
     """
@@ -48,8 +65,8 @@ def segment(
         for image, size, inside in zip(images, sizes, valid, strict=True):
             yield _averaged(model, image[:, : inside[0], : inside[1]], size)
     elif test.SLIDING_WINDOW and max(images.shape[-2:]) > test.SLIDING_WINDOW:
-        for image, size, inside in zip(images, sizes, valid, strict=True):
-            yield resized(_windows(model, image[:, : inside[0], : inside[1]], test.SLIDING_WINDOW), size)
+        for image, inside in zip(images, valid, strict=True):
+            yield _windows(model, image[:, : inside[0], : inside[1]], test.SLIDING_WINDOW)
     else:
         yield from _plain(model, images, sizes, valid)
 
@@ -77,7 +94,7 @@ def _plain(model: nn.Module, images: Tensor, sizes: Sequence[Size], valid: Seque
         if early:
             yield class_scores(logits, resized(masks, size))
         else:
-            yield resized(class_scores(logits, masks), size)
+            yield class_scores(logits, masks)
 
 
 def _averaged(model: nn.Module, image: Tensor, size: Size) -> Tensor:
@@ -88,7 +105,7 @@ def _averaged(model: nn.Module, image: Tensor, size: Size) -> Tensor:
         copy = resized(image, shortest_edge(image.shape[-2:], shortest, aug.MAX_SIZE))
         for flip in (False, True) if aug.FLIP else (False,):
             view = copy.flip(-1) if flip else copy
-            scores = next(_plain(model, view[None], [size], [tuple(view.shape[-2:])]))
+            scores = resized(next(_plain(model, view[None], [size], [tuple(view.shape[-2:])])), size)
             scores = scores.flip(-1) if flip else scores
             total = scores if total is None else total.add_(scores)
     return total / (len(aug.MIN_SIZES) * (2 if aug.FLIP else 1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ks_segmentation.config.load import Config
-from ks_segmentation.models.inference import segment
+from ks_segmentation.models.inference import ids_at, segment
 from ks_segmentation.models.pixel_decoder import pixel_features
 from ks_segmentation.models.query_decoder import decode, masks_of
 
@@ -93,4 +93,4 @@ class Mask2Former(nn.Module):
             valid: (height, width) of the image inside each of `images` when they were padded at the bottom
                 and right; the whole of it otherwise.
         """
-        return [scores.argmax(0) for scores in segment(self, images, sizes, valid)]
+        return [ids_at(scores, size) for scores, size in zip(segment(self, images, sizes, valid), sizes, strict=True)]

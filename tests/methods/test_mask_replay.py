@@ -1,0 +1,91 @@
+"""The default method: forgotten items get the answers that are left without their class."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, step_of, trainer
+from toy import DOMAINS, make_trainer, pretrain, swap_plan
+
+from common.losses import masked_kl
+from common.plan import Plan, make_plan
+from common.record import STEPS, read_lines
+from common.train_config import TrainConfig
+
+METHOD = "mask_replay"
+
+
+def test_the_loss_is_the_keep_loss_and_the_distance_to_the_masked_old_answers(tmp_path):
+    t, phase = begun(METHOD, tmp_path, mask_weight=0.7, mask_temperature=0.5)
+    step = step_of(t, phase)
+    t.model.eval()
+    target, keep = predictions(t, step)
+    wanted = target.scores.detach()[:, 1:] / 0.5  # c0 is row 0, and the adapters are fresh
+    expected = F.kl_div(target.scores.log_softmax(1)[:, 1:], wanted.softmax(1), reduction="batchmean")
+    torch.testing.assert_close(t.method.loss(step), keep.loss + 0.7 * expected)
+
+
+def test_classes_that_are_gone_or_not_learned_yet_get_no_share_either(tmp_path):
+    plan = Plan(
+        "three", {"a": ("c0",), "b": ("c1",), "new": ("c4",), "r": ("c2", "c3")},
+        (("forget", ("a",)), ("forget", ("b",)), ("learn", ("new",))),
+    )  # fmt: skip
+    t = trainer(pretrained(4), plan, METHOD, tmp_path, mask_temperature=1.0)
+    phase = plan.phases[1]
+    t.method.begin_phase(phase)
+    step = step_of(t, phase)
+    t.model.eval()
+    target, keep = predictions(t, step)
+    left = [2, 3, 5]  # c5 is a row that no phase speaks of
+    expected = F.kl_div(target.scores.log_softmax(1)[:, left], target.scores[:, left].softmax(1), reduction="batchmean")
+    torch.testing.assert_close(t.method.loss(step) - keep.loss, expected)
+
+
+def test_masked_kl_is_zero_at_its_own_answer_and_needs_no_item():
+    scores = torch.randn(5, 4, dtype=torch.double)
+    student = (scores / 0.5).index_fill(1, torch.tensor([1, 3]), -1e10)
+    assert masked_kl(student, scores, [1, 3], 0.5).item() == pytest.approx(0, abs=1e-6)
+    assert masked_kl(scores[:0].requires_grad_(), scores[:0], [1]).item() == 0
+
+
+def test_a_learn_phase_is_that_of_replay(tmp_path):
+    plan, losses = make_plan("learn", ["c4"], ["c0"], REST), {}
+    for method in (METHOD, "replay"):
+        t, phase = begun(method, tmp_path / method, plan)
+        t.model.eval()
+        losses[method] = t.method.loss(step_of(t, phase))
+        if method == METHOD:
+            assert t.method.teacher is None
+    torch.testing.assert_close(losses[METHOD], losses["replay"], rtol=0, atol=0)
+
+
+def test_where_classes_do_not_exclude_one_another_a_forget_phase_is_that_of_replay(tmp_path, monkeypatch):
+    domain = pretrained(4)
+    monkeypatch.setattr(domain, "exclusive", False)
+    grads = {}
+    for method in (METHOD, "replay"):
+        t, phase = begun(method, tmp_path / method, domain=domain)
+        assert getattr(t.method, "teacher", None) is None
+        t.model.eval()
+        grads[method] = gradients(t, t.method.loss(step_of(t, phase)))
+    for name, grad in grads["replay"].items():
+        torch.testing.assert_close(grads[METHOD][name], grad, rtol=0, atol=0)
+
+
+def test_it_is_the_default_and_forgets_what_the_group_lasso_holds(tmp_path):
+    """The plan that only forgets, on a saturated classifier: see `test_methods` for the lasso."""
+    assert TrainConfig.method == METHOD
+    domain = DOMAINS["classification"](pretrain("classification", tmp_path / "base"))
+    scores = {}
+    t = make_trainer(domain, swap_plan("forget"), METHOD, tmp_path / "run", steps=40, batch_size=16, lora_rank=4)
+    for line in t.swap():
+        if "score" in line:
+            scores.setdefault(line["group"], []).append(line["score"])
+    assert scores["forget"][0] > 90 and scores["forget"][-1] == 0
+    assert scores["retain"][-1] > scores["retain"][0] - 3
+
+
+def test_the_curves_name_both_parts(tmp_path):
+    trainer(pretrained(4), forget_plan(), METHOD, tmp_path, steps=2).swap()
+    assert {"keep", "target", "masked"} <= set(read_lines(tmp_path / STEPS)[0])
