@@ -17,7 +17,8 @@ from common.errors import UserError
 from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
 from common.evaluation.run_measures import standing
 from common.plan import from_record
-from common.session import Session, read_run_config
+from common.record import read_run_config
+from common.session import Session
 from common.settings import Settings, settings_from
 from common.trainer import run_plan
 
