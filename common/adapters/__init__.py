@@ -39,8 +39,8 @@ class Layout(msgspec.Struct):
 class Fingerprint(msgspec.Struct):
     """See `fingerprint`."""
 
-    parameters: int
-    mean_abs: list[float]
+    parameters: int | None  # None beside an adapter that was taken out of a stack
+    mean_abs: dict[str, float] | list[float]  # by layer; in their order in older files
 
 
 class SwapFile(msgspec.Struct):
@@ -147,7 +147,9 @@ def fingerprint(model: nn.Module, rows: Mapping[str, list[int]]) -> dict[str, An
 
 def _same_base(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     sizes = saved["mean_abs"]  # by name, or in the order of the layers
-    sizes = [sizes[name] for name in own["mean_abs"]] if isinstance(sizes, dict) else sizes
+    sizes = [sizes.get(name, math.nan) for name in own["mean_abs"]] if isinstance(sizes, dict) else sizes
+    if len(sizes) != len(own["mean_abs"]):
+        return False
     pairs = zip(sizes, own["mean_abs"].values(), strict=True)
     known = saved["parameters"] in (None, own["parameters"])
     return known and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
