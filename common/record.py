@@ -30,7 +30,7 @@ METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 REFERENCES = "references.json"
 FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json")
 RESULTS = (
-    *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"),
     *("model/swap.json", "model/model.safetensors"),
 )
 Callback = Callable[[str, Mapping[str, Any]], None]

@@ -126,6 +126,10 @@ class Session:
         """Defaults of the flags of a verb, given the command line."""
         return self.defaults.get(verb, {})
 
+    def run_kinds(self, verb: str) -> tuple[type, ...]:
+        """The domain's dataclasses of flags of swap or pretrain."""
+        return (*(self.swap_flags if verb == "swap" else self.pretrain_flags), self.source, self.view)
+
     def extend(self, parser: Parser, argv: Sequence[str]) -> None:
         """Adds to any verb's parser but check's what a dataclass cannot say; sets defaults that win over files."""
 

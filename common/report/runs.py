@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from common.errors import UserError
-from common.evaluation.run_measures import groups_of, pooled, standing
+from common.evaluation.run_measures import groups_of, pooled, standing, weights_of
 from common.evaluation.scores import drop, h_mean
 from common.plan import ACTIONS, Phase
 from common.record import DETAILS, METRICS, STEPS, read_lines, read_run_config
@@ -77,7 +77,15 @@ class RunRecord:
     def phases(self) -> list[Phase]:
         """The phases as the run carried them out."""
         found = self.config.get("phases", [])
-        return [Phase(p["index"], p["action"], *(tuple(p[k]) for k in ("groups", "target", "keep"))) for p in found]
+        names = (
+            "groups",
+            "target",
+            "keep",
+            "gone",
+            "unknown",
+            "later",
+        )  # records from before the last three existed lack them
+        return [Phase(p["index"], p["action"], *(tuple(p.get(name, ())) for name in names)) for p in found]
 
     @property
     def metric_label(self) -> str:
@@ -98,6 +106,11 @@ class RunRecord:
     def adapters(self) -> list[Mapping[str, Any]]:
         """One line per finished phase: adapter norms, how far they moved, zero groups. Empty without adapters."""
         return [line for line in self.lines if "adapter_norm" in line]
+
+    def latest(self, name: str) -> Mapping[str, Any]:
+        """What the last finished phase tells under a name of metrics.jsonl, by class; {} where it tells nothing."""
+        last = len(self.moments) - 1
+        return next((line[name] for line in self.lines if name in line and line["phase"] == last), {})
 
     @cached_property
     def moments(self) -> list[Moment]:
@@ -138,8 +151,9 @@ class RunRecord:
         return self.standing(group, len(self.phases))
 
     def pooled(self, groups: Sequence[str], moment: Moment) -> float | None:
-        """One score for several groups, weighted by their number of classes; None where nothing was scored."""
-        return pooled(self.groups, groups, moment.scores)
+        """One score for several groups, weighted by their test items, or their classes for a mean over classes; None
+        where nothing was scored."""
+        return pooled(weights_of(self.groups, self.lines), groups, moment.scores)
 
 
 @dataclass(frozen=True)

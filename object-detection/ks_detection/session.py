@@ -26,11 +26,12 @@ from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data.yolo import SUFFIXES
-from ks_detection.domain import MODEL_FILE, DetectionDomain, ImageConfig
+from ks_detection.domain import MODEL_FILE, DetectionDomain
 from ks_detection.models.parts.detector import Detector, extend_classes
 from ks_detection.predict import PredictConfig, answers
 from ks_detection.published import tidy
 from ks_detection.source import SourceConfig, base_model, fresh_model, name_rows, open_data
+from ks_detection.view import ImageConfig
 
 
 @dataclass
@@ -63,11 +64,11 @@ class DetectionSession(Session):
         "    --checkpoint checkpoint0011_4scale.pth --data coco --learn-data birds --learn bird2 --forget cat,dog",
         "pretrain": "python object-detection/pretrain.py --data mydata -c object-detection/configs/mobilenet_small.py \\\n"
         "    --output-dir results/base",
-        "evaluate": "python object-detection/evaluate.py results/detection/fltf-gs_lora-seed0 --curves curves.svg",
-        "prove": "python object-detection/prove.py results/detection/fltf-gs_lora-seed0 --budget full",
-        "predict": "python object-detection/predict.py results/detection/fltf-gs_lora-seed0 photos/ --output-dir drawn",
+        "evaluate": "python object-detection/evaluate.py results/detection/fltf-mask_replay-seed0 --curves curves.svg",
+        "prove": "python object-detection/prove.py results/detection/fltf-mask_replay-seed0 --budget full",
+        "predict": "python object-detection/predict.py results/detection/fltf-mask_replay-seed0 photos/ --output-dir drawn",
         "check": "python object-detection/check.py mydata",
-        "export": "python object-detection/export.py results/detection/fltf-gs_lora-seed0 swapped.pth",
+        "export": "python object-detection/export.py results/detection/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, ImageConfig
     swap_flags, pretrain_flags, predict_flags = (ForgettingConfig,), (BaseConfig,), (PredictConfig,)

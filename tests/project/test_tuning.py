@@ -1,0 +1,118 @@
+"""Settings chosen by Optuna: seeded, resumable, shared by workers, the same number of trials for every row."""
+
+import json
+import os
+import signal
+import socket
+
+import pytest
+from processes import environment
+from test_sweep import counts, start, wait_for, written
+
+from common.errors import UserError
+from common.sweep import tuning
+from common.sweep.__main__ import body
+from common.sweep.rows import read_sweep
+
+optuna = pytest.importorskip("optuna")
+FILE = """
+output_dir: {out}
+command: fake_run swap
+flags: --pause $pause
+set: {{pause: 0}}
+grid: {{method: [good, poor], seed: [0, 1]}}
+tune:
+  flags: --seed 9
+  range: {{"*": {{lr: [0.01, 0.5, log]}}, "poor": {{order: [fltf, fftl]}}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def paths(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+
+
+def trials(out, states=(optuna.trial.TrialState.COMPLETE,)):
+    """(row, flags, value) of the trials, in order."""
+    found = []
+    for name in ("good", "poor"):
+        study = optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'tune.sqlite'}")
+        found += [(name, t.params, t.value) for t in study.get_trials(states=states)]
+    return found
+
+
+def test_every_row_has_its_trials_and_the_best_flags_are_written(tmp_path, capsys):
+    assert body([str(written(tmp_path, FILE)), "--tune", "4", "--jobs", "2"]) == 0
+    found = trials(tmp_path / "out")
+    assert [name for name, *_ in found] == ["good"] * 4 + ["poor"] * 4
+    for _, params, value in found:  # of seed 9; fftl has 2 more
+        expected = 99 + 2 * (params.get("order") == "fftl") - 100 * abs(params["lr"] - 0.1)
+        assert value == pytest.approx(expected, abs=0.1)
+    assert all(("order" in params) == (name == "poor") for name, params, _ in found)
+    best = max(value for name, _, value in found if name == "good")
+    assert f"# {best:.2f} in 4 trials" in (tmp_path / "out" / "tuned.yaml").read_text()
+    runs = list((tmp_path / "out" / "tune").glob("*/done.json"))
+    assert len(runs) == 8 and not list((tmp_path / "out").glob("good-seed*"))
+
+
+def test_a_tuning_that_was_killed_proposes_what_an_undisturbed_one_does(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    assert body([str(written(tmp_path / "a", FILE)), "--tune", "3", "--jobs", "2"]) == 0
+    killed, out = written(tmp_path / "b", FILE), tmp_path / "b" / "out"
+    first = start(killed, "--tune", "3", "--set", "pause=0.1")
+    wait_for(lambda: len(list(out.glob("tune/*/done.json"))) >= 1)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    second = start(killed, "--tune", "3", "--set", "pause=0.1")
+    second.communicate(timeout=120)
+    assert second.returncode == 0 and trials(out) == trials(tmp_path / "a" / "out")
+    assert max(c["starts"] for c in counts(out / "tune").values()) == 1
+
+
+def test_two_workers_share_one_file(tmp_path):
+    path, out = written(tmp_path, FILE), tmp_path / "out"
+    workers = [start(path, "--tune", "5", "--set", "pause=0.02") for _ in range(2)]
+    for worker in workers:
+        told = worker.communicate(timeout=120)[1]
+        assert worker.returncode == 0, told
+    found = trials(out)
+    assert [name for name, *_ in found] == ["good"] * 5 + ["poor"] * 5
+    assert len({json.dumps(params) for _, params, _ in found}) == 10, "no trial was made twice"
+
+
+def test_a_trial_without_a_result_counts_as_one(tmp_path):
+    text = FILE.replace("method: [good, poor]", "method: {{good: --method good, poor: --bad}}")
+    assert body([str(written(tmp_path, text)), "--tune", "2"]) == 0
+    assert len(trials(tmp_path / "out")) == 2
+    assert len(trials(tmp_path / "out", (optuna.trial.TrialState.PRUNED,))) == 2
+    assert "no trial has a result" in (tmp_path / "out" / "tuned.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (('"*": ', '"x*": '), "no `range` fits row 'good'"),
+        (("[0.01, 0.5, log]", "0.1"), r"`range` holds `pattern: \{flag: \[low, high\]\}`"),
+        (("flags: --seed 9", "falgs: --seed 9"), "unknown key 'falgs'"),
+    ],
+)
+def test_a_wrong_tune_is_one_line(change, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        body([str(written(tmp_path, FILE.replace(*change))), "--tune", "2"])
+
+
+def test_only_what_a_dead_process_left_is_taken_up(tmp_path):
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'x.sqlite'}")
+    for host, pid in ((socket.gethostname(), os.getppid()), ("another", 1), (socket.gethostname(), 2**22 + 1)):
+        trial = study.ask()
+        trial.suggest_float("lr", 0, 1)
+        trial.set_user_attr("worker", [host, pid])
+    tuning._take_up_the_dead(study)
+    assert [t.state.name for t in study.get_trials()] == ["RUNNING", "RUNNING", "FAIL", "WAITING"]
+    assert study.ask().suggest_float("lr", 0, 1) == study.get_trials()[2].params["lr"]
+
+
+def test_ranges_of_all_fitting_patterns_are_joined(tmp_path):
+    found = read_sweep(written(tmp_path, FILE), "", {}, [])
+    spaces = [list(tuning.space_of(row, found.tune)) for row in found.rows[::2]]
+    assert spaces == [["lr"], ["lr", "order"]]
