@@ -58,11 +58,11 @@ class ClassificationSession(Session):
         "swap": "python image-classification/swap.py --data digits --checkpoint results/base --learn 8,9 --forget 0,1",
         "pretrain": "python image-classification/pretrain.py --data digits --no-flip --classes 0,1,2,3,4,5,6,7 "
         "--img-size 16 \\\n    --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4 --lr 2e-3 --output-dir results/base",
-        "evaluate": "python image-classification/evaluate.py results/classification/fltf-gs_lora-seed0",
-        "prove": "python image-classification/prove.py results/classification/fltf-gs_lora-seed0 --references 3",
+        "evaluate": "python image-classification/evaluate.py results/classification/fltf-mask_replay-seed0",
+        "prove": "python image-classification/prove.py results/classification/fltf-mask_replay-seed0 --references 3",
         "predict": "python image-classification/predict.py results/base holiday/ cat.jpg --json",
         "check": "python image-classification/check.py photos more",
-        "export": "python image-classification/export.py results/classification/fltf-gs_lora-seed0 swapped.pth",
+        "export": "python image-classification/export.py results/classification/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, ImageConfig
     pretrain_flags, predict_flags = (BaseConfig,), (PredictConfig,)
