@@ -70,8 +70,8 @@ class Observer:
         if not members:
             return
         norms = dict(zip(members, group_norms(members).tolist(), strict=True))
-        moved = _moved(before, factors(self.model))
-        profile = {"adapter_norm": norms, "adapter_moved": moved, "zero_groups": zero_group_ratio(members)}
+        own = {"adapter_norm": norms, "adapter_moved": moved(before, factors(self.model))}
+        profile = own | {"zero_groups": zero_group_ratio(members)}
         self.write([{"phase": phase.index, "action": phase.action, **profile}])
 
     def expect(self) -> None:
@@ -125,7 +125,8 @@ class Observer:
             return
         info = {"classes": list(self.domain.classes.names), "method": method, "plan": self.plan.record()}
         if lora.adapters(self.model):
-            adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info)
+            head = self.domain.head_rows(self.model, self.domain.classes.names)
+            adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info, head)
             guard.save(self.run.path("adapter"))
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
@@ -163,7 +164,7 @@ def factors(model: nn.Module) -> Factors:
     return {name: (a.detach().clone(), (scale * b).detach().clone()) for name, (scale, a, b) in found.items()}
 
 
-def _moved(before: Factors, after: Factors) -> dict[str, float]:
+def moved(before: Factors, after: Factors) -> dict[str, float]:
     """Frobenius norm, per block, of the change of the weight updates B A, from r x r products alone."""
     squares: dict[str, float] = {}
     for name, (a1, b1) in after.items():

@@ -20,6 +20,7 @@ from common.sparsity import block_of
 from common.streams import Ordered, derive, seed_all
 
 EMBEDDING = "embedding"
+FORM = 2  # of the arrays on disk; another one is made anew
 OTHERS = ("labels", "logits", "confidence", "located")  # what a part holds besides features
 
 
@@ -158,7 +159,7 @@ def _head(domain: Domain, model: nn.Module, classes: Sequence[str]) -> np.ndarra
 
 def digest(model: nn.Module, domain: Domain, *words: object) -> str:
     """A key of everything that decides the answers: weights, data as the domain describes it, and further words."""
-    found = hashlib.sha256(repr((domain.describe(), domain.documents(), words)).encode())
+    found = hashlib.sha256(repr((FORM, domain.describe(), domain.documents(), words)).encode())
     found.update(weights_digest(model).encode())
     return found.hexdigest()[:24]
 

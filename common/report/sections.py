@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.record import read_json
 from common.report import details, plots
 from common.report.runs import RunRecord, forgetting
 from common.report.table import NONE, duration, memory
 from common.report.verdict import verdicts
+from common.schema import read_json
 
 PROOF = "proof.json"  # of `prove`, with proof.html beside it
 MANY = 120  # classes of a group; above, the bars show those that changed most

@@ -205,7 +205,9 @@ def test_the_files_hold_plain_data(saved):
     _, folder = saved
     config = json.loads((folder / adapters.CONFIG).read_text())
     assert config["peft_type"] == "LORA" and config["modules_to_save"] == ["head"]
-    assert sorted(p.name for p in folder.iterdir()) == sorted([adapters.WEIGHTS, adapters.CONFIG, adapters.SWAP])
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        [adapters.WEIGHTS, adapters.CONFIG, adapters.SWAP, adapters.CARD]
+    )
 
 
 # ---- whole models --------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
@@ -18,19 +19,60 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.lora import Adapter, adapters, inject, put_back
-from common.record import read_json, write_bytes, write_json
+from common.record import write_bytes, write_json
 from common.rows import put_rows
+from common.schema import checked_json
 
-WEIGHTS, CONFIG, SWAP = "adapter_model.safetensors", "adapter_config.json", "swap.json"
+WEIGHTS, CONFIG, SWAP, CARD = "adapter_model.safetensors", "adapter_config.json", "swap.json", "README.md"
 PREFIX = "base_model.model."
+AGAIN = "the command of its run writes it again"
 
 
-def save(model: nn.Module, folder: str | Path, rows: Mapping[str, list[int]], info: Mapping[str, Any]) -> None:
+class Layout(msgspec.Struct):
+    """How an adapter's layer is made of its tensors."""
+
+    parts: int
+    rank: Annotated[int, msgspec.Meta(ge=1)]
+    scale: float
+
+
+class Fingerprint(msgspec.Struct):
+    """See `fingerprint`."""
+
+    parameters: int
+    mean_abs: list[float]
+
+
+class SwapFile(msgspec.Struct):
+    """swap.json beside an adapter, as far as it must be there."""
+
+    rows: dict[str, list[int]]
+    layers: dict[str, Layout]
+    base: Fingerprint
+    weights: str
+    classes: list[str] = []
+
+
+class ModelFile(msgspec.Struct):
+    """swap.json beside a whole model, likewise."""
+
+    tied: dict[str, str]
+    classes: list[str] = []
+
+
+def save(
+    model: nn.Module, folder: str | Path, rows: Mapping[str, list[int]], info: Mapping[str, Any],
+    head: Collection[str] = (),
+) -> None:  # fmt: skip
     """Writes the adapters of `model` and the trained head rows as a folder.
 
     adapter_model.safetensors: `base_model.model.<layer>.lora_A.weight` [R, in] and `.lora_B.weight` [out, R]
         (fused parts as a block diagonal, stacked adapters joined), and the head parameters that hold trained rows.
     adapter_config.json: PEFT's LoraConfig. swap.json: trained rows, class names, what the adapter belongs to.
+    README.md: a model card.
+
+    Args:
+        head: parameters of the classifier, which the SHA-256 of base and result leave out, for new rows change them.
     """
     folder = Path(folder)
     tensors: dict[str, Tensor] = {}
@@ -45,23 +87,44 @@ def save(model: nn.Module, folder: str | Path, rows: Mapping[str, list[int]], in
         tensors[PREFIX + name] = parameters[name].detach().cpu().clone().contiguous()
     data = to_bytes(tensors, metadata={"format": "pt"})
     layers = {n: {"parts": a.parts, "rank": a.rank, "scale": a.scale} for n, a in adapters(model).items()}
-    whole = {"rows": dict(rows), "layers": layers, "base": fingerprint(model, rows), "weights": _digest(data), **info}
+    whole: dict[str, Any] = {
+        "rows": dict(rows),
+        "layers": layers,
+        "base": fingerprint(model, rows),
+        "weights": digest(data),
+    }
+    whole |= {
+        "base_sha256": sha256(model, {*head, *rows}),
+        "result_sha256": sha256(model, {*head, *rows}, True),
+        **info,
+    }
+    write(folder, data, peft_config(ranks, alphas, rows, whole["base_sha256"]), whole)
+
+
+def write(folder: Path, data: bytes, config: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """The four files of an adapter."""
     write_bytes(folder / WEIGHTS, data)
-    write_json(folder / CONFIG, _peft_config(ranks, alphas, rows))
-    write_json(folder / SWAP, whole)  # last: its digest tells whether the three belong together
+    write_json(folder / CONFIG, config)
+    write_bytes(folder / CARD, card(info).encode())
+    write_json(folder / SWAP, info)  # last: its digest tells whether the three belong together
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """What tells whether swap.json belongs to the weights."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _peft_config(ranks: dict[str, int], alphas: dict[str, float], rows: Mapping[str, list[int]]) -> dict[str, Any]:
+def peft_config(
+    ranks: dict[str, int], alphas: dict[str, float], rows: Mapping[str, list[int]], base: str
+) -> dict[str, Any]:
+    """PEFT's LoraConfig. base: SHA-256 of the base, its `revision`."""
     rank = max(ranks.values(), default=1, key=list(ranks.values()).count)
     alpha = max(alphas.values(), default=1.0, key=list(alphas.values()).count)
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": None,  # peft would look a name up on the hub
+        "revision": base,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
@@ -78,13 +141,47 @@ def _peft_config(ranks: dict[str, int], alphas: dict[str, float], rows: Mapping[
 def fingerprint(model: nn.Module, rows: Mapping[str, list[int]]) -> dict[str, Any]:
     """Tells base models apart: number of values and mean size of each adapted weight without trained rows."""
     layers = {name: layer for name, layer in adapters(model).items() if f"{name}.weight" not in rows}
-    sizes = [float(layer.base_weight().detach().double().abs().mean()) for layer in layers.values()]
+    sizes = {name: float(layer.base_weight().detach().double().abs().mean()) for name, layer in layers.items()}
     return {"parameters": sum(p.numel() for p in base_parameters(model)), "mean_abs": sizes}
 
 
 def _same_base(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    pairs = zip(saved["mean_abs"], own["mean_abs"], strict=True)
-    return saved["parameters"] == own["parameters"] and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
+    sizes = saved["mean_abs"]  # by name, or in the order of the layers
+    sizes = [sizes[name] for name in own["mean_abs"]] if isinstance(sizes, dict) else sizes
+    pairs = zip(sizes, own["mean_abs"].values(), strict=True)
+    known = saved["parameters"] in (None, own["parameters"])
+    return known and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
+
+
+def sha256(model: nn.Module, leave_out: Collection[str], updated: bool = False) -> str:
+    """SHA-256 of the base parameters by name, in float32, or of those with the adapters' updates added.
+
+    leave_out: names of parameters that do not count.
+    """
+    layers, factors = adapters(model), {id(f) for layer in adapters(model).values() for f in layer.live()}
+    owners = {id(layer.base_weight()): layer for layer in layers.values()}
+    found = hashlib.sha256()
+    for name, value in sorted(model.named_parameters()):
+        if id(value) in factors or name in leave_out:
+            continue
+        layer = owners.get(id(value)) if updated else None
+        tensor = value.detach() if layer is None else value.detach() + layer.delta().detach()
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        found.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def card(info: Mapping[str, Any]) -> str:
+    """A model card for the hub: its metadata block, and what the adapter does to which base."""
+    steps = [f"{action} {', '.join(c for g in groups for c in info['plan']['groups'][g])}"
+             for action, groups in info.get("plan", {}).get("steps", [])]  # fmt: skip
+    sizes = [f"rank {layer['rank']}" for layer in info["layers"].values()]
+    lines = ["---", "library_name: peft", "tags:", "- lora", "- knowledge-swapping", "- machine-unlearning", "---", "",
+             "# Adapter of a knowledge swap", "", *(f"- {step}" for step in steps),
+             f"- method: {info.get('method', 'unknown')}; {len(sizes)} layers, {', '.join(dict.fromkeys(sizes))}",
+             f"- base, SHA-256 of its parameters without the classifier: `{info['base_sha256']}`", "",
+             "Taking the adapter off gives the base back: what it forgets is hidden, not removed."]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def checksum(model: nn.Module) -> float:
@@ -138,9 +235,9 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = Path(folder)
     if not (folder / SWAP).exists():
         raise UserError(f"{folder} holds no adapter ({SWAP} is missing); name the adapter/ folder of a finished run.")
-    info = read_json(folder / SWAP)
-    data, tensors = _read_tensors(folder / WEIGHTS)
-    if info["weights"] != _digest(data):
+    info = checked_json(folder / SWAP, SwapFile, AGAIN)
+    data, tensors = read_tensors(folder / WEIGHTS)
+    if info["weights"] != digest(data):
         raise UserError(
             f"{folder / WEIGHTS} and {SWAP} do not belong together: the run was stopped while it wrote them; "
             "start it again with the same command."
@@ -148,7 +245,8 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return info, tensors
 
 
-def _read_tensors(path: Path) -> tuple[bytes, dict[str, Tensor]]:
+def read_tensors(path: Path) -> tuple[bytes, dict[str, Tensor]]:
+    """(content, tensors) of a .safetensors. Raises UserError when it cannot be read or is damaged."""
     try:
         data = path.read_bytes()
         return data, from_bytes(data)
@@ -222,8 +320,8 @@ def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any]) ->
 
 def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(swap.json, tensors) of a folder with a whole model. Raises UserError when there is none or it is damaged."""
-    info = read_json(Path(folder) / SWAP)
-    return info, _read_tensors(Path(folder) / "model.safetensors")[1]
+    info = checked_json(Path(folder) / SWAP, ModelFile, AGAIN)
+    return info, read_tensors(Path(folder) / "model.safetensors")[1]
 
 
 def load_model(model: nn.Module, folder: str | Path) -> dict[str, Any]:
