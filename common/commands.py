@@ -111,7 +111,7 @@ def run_parser(session: Session, verb: str, argv: Sequence[str]) -> Parser:
     """The parser of swap or pretrain; see `settings_parser`."""
     text = f"{session.summaries[verb]}\n\nExample:\n  {session.examples[verb]}\n\n"
     text += "Stopped or killed? The same command goes on where it was."
-    kinds = run_kinds(session, verb)
+    kinds = session.run_kinds(verb)
     defaults = session.defaults_for(verb, argv)
     reference = session.reference if verb == "swap" else None
     parser = settings_parser(f"{verb}.py", text, kinds, argv, reference, **defaults)
@@ -120,16 +120,10 @@ def run_parser(session: Session, verb: str, argv: Sequence[str]) -> Parser:
     return parser
 
 
-def run_kinds(session: Session, verb: str) -> tuple[type, ...]:
-    """The domain's dataclasses of flags of swap or pretrain."""
-    more = session.swap_flags if verb == "swap" else session.pretrain_flags
-    return (*more, session.source, session.view)
-
-
 def parsed(session: Session, verb: str, argv: Sequence[str]) -> Settings:
     """The settings of swap or pretrain from flags."""
     args = run_parser(session, verb, argv).parse_args(list(argv))
-    return settings_from(run_kinds(session, verb), vars(args))
+    return settings_from(session.run_kinds(verb), vars(args))
 
 
 # ---- evaluate ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from common.errors import UserError
+from common.schema import typed
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,8 +127,17 @@ def add_flags(
 
 
 def from_values(config: type, values: Mapping[str, Any]) -> Any:
-    """The dataclass filled from values by flag name, defaults for the others; its own checks run."""
-    return config(**{f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values})
+    """The dataclass filled from values by flag name, defaults for the others; its own checks run.
+
+    Raises:
+        UserError: a value of another type (a run folder's record may hold anything).
+    """
+    hints = typing.get_type_hints(config)
+    given = {f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values}
+    for name, value in given.items():
+        if value is not None:
+            typed(value, hints[name], f"`{flag(name)}` {value!r}")
+    return config(**given)
 
 
 def _plain(hint: Any) -> type:

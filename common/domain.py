@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from common import distributed
 from common.errors import UserError
 from common.streams import Stream
 
@@ -104,6 +106,7 @@ class Domain(Protocol):
     metric_label: str  # "top-1 accuracy (%)": what axes show
     classes: ClassTable
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
+    plain_loss: bool = True  # the supervised loss is the cross-entropy of `scores`, label smoothing aside
     pixel_deviation: Sequence[float] | None = None  # per channel of a batch's `images`, one item each; None: no such
     curve_axes: tuple[str, str] = ("", "")  # what the curves of an `Evaluation` show: ("recall", "precision")
 
@@ -122,6 +125,14 @@ class Domain(Protocol):
     def size(self, classes: Sequence[str], *, train: bool) -> int:
         """Number of items (images) that `loader` draws from for these classes."""
         ...
+
+    def whole_size(self, classes: Sequence[str]) -> int:
+        """Number of training items of these classes before a share of them was drawn."""
+        return self.size(classes, train=True)
+
+    def weight(self, classes: Sequence[str]) -> int:
+        """What the score of a group counts where several are pooled: classes for a mean over classes, else items."""
+        return len(classes)
 
     def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Batch]:
         """Batches of the union of `classes`.
@@ -156,6 +167,20 @@ class Domain(Protocol):
     def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
         """`evaluate` of several groups, with all there is to tell; a domain whose groups share pictures sees each once."""
         return {group: Evaluation(self.evaluate(model, classes)) for group, classes in groups.items()}
+
+    def test_scores(self, model: nn.Module, classes: Sequence[str]) -> dict[str, Tensor]:
+        """Class -> [N, C] scores of its test items, over all ranks; {} where classes do not exclude one another."""
+        if not (self.exclusive and classes):
+            return {}
+        found: dict[str, list[Tensor]] = {c: [] for c in classes}
+        own = []
+        for batch in self.loader(classes, train=False):
+            prediction = self.predict(model, batch)
+            own.append((prediction.scores.float().cpu(), prediction.labels.cpu()))
+        for scores, labels in (pair for rank in distributed.gather(own) for pair in rank):
+            for name, row in zip(classes, self.classes.rows(classes), strict=True):
+                found[name].append(scores[labels == row])
+        return {name: torch.cat(parts) for name, parts in found.items() if parts}
 
     def item_names(self, batch: Batch) -> list[str]:
         """File names of a batch, for error messages."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from common import adapters, distributed, lora, precision
 from common.domain import Domain
 from common.errors import UserError
-from common.evaluation.run_measures import history_of, measures
+from common.evaluation import spill
+from common.evaluation.run_measures import class_history_of, history_of, measures, weights_of
 from common.guard import Guard
 from common.plan import Phase, Plan
 from common.record import METRICS, Run
@@ -54,7 +55,7 @@ class Observer:
         for group, evaluation in found.items():
             scores = dict(evaluation.scores)
             line = moment | {"group": group, "metric": self.domain.metric, "score": scores.pop("total")}
-            lines.append(line | {"per_class": scores})
+            lines.append(line | {"weight": self.domain.weight(self.plan.groups[group]), "per_class": scores})
         self.write(lines)
         if end and distributed.is_main():
             self.run.save_details(phase, found, self.domain.curve_axes)
@@ -72,6 +73,32 @@ class Observer:
         own = {"adapter_norm": norms, "adapter_moved": moved(before, factors(self.model))}
         profile = own | {"zero_groups": zero_group_ratio(members)}
         self.write([{"phase": phase.index, "action": phase.action, **profile}])
+
+    def expect(self) -> None:
+        """Before the first phase: how the base would answer what the plan forgets, without those classes."""
+        gone = tuple(dict.fromkeys(c for phase in self.plan.phases for c in spill.absent(phase)[0]))
+        with self.answering():
+            scores = self.domain.test_scores(self.model, gone)
+        if scores:
+            self.write(
+                [{"phase": 0, "action": "start", "expected": spill.expected(scores, self.plan, self.domain.classes)}]
+            )
+
+    def look_at_forgotten(self, phase: Phase) -> None:
+        """Where the answers on forgotten test items have gone, and how far kept classes are below their best."""
+        gone, _ = spill.absent(phase)
+        with self.answering():
+            scores = self.domain.test_scores(self.model, gone)
+        found: dict[str, Any] = {}
+        if scores:
+            base: dict[str, Any] = next((line["expected"] for line in self.metrics if "expected" in line), {})
+            found["spill"] = spill.spill(scores, base.get(str(phase.index), {}), self.domain.classes)
+        known = (*phase.keep, *(phase.target if phase.action == "learn" else ()))
+        lost = spill.from_peak(class_history_of(self.metrics), known)
+        if lost:
+            found["from_peak"] = lost
+        if found:
+            self.write([{"phase": phase.index, "action": phase.action, **found}])
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         self.metrics += lines
@@ -120,9 +147,11 @@ class Observer:
         """Everything that is recorded at the end of a phase; `before` are the factors that it began with."""
         self.score(phase.index, phase.action, epoch, step, end=True)
         self.profile(phase, before)
-        found = measures(self.plan, history_of(self.metrics), phase.index)
+        weights = weights_of(self.plan.groups, self.metrics)
+        found = measures(self.plan, history_of(self.metrics), phase.index, weights)
         if found:
             self.write([{"phase": phase.index, "action": phase.action, "measures": found}])
+        self.look_at_forgotten(phase)
         told = guard.figures(phase)
         if told:
             self.write([{"phase": phase.index, "action": phase.action, "guard": told}])

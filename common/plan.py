@@ -33,6 +33,7 @@ class Phase:
     keep:   classes that the phase must not damage (computed, see `Plan`).
     gone:   classes that earlier phases have forgotten, and that this one does not learn again.
     unknown: classes that no phase up to now has learned, those of this phase included where it learns.
+    later:  classes that are known and neither trained nor kept: a later phase forgets them.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Phase:
     keep: tuple[str, ...]
     gone: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -115,7 +117,8 @@ class Plan:
         unknown = list(self.learned_groups)
         for index, (action, names) in enumerate(self.steps, 1):
             now, gone = [n for n in keep if n not in names], [n for n in gone if n not in names]
-            sets = (names, now, gone, unknown)
+            elsewhere = {*names, *now, *gone, *unknown, *self.missing}
+            sets = (names, now, gone, unknown, [n for n in self.groups if n not in elsewhere])
             result.append(Phase(index, action, names, *(self._classes(each) for each in sets)))
             if action == "learn":
                 keep, unknown = now + list(names), [n for n in unknown if n not in names]

@@ -15,7 +15,8 @@ from common import distributed
 
 EVERY = 30.0  # seconds between two lines in a log
 CHUNK = 4096  # items handed to the threads at a time
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Progress:

@@ -19,9 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from common.claim import PART, Claim
 from common.errors import UserError
 from common.knobs import knob
+from common.schema import checked_json, read_json
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 REFERENCES = "references.json"
@@ -31,6 +34,33 @@ RESULTS = (
     *("model/swap.json", "model/model.safetensors"),
 )
 Callback = Callable[[str, Mapping[str, Any]], None]
+
+
+class Begun(msgspec.Struct):
+    """config.json of anything that took a folder."""
+
+    identity: dict[str, Any]
+
+
+class PlanEntry(msgspec.Struct):
+    """What config.json says of a plan, as far as it must be there."""
+
+    groups: dict[str, list[str]]
+    steps: list[tuple[str, list[str]]] = []
+    name: str = ""
+
+
+class Identity(msgspec.Struct):
+    """What config.json compares."""
+
+    plan: PlanEntry
+
+
+class RunConfig(msgspec.Struct):
+    """config.json, as far as it must be there."""
+
+    identity: Identity
+    flags: dict[str, Any] = {}
 
 
 @dataclass
@@ -77,16 +107,26 @@ def save_tensors(path: Path, data: Any) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run. Raises UserError when it is none."""
+    advice = "it is not the record of a run; name the --output-dir of a finished run"
+    data: dict[str, Any] = checked_json(folder / "config.json", RunConfig, advice)
+    return data
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict):
+            break
+        records.append(record)
     return records
 
 
@@ -160,7 +200,7 @@ class Run:
         config = self.path("config.json")
         if not (config.exists() and self._begun()):
             return
-        found, own = read_json(config).get("identity", {}), json.loads(json.dumps(identity, default=str))
+        found, own = checked_json(config, Begun)["identity"], json.loads(json.dumps(identity, default=str))
         different = first_difference({key: found.get(key) for key in own}, own)
         if different:
             key, old, new = different
@@ -244,16 +284,6 @@ class Run:
         gallery = read_json(path) if path.exists() else {}
         gallery[moment] = [{**item._asdict(), "picture": base64.b64encode(item.picture).decode()} for item in items]
         write_json(path, gallery)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises UserError when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except json.JSONDecodeError:
-        raise UserError(f"{path} is damaged; remove the folder or add --overwrite.") from None
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:

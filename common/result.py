@@ -110,7 +110,7 @@ def _settings(session: Session, values: Mapping[str, Any], given: Mapping[str, A
     """The settings of a swap by flag name, checked as flags are."""
     parser = commands.run_parser(session, "swap", _as_words(values))
     apply_values(parser, {name: value for name, value in values.items() if name != "reference"}, "")
-    return settings_from(commands.run_kinds(session, "swap"), vars(parser.parse_args([])), **given)
+    return settings_from(session.run_kinds("swap"), vars(parser.parse_args([])), **given)
 
 
 def _as_words(values: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,8 @@ from common.config import Parser
 from common.domain import Domain
 from common.errors import UserError
 from common.plan import Plan
-from common.record import read_json
+from common.record import read_run_config
+from common.schema import read_json
 from common.settings import Settings
 from common.splits import resolve
 
@@ -125,6 +126,10 @@ class Session:
         """Defaults of the flags of a verb, given the command line."""
         return self.defaults.get(verb, {})
 
+    def run_kinds(self, verb: str) -> tuple[type, ...]:
+        """The domain's dataclasses of flags of swap or pretrain."""
+        return (*(self.swap_flags if verb == "swap" else self.pretrain_flags), self.source, self.view)
+
     def extend(self, parser: Parser, argv: Sequence[str]) -> None:
         """Adds to any verb's parser but check's what a dataclass cannot say; sets defaults that win over files."""
 
@@ -201,7 +206,7 @@ class Session:
             flags = {**given, "checkpoint": str(path)}
             return Loaded(self.base(flags), flags, {}, {})
         record = read_run_config(folder)
-        flags = self.joined(record["flags"], given)
+        flags = self.joined(record.get("flags", {}), given)
         groups = {name: tuple(classes) for name, classes in record["identity"]["plan"]["groups"].items()}
         if (folder / "model").is_dir() and model is not None:
             info = read_json(folder / "model" / adapters.SWAP)
@@ -256,13 +261,3 @@ class Session:
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         """Writes the model, adapters merged, as one of `formats`; the file or folder written."""
         raise NotImplementedError
-
-
-def read_run_config(folder: Path) -> dict[str, Any]:
-    """config.json of a run. Raises UserError when it is none."""
-    record = read_json(folder / "config.json")
-    if not isinstance(record, dict) or "flags" not in record or "plan" not in record.get("identity", {}):
-        raise UserError(
-            f"{folder / 'config.json'} is not the record of a run; name the --output-dir of a finished run."
-        )
-    return record

@@ -18,7 +18,8 @@ from common.averaging import MovingAverage
 from common.domain import Batch, Domain
 from common.errors import UserError
 from common.guard import Guard, GuardConfig
-from common.methods._base import Method, Position, Step
+from common.methods._base import Position, Step
+from common.objective import Objective
 from common.observer import Factors, Observer, factors
 from common.plan import Phase, Plan
 from common.plan_file import PlanConfig
@@ -72,22 +73,6 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
 
 
 Batches = Iterator[tuple[Batch, Batch | None, Batch | None]]  # target, keep and gone
-
-
-class Objective(nn.Module):
-    """model + method as one module whose forward is the loss: what DDP wraps, so that a method may run the
-    model as often as it likes before the one backward."""
-
-    def __init__(self, model: nn.Module, method: Method, guard: Guard, format: str, device: torch.device) -> None:
-        super().__init__()
-        self.model, self.own = model, method.own
-        self.settings = (method, guard, format, device)
-
-    def forward(self, step: Step) -> Tensor:
-        method, guard, format, device = self.settings
-        with precision.autocast(format, device):
-            loss = method.loss(step)
-            return loss if step.gone is None else loss + guard.loss(step)
 
 
 class Trainer:
@@ -171,7 +156,8 @@ class Trainer:
             with self.stop.listening():
                 if not self.observer.metrics:
                     self.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
-                    self.observer.show("before")
+                    self.observer.expect()
+                self.observer.show("before")
                 for phase in self.plan.phases[self.done["phase"] - 1 :]:
                     self._train(phase)
             if not self.observer.exported():  # taken away or damaged since
@@ -389,9 +375,7 @@ class Trainer:
         state = distributed.from_main(read_state(path) if distributed.is_main() else None)
         if state is None:
             if self.run.path("done.json").exists():
-                raise UserError(
-                    f"{path} of a finished run is gone; it goes on without it: add --overwrite to train anew."
-                )
+                raise UserError(f"{path} of a finished run is gone: add --overwrite to train anew.")
             self._cut(0, 0)
             return
         fill(self.model, state["model"])

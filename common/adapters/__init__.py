@@ -8,8 +8,9 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
@@ -18,11 +19,45 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.lora import Adapter, adapters, inject, put_back
-from common.record import read_json, write_bytes, write_json
+from common.record import write_bytes, write_json
 from common.rows import put_rows
+from common.schema import checked_json
 
 WEIGHTS, CONFIG, SWAP, CARD = "adapter_model.safetensors", "adapter_config.json", "swap.json", "README.md"
 PREFIX = "base_model.model."
+AGAIN = "the command of its run writes it again"
+
+
+class Layout(msgspec.Struct):
+    """How an adapter's layer is made of its tensors."""
+
+    parts: int
+    rank: Annotated[int, msgspec.Meta(ge=1)]
+    scale: float
+
+
+class Fingerprint(msgspec.Struct):
+    """See `fingerprint`."""
+
+    parameters: int | None  # None beside an adapter that was taken out of a stack
+    mean_abs: dict[str, float] | list[float]  # by layer; in their order in older files
+
+
+class SwapFile(msgspec.Struct):
+    """swap.json beside an adapter, as far as it must be there."""
+
+    rows: dict[str, list[int]]
+    layers: dict[str, Layout]
+    base: Fingerprint
+    weights: str
+    classes: list[str] = []
+
+
+class ModelFile(msgspec.Struct):
+    """swap.json beside a whole model, likewise."""
+
+    tied: dict[str, str]
+    classes: list[str] = []
 
 
 def save(
@@ -112,7 +147,9 @@ def fingerprint(model: nn.Module, rows: Mapping[str, list[int]]) -> dict[str, An
 
 def _same_base(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     sizes = saved["mean_abs"]  # by name, or in the order of the layers
-    sizes = [sizes[name] for name in own["mean_abs"]] if isinstance(sizes, dict) else sizes
+    sizes = [sizes.get(name, math.nan) for name in own["mean_abs"]] if isinstance(sizes, dict) else sizes
+    if len(sizes) != len(own["mean_abs"]):
+        return False
     pairs = zip(sizes, own["mean_abs"].values(), strict=True)
     known = saved["parameters"] in (None, own["parameters"])
     return known and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
@@ -200,7 +237,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = Path(folder)
     if not (folder / SWAP).exists():
         raise UserError(f"{folder} holds no adapter ({SWAP} is missing); name the adapter/ folder of a finished run.")
-    info = read_json(folder / SWAP)
+    info = checked_json(folder / SWAP, SwapFile, AGAIN)
     data, tensors = read_tensors(folder / WEIGHTS)
     if info["weights"] != digest(data):
         raise UserError(
@@ -285,7 +322,7 @@ def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any]) ->
 
 def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(swap.json, tensors) of a folder with a whole model. Raises UserError when there is none or it is damaged."""
-    info = read_json(Path(folder) / SWAP)
+    info = checked_json(Path(folder) / SWAP, ModelFile, AGAIN)
     return info, read_tensors(Path(folder) / "model.safetensors")[1]
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from common import adapters
 from common.adapters import PREFIX
 from common.errors import UserError
-from common.record import read_json, write_bytes, write_json
+from common.record import write_bytes, write_json
+from common.schema import read_json
 
 MERGED = "model/model.safetensors"
 

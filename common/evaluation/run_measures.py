@@ -12,18 +12,24 @@ from common.plan import Phase, Plan
 History = Sequence[Mapping[str, float]]  # group -> score; [0] before training, [i] after phase i
 
 
-def pooled(classes: Mapping[str, Sequence[str]], groups: Sequence[str], scores: Mapping[str, float]) -> float | None:
-    """One score of several groups, weighted by their number of classes; None where none of them has a score.
+Weights = Mapping[str, int]  # group -> what its score counts: test items, or classes for a mean over classes
 
-    classes: group -> its classes.
-    """
+
+def pooled(weights: Weights, groups: Sequence[str], scores: Mapping[str, float]) -> float | None:
+    """One score of several groups, weighted; None where none of them has a score."""
     known = [g for g in groups if g in scores]
-    count = sum(len(classes[g]) for g in known)
-    return sum(scores[g] * len(classes[g]) for g in known) / count if count else None
+    count = sum(weights[g] for g in known)
+    return sum(scores[g] * weights[g] for g in known) / count if count else None
 
 
-def _pooled(plan: Plan, groups: Sequence[str], scores: Mapping[str, float]) -> float:
-    found = pooled(plan.groups, groups, scores)
+def weights_of(groups: Mapping[str, Sequence[str]], metrics: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The weights of groups by the lines of metrics.jsonl; the number of classes where a record does not tell."""
+    told = {line["group"]: line["weight"] for line in metrics if line.get("weight")}
+    return {group: told.get(group, len(classes)) for group, classes in groups.items()}
+
+
+def _pooled(weights: Weights, groups: Sequence[str], scores: Mapping[str, float]) -> float:
+    found = pooled(weights, groups, scores)
     assert found is not None, "every group of a plan is scored at every moment"
     return found
 
@@ -42,7 +48,7 @@ def groups_of(groups: Mapping[str, Sequence[str]], classes: Iterable[str]) -> li
     return [name for name, members in groups.items() if members and chosen.issuperset(members)]
 
 
-def forget_measures(plan: Plan, history: History, index: int) -> dict[str, float]:
+def forget_measures(plan: Plan, history: History, index: int, weights: Weights | None = None) -> dict[str, float]:
     """The published quantities of forget phase `index`, in points; {} for a learn phase.
 
     forget:  Acc_f, the classes forgotten in this phase.       drop: by how much they fell since before the run.
@@ -53,27 +59,28 @@ def forget_measures(plan: Plan, history: History, index: int) -> dict[str, float
 
     Source: GS-LoRA, arXiv:2501.09705, section 5 and tables 2-5.
     """
-    phase, now = plan.phases[index - 1], history[index]
+    phase, now, weights = plan.phases[index - 1], history[index], weights or weights_of(plan.groups, [])
     if phase.action != "forget":
         return {}
     kept = groups_of(plan.groups, phase.keep)
-    before, start, forgotten = (_pooled(plan, phase.groups, s) for s in (history[0], history[index - 1], now))
-    fall, retain = drop(before, forgotten), pooled(plan.groups, kept, now)
+    before, start, forgotten = (_pooled(weights, phase.groups, s) for s in (history[0], history[index - 1], now))
+    fall, retain = drop(before, forgotten), pooled(weights, kept, now)
     found = {"forget": forgotten, "retain": retain, "drop": fall}
     old = [g for g in standing(plan.phases, index - 1, "forget") if g not in phase.groups]
-    found |= {"old": pooled(plan.groups, old, now), "missing": pooled(plan.groups, plan.missing, now)}
+    found |= {"old": pooled(weights, old, now), "missing": pooled(weights, plan.missing, now)}
     if plan.missing:
-        retain = found["retain_all"] = pooled(plan.groups, [*kept, *plan.missing], now)
+        retain = found["retain_all"] = pooled(weights, [*kept, *plan.missing], now)
     if retain is not None:
         found |= {"h_mean": h_mean(retain, fall), "h_mean_phase": h_mean(retain, drop(start, forgotten))}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]:
+def learn_measures(plan: Plan, history: History, index: int, weights: Weights | None = None) -> dict[str, float]:
     """LibContinual's measures over the tasks learned so far and never unlearned, in points; {} below two tasks.
 
     A task is a group that a phase learned; the first one is all that the model knew before.
     """
+    weights = weights or weights_of(plan.groups, [])
     gone = {*standing(plan.phases, index, "forget"), *plan.missing}
     first = [g for g in plan.groups if g not in plan.learned_groups and g not in gone]
     moments: list[tuple[int, list[str]]] = [(0, first)] if first else []
@@ -84,9 +91,9 @@ def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]
             moments.append((phase.index, own))
     if len(moments) < 2 or not any(i for i, _ in moments):
         return {}
-    table = [[_pooled(plan, groups, history[i]) for _, groups in moments] for i, _ in moments[:-1]]
-    table.append([_pooled(plan, groups, history[index]) for _, groups in moments])
-    sizes = [sum(len(plan.groups[g]) for g in groups) for _, groups in moments]
+    table = [[_pooled(weights, groups, history[i]) for _, groups in moments] for i, _ in moments[:-1]]
+    table.append([_pooled(weights, groups, history[index]) for _, groups in moments])
+    sizes = [sum(weights[g] for g in groups) for _, groups in moments]
     return {
         "last": continual.last_accuracy(table, sizes),
         "average": continual.average_accuracy(table, sizes),
@@ -95,9 +102,12 @@ def learn_measures(plan: Plan, history: History, index: int) -> dict[str, float]
     }
 
 
-def measures(plan: Plan, history: History, index: int) -> dict[str, float]:
-    """All that can be said after phase `index`: of its forgetting, and of everything learned so far."""
-    return forget_measures(plan, history, index) | learn_measures(plan, history, index)
+def measures(plan: Plan, history: History, index: int, weights: Weights | None = None) -> dict[str, float]:
+    """All that can be said after phase `index`: of its forgetting, and of everything learned so far.
+
+    weights: what a group's score counts; by default the number of its classes.
+    """
+    return forget_measures(plan, history, index, weights) | learn_measures(plan, history, index, weights)
 
 
 def history_of(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -106,4 +116,13 @@ def history_of(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     for line in metrics:
         if line.get("end") and "score" in line:
             found.setdefault(line["phase"], {})[line["group"]] = line["score"]
+    return [found[i] for i in sorted(found)]
+
+
+def class_history_of(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Class -> score, before training and at the end of every phase, from the lines of metrics.jsonl."""
+    found: dict[int, dict[str, float]] = {}
+    for line in metrics:
+        if line.get("end") and "per_class" in line:
+            found.setdefault(line["phase"], {}).update(line["per_class"])
     return [found[i] for i in sorted(found)]

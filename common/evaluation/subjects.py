@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import adapters, commands
+from common import adapters
 from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
 from common.evaluation.run_measures import standing
 from common.plan import from_record
-from common.session import Session, read_run_config
+from common.record import read_run_config
+from common.session import Session
 from common.settings import Settings, settings_from
 from common.trainer import run_plan
 
@@ -69,7 +70,7 @@ class Case:
         self.known = [*self.retained, *self.learned]
 
     def _settings(self, verb: str, flags: Mapping[str, Any], **given: Any) -> Settings:
-        return settings_from(commands.run_kinds(self.session, verb), flags, **given)
+        return settings_from(self.session.run_kinds(verb), flags, **given)
 
     def _domain(self, changes: Mapping[str, Any], **given: Any) -> Domain:
         """The domain of a swap with the run's flags, these changed."""

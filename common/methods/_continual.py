@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.errors import UserError
 from common.exemplars import STRATEGIES, ExemplarConfig
 from common.knobs import knob
 from common.methods._base import Method, Step, Taught
@@ -53,6 +54,8 @@ class Continual(Taught):
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
+        if config.new_rows_only and not domain.plain_loss:
+            raise UserError("`--new-rows-only` is for models that train with plain cross-entropy; leave it out here.")
         self._memory: Memory | None = None
         self.chosen: tuple[int, ...] = ()
 
@@ -74,7 +77,7 @@ class Continual(Taught):
         """The supervised loss of a learn phase, cross-entropy with wrong labels in a forget phase."""
         if step.phase.action == "learn":
             rows = self.domain.classes.rows(step.phase.target) if self.config.new_rows_only else []
-            return step.log("target", target.loss - outside(target.scores, rows) if rows else target.loss)
+            return step.log("target", among(target, rows) if rows else target.loss)
         labels = relabelled(self.domain, step.phase, target.labels, self.config.published_relabel)
         return step.log("relabelled", cross_entropy(target.scores, labels))
 
@@ -112,7 +115,7 @@ class Continual(Taught):
 
     def epoch_items(self, phase: Phase) -> int:
         """The keep set, unless only a memory of it or nothing of it is used: then the target set."""
-        if self.memory is not None or not self.reads_keep(phase):
+        if self.memory is not None or not self.reads_keep(phase) or getattr(self.config, "published_epochs", False):
             return self.domain.size(phase.target, train=True)
         return super().epoch_items(phase)
 
@@ -126,15 +129,15 @@ class Continual(Taught):
         return self._memory
 
 
-def outside(scores: Tensor, rows: list[int]) -> Tensor:
-    """Mean -log of the share of the softmax over all rows of `scores` [N, C] that falls to `rows`. Scalar, in nats.
-
-    Cross-entropy over all rows, less this, is cross-entropy over `rows` alone.
-    """
-    return (scores.logsumexp(1) - scores[:, rows].logsumexp(1)).sum() / max(1, len(scores))
+def among(prediction: Prediction, rows: list[int]) -> Tensor:
+    """Mean cross-entropy of the softmax over `rows` alone; items of other classes do not count. Scalar, in nats."""
+    chosen = torch.tensor(rows, device=prediction.labels.device)
+    own = prediction.labels[:, None] == chosen  # [N, R]
+    known = own.any(1)
+    return cross_entropy(prediction.scores[known][:, chosen], own[known].float().argmax(1))
 
 
 def old_rows(domain: Domain, phase: Phase, scores: Tensor) -> Tensor:
-    """Indices of the logits that the phase does not train: the classes known before a learn phase."""
-    target = set(domain.classes.rows(phase.target))
-    return torch.tensor([r for r in range(scores.shape[1]) if r not in target], device=scores.device)
+    """Indices of the logits of classes known before a learn phase: not its own, nor those of later phases."""
+    new = set(domain.classes.rows((*phase.target, *phase.unknown)))
+    return torch.tensor([r for r in range(scores.shape[1]) if r not in new], device=scores.device)

@@ -85,6 +85,16 @@ class Quadratic:
             old["weight"][key] = total
         old["rest"] = rest
 
+    @torch.no_grad()
+    def shift(self, name: str, start: Weights, end: Weights) -> None:
+        """Takes an update out of the anchors of the terms that were added after this one, where terms are apart."""
+        names = list(self.terms)
+        for later in names[names.index(name) + 1 :] if name in names else []:
+            anchor = self.terms[later]["anchor"]
+            self.terms[later]["anchor"] = {
+                key: value - (end[key] - start[key]) if key in end else value for key, value in anchor.items()
+            }
+
     def drop(self, name: str) -> None:
         """Takes a term out, where terms are kept apart."""
         self.terms.pop(name, None)

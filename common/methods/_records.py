@@ -58,22 +58,23 @@ class Records:
         self.kept.append(record)
         self.start = {}
 
-    def unlearn(self, model: nn.Module, groups: Sequence[str]) -> list[str]:
-        """Takes out the updates of these groups, the newest first; returns the groups taken out.
+    def unlearn(self, model: nn.Module, groups: Sequence[str]) -> list[dict[str, Any]]:
+        """Takes out the updates of these groups, the newest first; returns the records taken out.
 
         Groups without a record (pretrained, expired, or learned together with others that stay) are left as
         they are, with a warning.
         """
-        wanted, done = set(groups), []
+        wanted, done, found = set(groups), [], []
         for record in reversed(list(self.kept)):
             if set(record["groups"]) <= wanted:
                 take_out(model, record["start"], record["end"])
                 self.kept = [r for r in self.kept if r is not record]
                 done += record["groups"]
+                found.append(record)
         missing = [g for g in groups if g not in done]
         if missing:
             warnings.warn(f"no recorded update of {', '.join(missing)}: nothing is unlearned there.", stacklevel=2)
-        return done
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -41,8 +41,8 @@ class Amnesiac(Method):
     newest phase (its start is put back bit for bit) and an approximation for earlier ones, on top of which others
     were learned. A record costs two copies of what trains: the whole model, or the adapters with `--trains adapter`.
 
-    EWC measures importances on what each phase learned, keeps one penalty term per phase and drops the term of an
-    unlearned one. DER and DER++ drop unlearned classes from the memory. LwF's teacher is the model at the start of
+    EWC measures importances on what each phase learned, keeps one penalty term per phase, drops the term of an
+    unlearned one and takes its update out of the anchors of later ones, which would pull it back. DER and DER++ drop unlearned classes from the memory. LwF's teacher is the model at the start of
     a phase, which never knows what was unlearned before it (CLArena keeps one teacher per earlier task).
 
     Source: CLArena (arXiv:2507.01189 and its code, `AmnesiacCLAlgorithm`), after Graves et al., AAAI 2021,
@@ -117,9 +117,10 @@ class Amnesiac(Method):
             if not self.config.disable_unlearning:
                 self.records.begin(self.model)
         elif not self.config.disable_unlearning:
-            gone = set(self.records.unlearn(self.model, phase.groups))
-            if isinstance(self, EWC):
-                for name in [name for name in self.penalty.terms if set(name.split("+")) <= gone]:
+            for record in self.records.unlearn(self.model, phase.groups):
+                if isinstance(self, EWC):
+                    name = "+".join(record["groups"])
+                    self.penalty.shift(name, record["start"], record["end"])
                     self.penalty.drop(name)
 
     def end_phase(self, phase: Phase) -> None:

@@ -17,8 +17,9 @@ from common.plan import Phase
 class DER(Continual):
     """L(target) [wrong labels when forgetting] + logit_weight mean (o(x_keep) - o_teacher(x_keep))^2.
 
-    The paper stores the logits that a buffered item had when it was seen; here the model before the phase gives
-    them, which is the same for items seen before it and needs no storage. No rehearsal loss (that is DER++).
+    The paper stores the logits that a buffered item had when it entered the buffer; here the model before the phase
+    gives them anew (`teacher` "pretrained": the model before the first phase), so that what earlier phases changed
+    in them is not pulled back. No rehearsal loss (that is DER++).
 
     Source: Buzzega et al., NeurIPS 2020, arXiv:2004.07211, eq. 5. As a baseline of GS-LoRA, arXiv:2501.09705,
     lambda is 0.01, but there the squared norm is of embeddings and summed over the batch:
@@ -31,6 +32,7 @@ class DER(Continual):
     class Config(Continual.Config):
         rehearse: bool = knob(False, "train on the keep labels too")
         logit_weight: float = knob(0.5, "weight of the squared error; alpha in the paper")
+        published_epochs: bool = knob(False, "an epoch passes over the classes that a phase trains, as published")
         published_embeddings: bool = knob(False, "match embeddings, summed over the batch, as GS-LoRA's baseline does")
 
     def reads_keep(self, phase: Phase) -> bool:

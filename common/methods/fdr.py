@@ -29,6 +29,7 @@ class FDR(Continual):
     class Config(Continual.Config):
         rehearse: bool = knob(False, "train on the keep labels too")
         output_weight: float = knob(1.0, "weight of the distance; lambda in the paper")
+        published_epochs: bool = knob(False, "an epoch passes over the classes that a phase trains, as published")
         outputs: str = knob("probabilities", "what is compared", ["probabilities", "logits"])
 
     def reads_keep(self, phase: Phase) -> bool:

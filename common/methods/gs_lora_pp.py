@@ -59,6 +59,8 @@ class GSLoRApp(GSLoRA):
         known = [*phase.keep, *(phase.target if phase.action == "forget" else ())]
         if self.config.published_prototypes:
             self.prototypes = {}
+        else:  # those of later phases too: they are to be the pretrained model's
+            known += phase.later
         new = [c for c in known if self.domain.classes.row(c) not in self.prototypes]
         if new:
             self.prototypes |= training_means(self, new)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.domain import Domain, Prediction
+from common.errors import UserError
 from common.knobs import knob
 from common.methods._base import Step
 from common.methods._continual import Continual
@@ -49,6 +50,11 @@ class ICaRL(Continual):
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
         self.head = linear_head(domain, model, "icarl")
+        if config.classifier == "nearest_mean" and self.head.bias is None:
+            raise UserError(
+                "iCaRL's means as a classifier need a bias that silences unknown classes, and this model's head has "
+                "none; use --classifier head."
+            )
         self.trained_head: dict[str, Tensor] = {}
 
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
@@ -95,12 +101,11 @@ class ICaRL(Continual):
         assert self.memory is not None, "this method memorises"
         means = training_means(self, classes, normalize=True, items=self.memory.positions(classes))
         self.head.weight.zero_()
-        if self.head.bias is not None:
-            self.head.bias.fill_(UNKNOWN)
+        assert self.head.bias is not None, "__init__ asks for one"
+        self.head.bias.fill_(UNKNOWN)
         for row, mean in means.items():
             self.head.weight[row] = F.normalize(mean, dim=0).to(self.head.weight)
-            if self.head.bias is not None:
-                self.head.bias[row] = 0
+            self.head.bias[row] = 0
 
 
 METHOD = ICaRL

@@ -32,8 +32,8 @@ class LIRF(Unlearning):
     + keep_weight L(keep),
 
     KD_S = T^2 KL(softmax(o_t[S] / T) || softmax(o[S] / T)) over the logits S of the classes that are not, or are,
-    being forgotten; a = mean over tokens of the squared output of the last lower block, entries below 0.005
-    set to 0, then brought to length 1.
+    being forgotten; a = mean over tokens of the squared output of the last lower block, brought to length 1,
+    then entries below 0.005 set to 0.
 
     The lower half is everything registered before the middle one of the blocks that carry adapters
     (`Domain.lora_targets`), which fits Transformers: stem, embeddings and the first half of the blocks. Only
@@ -56,6 +56,7 @@ class LIRF(Unlearning):
     class Config(Unlearning.Config):
         trains: str = knob("backbone", "what moves", ["backbone"])
         keep_weight: float = knob(5.0, "weight of the keep loss")
+        published_epochs: bool = knob(False, "an epoch passes over the classes that a phase trains, as published")
         alpha: float = knob(0.1, "share of distillation against labels")
         temperature: float = knob(10.0, "softens distributions; T_L")
         attention_weight: float = knob(300.0, "push of the middle features")
@@ -82,6 +83,11 @@ class LIRF(Unlearning):
         self.own = copy.deepcopy(model, shared)
         for name, parameter in self.own.named_parameters():
             parameter.requires_grad_(name in low and parameter.requires_grad)
+
+    def epoch_items(self, phase: Phase) -> int:
+        return (
+            self.domain.size(phase.target, train=True) if self.config.published_epochs else super().epoch_items(phase)
+        )
 
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
@@ -124,7 +130,8 @@ class LIRF(Unlearning):
             prediction = self.domain.predict(model, batch)
         tokens = outputs[-1].float()
         square = tokens.square().flatten(1, -2).mean(1) if tokens.dim() > 2 else tokens.square()  # [N, D]
-        return prediction, F.normalize(square * (square >= 0.005), dim=-1)
+        attention = F.normalize(square, dim=-1)
+        return prediction, attention * (attention >= 0.005)
 
 
 @contextmanager

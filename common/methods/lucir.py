@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from common import distributed
 from common.domain import Domain, Prediction
 from common.knobs import knob
+from common.losses import HIDDEN
 from common.methods._base import Step
 from common.methods._continual import Continual
 from common.methods._head import linear_head, training_means
@@ -70,14 +71,19 @@ class LUCIR(Continual):
         rows = self.head.weight[: len(self.domain.classes)]
         return F.normalize(embedding.float(), dim=-1) @ F.normalize(rows.float(), dim=-1).T
 
+    def known(self, phase: Phase, cosine: Tensor) -> Tensor:
+        """The cosines without the rows of classes that only later phases learn: they take no part in the softmax."""
+        later = [r for r in self.domain.classes.rows(phase.unknown) if r not in self.domain.classes.rows(phase.target)]
+        return cosine.index_fill(1, torch.tensor(later, device=cosine.device, dtype=torch.long), HIDDEN)
+
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         labels = target.labels
         if step.phase.action == "forget":
             labels = relabelled(self.domain, step.phase, labels, self.config.published_relabel)
-        cosine, scale = self.cosines(target.embedding), self.own["scale"]
+        cosine, scale = self.known(step.phase, self.cosines(target.embedding)), self.own["scale"]
         loss = step.log("target", cross_entropy(scale * cosine, labels))
         if keep is not None:
-            old = self.cosines(keep.embedding)
+            old = self.known(step.phase, self.cosines(keep.embedding))
             loss = loss + self.config.keep_weight * step.log("keep", cross_entropy(scale * old, keep.labels))
             loss = loss + self.retain(step, target, keep, old)
         unused = target.scores.sum() * 0.0  # the bias has no part in a cosine; DDP wants a gradient for it

@@ -32,6 +32,7 @@ class LwF(Continual):
     @dataclass
     class Config(Continual.Config):
         distil_weight: float = knob(0.5, "weight of the distillation; lambda_kd")
+        published_epochs: bool = knob(False, "an epoch passes over the classes that a phase trains, as published")
         temperature: float = knob(2.0, "softens both distributions")
         published_no_distillation: bool = knob(
             False, "leave the distillation term out, as the published baseline does in effect"

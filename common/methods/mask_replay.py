@@ -33,9 +33,9 @@ class MaskReplay(Replay, Taught):
     @dataclass
     class Config(Replay.Config):
         mask_weight: float = knob(
-            1.0, "weight of the distance to the old answers without the forgotten classes", least=0
+            4.0, "weight of the distance to the old answers without the forgotten classes", least=0
         )
-        mask_temperature: float = knob(0.5, "below 1 makes these answers surer than the old model's", above=0)
+        mask_temperature: float = knob(0.3, "below 1 makes these answers surer than the old model's", above=0)
 
     def begin_phase(self, phase: Phase) -> None:
         self.teacher = Teacher(self.model) if phase.action == "forget" and self.domain.exclusive else None

@@ -25,7 +25,8 @@ class SCRUB(Unlearning):
     min step: ce_weight L(keep) + distil_weight KD(keep) + S
 
     KD(x) = T^2 KL(softmax(o_before / T) || softmax(o / T)); S = smoothing sum_n ||theta_n - mean theta_n||_F, the
-    mean being a running average renewed once per round (0.9 old + 0.1 new), 0 here and 0.1 in scrub_s.
+    mean being a running average that starts as the model before the phase and is renewed once per round (0.9 old + 0.1
+    new); smoothing is 0 here and 0.1 in scrub_s.
 
     A phase holds `rounds` rounds; in the first `max_share` of each, every epoch starts with one pass of max
     steps over the forget set (at most half the epoch), the rest are min steps, so that the model recovers.
@@ -54,6 +55,8 @@ class SCRUB(Unlearning):
     def begin_phase(self, phase: Phase) -> None:
         super().begin_phase(phase)
         self.average.values = []
+        if phase.action == "forget" and self.config.smoothing:
+            self.average.update()
 
     def is_max(self, step: Step) -> bool:
         """Whether this step drives the model away on the forget set."""

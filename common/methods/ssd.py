@@ -20,7 +20,8 @@ class SSD(Unlearning):
     """forget, in one go and without training: theta_n <- beta_n theta_n where D_f,n > alpha D_n, with
 
     beta_n = min(lambda D_n / D_f,n, 1); D and D_f are the mean squared gradients (diagonal Fisher matrices) of
-    all data (kept and forgotten) and of the forget set.
+    all data (kept and forgotten) and of the forget set. D = (N_k D_k + N_f D_f) / (N_k + N_f) with the sizes that the
+    two sets have before a share of them is drawn, so that no share moves the threshold.
 
     Acts on the weights themselves, so that adapters on a frozen model are no choice here.
 
@@ -43,12 +44,20 @@ class SSD(Unlearning):
         if phase.action == "learn":
             return
         forget = self._importance(phase.target)
-        everything = self._importance((*phase.keep, *phase.target))
+        everything = self._of_all(phase, forget)
         with torch.no_grad():
             for name, p in trained(self.model).items():
                 d, d_f = everything[name], forget[name]
                 beta = (self.config.dampening * d / d_f.clamp_min(torch.finfo(d_f.dtype).tiny)).clamp_max(1)
                 p.mul_(torch.where(d_f > self.config.selection * d, beta, torch.ones_like(beta)).to(p.dtype))
+
+    def _of_all(self, phase: Phase, forget: Weights) -> Weights:
+        """D, from the importances of the forget set and those of the keep set."""
+        if not phase.keep:
+            return forget
+        kept, sizes = self._importance(phase.keep), [self.domain.whole_size(c) for c in (phase.keep, phase.target)]
+        share = sizes[1] / max(1, sum(sizes))
+        return {name: torch.lerp(value, forget[name], share) for name, value in kept.items()}
 
     def _importance(self, classes: tuple[str, ...]) -> Weights:
         batches = self.pass_over(classes, self.config.fisher_batch)

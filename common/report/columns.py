@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from common.errors import UserError
-from common.record import REFERENCES, read_json
+from common.record import REFERENCES
 from common.report.runs import RunRecord
+from common.schema import read_json
 
 Runs = Sequence[RunRecord]
 

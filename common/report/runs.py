@@ -10,11 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from common.errors import UserError
-from common.evaluation.run_measures import groups_of, pooled, standing
+from common.evaluation.run_measures import groups_of, pooled, standing, weights_of
 from common.evaluation.scores import drop, h_mean
 from common.plan import ACTIONS, Phase
-from common.record import DETAILS, METRICS, STEPS, read_json, read_lines
+from common.record import DETAILS, METRICS, STEPS, read_lines, read_run_config
+from common.schema import checked_json
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,14 @@ class RunRecord:
     def phases(self) -> list[Phase]:
         """The phases as the run carried them out."""
         found = self.config.get("phases", [])
-        names = ("groups", "target", "keep", "gone", "unknown")  # records from before the last two existed lack them
+        names = (
+            "groups",
+            "target",
+            "keep",
+            "gone",
+            "unknown",
+            "later",
+        )  # records from before the last three existed lack them
         return [Phase(p["index"], p["action"], *(tuple(p.get(name, ())) for name in names)) for p in found]
 
     @property
@@ -96,6 +106,11 @@ class RunRecord:
     def adapters(self) -> list[Mapping[str, Any]]:
         """One line per finished phase: adapter norms, how far they moved, zero groups. Empty without adapters."""
         return [line for line in self.lines if "adapter_norm" in line]
+
+    def latest(self, name: str) -> Mapping[str, Any]:
+        """What the last finished phase tells under a name of metrics.jsonl, by class; {} where it tells nothing."""
+        last = len(self.moments) - 1
+        return next((line[name] for line in self.lines if name in line and line["phase"] == last), {})
 
     @cached_property
     def moments(self) -> list[Moment]:
@@ -136,8 +151,9 @@ class RunRecord:
         return self.standing(group, len(self.phases))
 
     def pooled(self, groups: Sequence[str], moment: Moment) -> float | None:
-        """One score for several groups, weighted by their number of classes; None where nothing was scored."""
-        return pooled(self.groups, groups, moment.scores)
+        """One score for several groups, weighted by their test items, or their classes for a mean over classes; None
+        where nothing was scored."""
+        return pooled(weights_of(self.groups, self.lines), groups, moment.scores)
 
 
 @dataclass(frozen=True)
@@ -175,6 +191,16 @@ def forgetting(run: RunRecord, index: int) -> Forgetting | None:
     return Forgetting(tuple(groups), *drops, *(h_mean(retain, d) for d in drops))
 
 
+class Picture(msgspec.Struct):
+    """An entry of gallery.json: see `common.domain.GalleryItem`; the picture in base64."""
+
+    name: str
+    picture: str
+    truth: str
+    answer: str
+    correct: bool | None
+
+
 def read_run(folder: str | Path) -> RunRecord:
     """The record of a run folder.
 
@@ -185,11 +211,11 @@ def read_run(folder: str | Path) -> RunRecord:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.json; name the --output-dir of a finished swap.")
-    config = read_json(path)
-    if not isinstance(config, dict) or "plan" not in config.get("identity", {}):
-        raise UserError(f"{path} is not the config.json of a run; name the --output-dir of a finished swap.")
-    names = ("gallery.json", "done.json", DETAILS)
-    gallery, done, stored = (read_json(folder / name) if (folder / name).is_file() else None for name in names)
+    config = read_run_config(folder)
+    kinds = {"gallery.json": dict[str, list[Picture]], "done.json": dict[str, Any], DETAILS: dict[str, Any]}
+    gallery, done, stored = (
+        checked_json(folder / name, kind) if (folder / name).is_file() else None for name, kind in kinds.items()
+    )
     lines, steps = read_lines(folder / METRICS), read_lines(folder / STEPS)
     return RunRecord(folder, config, lines, steps, gallery or {}, done, stored or {})
 

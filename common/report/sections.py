@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.record import read_json
 from common.report import details, plots
 from common.report.runs import RunRecord, forgetting
 from common.report.table import NONE, duration, memory
 from common.report.verdict import verdicts
+from common.schema import read_json
 
 PROOF = "proof.json"  # of `prove`, with proof.html beside it
 MANY = 120  # classes of a group; above, the bars show those that changed most
@@ -30,6 +30,7 @@ def section(run: RunRecord, title: str, moved: float | None = None) -> dict[str,
         "verdicts": verdicts(run),
         "rows": score_rows(run),
         "extra": extra_rows(run),
+        "spill": spill_rows(run),
         "facts": facts(run),
         "curves": curves,
         "losses": plots.losses(run),
@@ -73,6 +74,19 @@ def score_rows(run: RunRecord) -> list[dict[str, Any]]:
 def _touched(run: RunRecord, group: str, index: int) -> bool:
     """Whether phase `index` trained the group."""
     return index > 0 and group in run.phases[index - 1].groups
+
+
+def spill_rows(run: RunRecord, most: int = 4) -> list[dict[str, Any]]:
+    """Per forgotten class: its commonest answers in the end, their confidence, the distance to the base's own."""
+    return [
+        {
+            "name": name,
+            "answers": [(answer, 100 * share) for answer, share in list(found["answers"].items())[:most]],
+            "confidence": found["confidence"],
+            "distance": found.get("distance"),
+        }
+        for name, found in run.latest("spill").items()
+    ]
 
 
 def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:

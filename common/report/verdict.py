@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.report.runs import RunRecord
@@ -9,9 +10,13 @@ from common.report.runs import RunRecord
 LEARNED, PARTLY = 0.8, 0.2  # of the score that the retained classes started with
 FORGOTTEN, REMEMBERED = 0.1, 0.7  # of the score before forgetting
 RETAINED, DAMAGED = 3.0, 10.0  # points lost
+SPILLED = 0.5  # total variation of the answers on forgotten items to the base's own without the class
+FROM_PEAK = 10.0  # points below the best score so far
 RULES = (
     "Learned: at least 80 % of the level at which the retained classes began (partly: at least 20 %). Forgot: at most "
-    "10 % of the earlier score is left (partly: at most 70 %). Retained: at most 3 points lost (mostly: at most 10)."
+    "10 % of the earlier score is left (partly: at most 70 %). Retained: at most 3 points lost (mostly: at most 10). "
+    "Warnings: forgotten items get other answers than the base gives without their class (total variation above 0.5), "
+    "or a class that is to be known is more than 10 points below its best."
 )
 
 
@@ -22,6 +27,7 @@ class Verdict:
     word:  "Learned", "Partly forgot", "Retained", ...
     grade: "good", "fair" or "bad": how far the aim was reached; "open" where it cannot be told yet.
     path:  scores in order of time, each with the moment it belongs to.
+    warning: what a score does not tell: where forgotten items went, what was known better before; "" where all is well.
     """
 
     group: str
@@ -30,6 +36,7 @@ class Verdict:
     grade: str
     path: tuple[tuple[str, float], ...]
     classes: tuple[str, ...]
+    warning: str = ""
 
 
 def verdicts(run: RunRecord) -> list[Verdict]:
@@ -55,7 +62,22 @@ def _verdict(run: RunRecord, group: str) -> Verdict:
         word, grade = _forgot(after, max(path[0][1], start))
     else:
         word, grade = _kept(path[0][1] - after)
-    return Verdict(group, role, word, grade, tuple(path), classes)
+    return Verdict(group, role, word, grade, tuple(path), classes, _warning(run, classes))
+
+
+def _warning(run: RunRecord, classes: Sequence[str]) -> str:
+    """One sentence per class that is answered strangely or has lost much, the worst first, at most two."""
+    told = []
+    for name, found in run.latest("spill").items():
+        distance, answers = found.get("distance", 0.0), found["answers"]
+        if name in classes and distance > SPILLED and answers:
+            top, share = max(answers.items(), key=lambda pair: pair[1])
+            text = f"{100 * share:.0f} % of {name} is now called {top}, with confidence {found['confidence']:.2f}."
+            told.append((distance, text))
+    for name, points in run.latest("from_peak").items():
+        if name in classes and points > FROM_PEAK:
+            told.append((points / 100, f"{name} is {points:.0f} points below its best."))
+    return " ".join(text for _, text in sorted(told, reverse=True)[:2])
 
 
 def _level(run: RunRecord, group: str) -> float:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from common.cli import main
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.errors import UserError
-from common.record import read_json, write_bytes, write_json
+from common.record import write_bytes, write_json
 from common.report.columns import USUAL
 from common.report.page import render
 from common.report.runs import read_run, summary
 from common.report.table import csv_text, duration, markdown, tables
+from common.schema import read_json
 from common.sweep import engines, tuning
 from common.sweep.rows import Row, Sweep, read_sweep
 

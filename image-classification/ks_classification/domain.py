@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,11 @@ class ClassificationDomain(Domain):
         taught = {g: [c for c in classes if c not in missing] for g, classes in groups.items()} if training else {}
         if base is not None:
             self._check_head(base)
+        self.plain_loss = base is None or not hasattr(layers.classifier(base), "item_loss")
         if config.eval_margin:
             self.metric_label = "top-1 accuracy with margin (%)"
         used = selection.choose(images.train, taught, roles or {}, self.classes, config, seed) if training else None
+        self._whole = Counter(i.label for i in images.train)
         self.subset = None if used is None else selection.digest(used)
         learnable = {c for classes in taught.values() for c in classes}
         self.items: dict[str, list[Item]] = {}
@@ -118,6 +121,12 @@ class ClassificationDomain(Domain):
 
     def size(self, classes: Sequence[str], *, train: bool) -> int:
         return len(self._indices(classes, train))
+
+    def whole_size(self, classes: Sequence[str]) -> int:
+        return sum(self._whole[c] for c in classes)
+
+    def weight(self, classes: Sequence[str]) -> int:
+        return self.size(classes, train=False)
 
     def _indices(self, classes: Sequence[str], train: bool) -> list[int]:
         found = self._by_class["train" if train else "test"]

@@ -67,7 +67,10 @@ class ClassificationSession(Session):
     source, view = SourceConfig, ImageConfig
     pretrain_flags, predict_flags = (BaseConfig,), (PredictConfig,)
     everyday = ("model", "pretrained", "class_names", "img_size")
-    defaults = {"pretrain": {"method": "finetune", "epochs": 20, "batch_size": 64, "model": "vit_tiny_patch16_224"}}
+    defaults = {
+        "swap": {"lr": 3e-3},  # adapters; methods that train whole models want a tenth of it
+        "pretrain": {"method": "finetune", "epochs": 20, "batch_size": 64, "model": "vit_tiny_patch16_224"},
+    }
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data",)
     base_flags = own_flags = ("pretrained", "cache_dir")

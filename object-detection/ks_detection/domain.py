@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,6 @@ from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
-from common.images import MAX_SIDE
-from common.knobs import Checked, knob
 from common.progress import in_threads
 from common.streams import Draw, Stream, load_batches
 from ks_detection import gallery
@@ -36,78 +33,11 @@ from ks_detection.models.parts.detector import extend_classes, ffn_linears
 from ks_detection.models.parts.padding import pad_images
 from ks_detection.models.parts.postprocess import post_process
 from ks_detection.scores import Found, Scores, Truth, coco_scores
+from ks_detection.view import ImageConfig
 
 MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights
-MANY = 1000  # sizes to draw from
 CANDIDATES = 100  # detections of a picture that count, as in COCO
-RULES = ("ignore", "remove", "exclude")
 ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o_proj")  # linears inside attention
-
-
-@dataclass
-class ImageConfig(Checked):
-    """Images: which objects count, sizes and augmentation."""
-
-    mixed: str = knob(
-        "ignore",
-        "what becomes of objects of other groups in an image: left out of the loss, treated as background (published), "
-        "or the image is not used",
-        RULES,
-    )
-    forget_part: str = knob(
-        "all",
-        "with --no-bound-per-item: reverse the whole loss (Knowledge Swapping) or only its class part, boxes being "
-        "trained as usual (CL-DETR)",
-        ["all", "class"],
-    )
-    augment: bool = knob(True, "DETR's random sizes and crops while training")
-    flip: bool = knob(True, "mirror images are part of the augmentation (not for digits)")
-    sizes: str = knob("480-800:32", "shorter sides to train with: from-to:step, or a list")
-    longest: int = knob(1333, "longest side allowed, pixels", least=32, most=MAX_SIDE)
-    before_crop: str = knob("400,500,600", "shorter sides before a random crop, pixels")
-    crop: str = knob("384,600", "smallest and largest side of a random crop, pixels")
-    test_size: int = knob(800, "shorter side when scoring, pixels", least=1, most=MAX_SIDE)
-    eval_batch: int = knob(8, "images per batch when scoring, grouped by aspect ratio", least=1, most=65_536)
-    keep_decoded: int = knob(512, "megabytes of decoded images kept in memory", least=0)
-    learn_fraction: float = knob(1.0, "share of training images that a learn phase uses", above=0, most=1)
-    forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
-    retain_fraction: float = knob(1.0, "the same for all other classes", above=0, most=1)
-    cache_features: str = knob("", "folder in which the frozen backbone's maps are kept; needs --no-augment")
-    cache_gb: float = knob(4.0, "size limit of that folder, gigabytes", least=0)
-    workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cache_features and self.augment:
-            raise UserError("--cache-features needs --no-augment: features of an augmented image never come again.")
-
-    def recipe(self) -> transforms.Recipe:
-        """The sizes as numbers. Raises UserError for text that holds none."""
-        low, high = (numbers(self.crop, "--crop") * 2)[:2]
-        if low > high:
-            raise UserError(f"`--crop` takes the smallest side first, got {self.crop!r}.")
-        sizes, before = numbers(self.sizes, "--sizes"), numbers(self.before_crop, "--before-crop")
-        return transforms.Recipe(sizes, self.longest, before, (low, high), self.test_size, self.flip, self.augment)
-
-
-def numbers(text: str, flag: str) -> tuple[int, ...]:
-    """(480, 512, ...) of "480-800:32" or "480,512"."""
-    try:
-        if "-" in text:
-            span, _, step = text.partition(":")
-            low, high = (int(part) for part in span.split("-"))
-            found = range(low, high + 1, int(step or 1))
-        else:
-            found = [int(part) for part in text.split(",")]
-        if (
-            not found
-            or not all(1 <= side <= MAX_SIDE for side in (found[0], found[-1], *found[:MANY]))
-            or len(found) > MANY
-        ):
-            raise ValueError
-        return tuple(found)
-    except ValueError:
-        raise UserError(f"`{flag}` takes pixels such as 480-800:32 or 400,500,600, got {text!r}.") from None
 
 
 class ImageBatch(NamedTuple):
@@ -137,7 +67,7 @@ class DetectionDomain(Domain):
     """
 
     name = "detection"
-    exclusive = False  # sigmoids
+    exclusive = plain_loss = False  # sigmoids with a focal loss
     metric = "map"
     metric_label = "COCO AP (%)"
     curve_axes = ("recall", "precision at IoU 0.5")

@@ -26,11 +26,12 @@ from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data.yolo import SUFFIXES
-from ks_detection.domain import MODEL_FILE, DetectionDomain, ImageConfig
+from ks_detection.domain import MODEL_FILE, DetectionDomain
 from ks_detection.models.parts.detector import Detector, extend_classes
 from ks_detection.predict import PredictConfig, answers
 from ks_detection.published import tidy
 from ks_detection.source import SourceConfig, base_model, fresh_model, name_rows, open_data
+from ks_detection.view import ImageConfig
 
 
 @dataclass

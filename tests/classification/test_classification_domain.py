@@ -17,8 +17,8 @@ from vit_files import one_line, same
 from common import lora
 from common.errors import UserError
 from common.plan import make_plan
-from common.record import read_json
 from common.rows import TrainedRows
+from common.schema import read_json
 from common.streams import Ordered, Stream
 
 GROUPS = {"learn": ["white"], "forget": ["red", "green"], "retain": ["blue", "yellow", "black"]}

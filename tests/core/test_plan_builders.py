@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from common.evaluation.run_measures import forget_measures, history_of, learn_measures, measures
+from common.evaluation.run_measures import forget_measures, history_of, learn_measures, measures, weights_of
 from common.plan import Plan, from_record
 from common.plan_builders import build, class_incremental, continual_forgetting, continual_unlearning, shuffled
 from common.plan_file import read_plan
@@ -185,3 +185,13 @@ def test_the_history_is_read_off_the_records():
         {"phase": 1, "end": True, "group": "a", "score": 2.0}, {"phase": 1, "adapter_norm": {}},
     ]  # fmt: skip
     assert history_of(lines) == [{"a": 1.0}, {"a": 2.0}]
+
+
+def test_groups_are_pooled_by_test_items_where_the_score_is_a_share_of_items():
+    """Ten images of a and ninety of b, one class each: 19 %, not 55 %, of them are right."""
+    plan = Plan("x", {"a": ("1",), "b": ("2",), "r": ("3",)}, (("forget", ("a", "b")),))
+    history = [{"a": 100.0, "b": 100.0, "r": 100.0}, {"a": 100.0, "b": 10.0, "r": 90.0}]
+    lines = [{"group": g, "weight": n} for g, n in (("a", 10), ("b", 90), ("r", 50))]
+    weights = weights_of(plan.groups, lines)
+    assert measures(plan, history, 1, weights)["forget"] == 19 and measures(plan, history, 1)["forget"] == 55
+    assert weights_of(plan.groups, []) == {"a": 1, "b": 1, "r": 1}

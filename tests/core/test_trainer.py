@@ -11,7 +11,8 @@ from common import cli
 from common.errors import UserError
 from common.lora import adapters
 from common.plan import Plan, make_plan
-from common.record import DETAILS, METRICS, STEPS, read_json, read_lines
+from common.record import DETAILS, METRICS, STEPS, read_lines
+from common.schema import read_json
 from common.trainer import Interrupted
 
 

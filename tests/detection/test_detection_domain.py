@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.multiprocessing as processes
 from ks_detection.data.records import DetectionSet, ImageRecord
-from ks_detection.domain import DetectionDomain, ImageConfig
+from ks_detection.domain import DetectionDomain
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.dino.criterion import Criterion
+from ks_detection.view import ImageConfig
 from safetensors.torch import load_file
 from tiny_dino import tiny_dino
 from tiny_swap import GROUPS, KINDS, SMALL, base, domain, picture, pictures, run_rank, run_swap, without_noise

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data.coco_names import COCO
-from ks_detection.domain import ImageConfig
 from ks_detection.models.detectors import KINDS, config_from
 from ks_detection.models.parts.config_file import read_config
 from ks_detection.published import tidy
 from ks_detection.session import SESSION
+from ks_detection.view import ImageConfig
 
 from common import commands
 from common.plan_file import PlanConfig, read_plan

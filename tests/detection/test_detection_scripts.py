@@ -17,7 +17,7 @@ from test_detection_data import coco_folder
 from tiny_swap import base, pictures
 
 from common import commands
-from common.record import read_json
+from common.schema import read_json
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -4,7 +4,8 @@ import os
 
 import torch
 from ks_detection.data.records import Annotation, DetectionSet, ImageRecord
-from ks_detection.domain import DetectionDomain, ImageConfig
+from ks_detection.domain import DetectionDomain
+from ks_detection.view import ImageConfig
 from PIL import Image
 from tiny_deformable import tiny_deformable
 from tiny_dino import tiny_dino

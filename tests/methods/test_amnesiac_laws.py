@@ -112,6 +112,23 @@ def test_amnesiac_ewc_drops_the_importance_of_what_it_unlearns(tmp_path):
     assert list(t.method.penalty.terms) == ["b"]
 
 
+def test_later_anchors_do_not_pull_an_unlearned_update_back(tmp_path):
+    """The penalty of what stays is as far from its anchor after the unlearning as it was before it."""
+    penalties = []
+    plan = plan_of("learn a", "learn b", "forget a")
+    t = trainer(pretrained(2), plan, "amnesiac", tmp_path, learner="ewc", steps=4, trains="all")
+    t.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
+    for phase in plan.phases:
+        t._train(phase)
+        terms = dict(t.method.penalty.terms)
+        t.method.penalty.terms = {"b": terms["b"]} if "b" in terms else {}
+        penalties.append(t.method.penalty(t.model).item())
+        t.method.penalty.terms = terms
+    assert penalties[1] == pytest.approx(0, abs=1e-12) and penalties[2] == pytest.approx(0, abs=1e-9)
+    moved = t.method.penalty.terms["b"]["anchor"]
+    assert any((p - moved[name]).abs().max() < 1e-6 for name, p in t.model.named_parameters() if name in moved)
+
+
 def test_amnesiac_der_drops_unlearned_classes_from_its_memory(tmp_path):
     _, t = states(plan_of("learn a", "learn b", "forget a"), "amnesiac", tmp_path, learner="der")
     assert "c2" not in t.method.memory.exemplars.store and "c3" in t.method.memory.exemplars.store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -130,6 +131,33 @@ def test_icarl_without_old_classes_is_plain_binary_cross_entropy(tmp_path):
     torch.testing.assert_close(loss, expected)
 
 
+def test_means_without_a_bias_that_silences_the_others_are_refused(tmp_path):
+    """Unknown rows would score 0 and beat every class whose cosine is negative."""
+    domain = pretrained(4)
+    domain.base = copy.deepcopy(domain.base)
+    domain.base.head = torch.nn.Linear(domain.base.head.in_features, 6, bias=False)
+    monkey = lambda model, classes: {"head.weight": domain.classes.rows(classes)}  # noqa: E731
+    domain.head_rows = monkey
+    with pytest.raises(UserError, match="--classifier head"):
+        trainer(domain, LEARN, "icarl", tmp_path)
+    trainer(domain, LEARN, "icarl", tmp_path, classifier="head")
+
+
+def test_rows_of_classes_to_come_take_no_part_in_the_softmax(tmp_path):
+    plan = Plan("two", {"a": ("c4",), "b": ("c5",), "r": ("c0", *REST)}, (("learn", ("a",)), ("learn", ("b",))))
+    losses = []
+    for shift in (0.0, 3.0):
+        t, phase = begun("lucir", tmp_path / str(shift), plan)
+        with torch.no_grad():
+            t.model.head.weight[5] += shift  # c5, which the second phase learns
+        t.model.eval()
+        step = step_of(t, phase)
+        target, keep = predictions(t, step)
+        t.method.swap_loss(step, target, keep)
+        losses.append((step.terms["target"], step.terms["keep"]))
+    assert losses[0] == losses[1]
+
+
 def test_a_model_with_several_class_tables_is_refused():
     domain = pretrained(4)
     model = domain.build_model()
@@ -163,6 +191,15 @@ def test_prototypes_stay_those_of_the_pretrained_model_unless_published(tmp_path
         mean = pretrained(4).base.embed(pretrained(4).data[True]["c2"]).mean(0)
     torch.testing.assert_close(kept[False], mean)
     assert not torch.allclose(kept[True], mean)
+
+
+def test_prototypes_of_classes_that_only_a_later_phase_forgets_are_those_before_the_run(tmp_path):
+    plan = make_plan("fltf", ["c4"], ["c0"], REST, keep_until_forgotten=False)
+    t = trainer(pretrained(4), plan, "gs_lora_pp", tmp_path, steps=20, lr=2e-2)
+    expected = training_means(t.method, ["c0"])[0]
+    t.swap()
+    torch.testing.assert_close(t.method.prototypes[0], expected)
+    assert (training_means(t.method, ["c0"])[0] - expected).abs().max() > 1e-2
 
 
 @pytest.mark.filterwarnings("ignore:the classes to forget end with a loss")
@@ -255,6 +292,19 @@ def test_the_attention_push_is_zero_at_the_start(tmp_path):
     t.method.loss(step)
     assert step.terms["attention"].item() == pytest.approx(0, abs=1e-9)
     assert step.terms["distil"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_the_attention_of_small_activations_does_not_vanish(tmp_path):
+    """Entries are compared with 0.005 after the vector has length 1, so that the scale of a layer says nothing."""
+    t, phase = begun("lirf", tmp_path)
+    step, found = step_of(t, phase), []
+    for factor in (1.0, 1e-3):
+        block = t.model.get_submodule(t.method.middle)
+        handle = block.register_forward_hook(lambda m, inputs, out, factor=factor: factor * out)
+        found.append(t.method._with_attention(t.model.eval(), step.target)[1])
+        handle.remove()
+    torch.testing.assert_close(found[0], found[1])
+    assert found[1].norm(dim=1).min() > 0.9
 
 
 def test_training_means_read_only_the_chosen_items(tmp_path):

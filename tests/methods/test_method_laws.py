@@ -12,6 +12,7 @@ from common import methods
 from common.errors import UserError
 from common.exemplars import herd
 from common.methods import _relabel
+from common.methods._continual import old_rows
 from common.methods._penalty import Quadratic
 from common.methods._snapshots import copied, trained
 from common.plan import Plan, make_plan
@@ -189,6 +190,43 @@ def test_cross_entropy_among_new_rows_leaves_old_rows_alone(tmp_path):
     (gradient,) = torch.autograd.grad(loss, target.scores)
     others = [row for row in range(target.scores.shape[1]) if row not in rows]
     assert gradient[:, others].abs().max() < 1e-7 < gradient[:, rows].abs().max()
+
+
+def test_cross_entropy_among_new_rows_has_no_part_of_label_smoothing(tmp_path):
+    """With smoothing the old logits would get a constant upward push and the loss no lower bound."""
+    plan = make_plan("learn", ["c4", "c5"], [], ("c0", *REST))
+    t, phase = begun("ewc", tmp_path, plan, new_rows_only=True, rehearse=False)
+    step = step_of(t, phase)
+    target, _ = predictions(t, step)
+    smooth = torch.nn.functional.cross_entropy(target.scores, target.labels, label_smoothing=0.1)
+    loss = t.method.acquire(step, target._replace(loss=smooth))
+    torch.testing.assert_close(loss, t.method.acquire(step, target))
+    (gradient,) = torch.autograd.grad(loss, target.scores)
+    assert gradient[:, :4].abs().max() < 1e-7
+
+
+def test_cross_entropy_among_new_rows_is_refused_where_the_loss_is_another(tmp_path, monkeypatch):
+    domain = pretrained(4)
+    monkeypatch.setattr(domain, "plain_loss", False)
+    with pytest.raises(UserError, match="--new-rows-only"):
+        trainer(domain, make_plan("learn", ["c4"], [], ("c0", *REST)), "ewc", tmp_path, new_rows_only=True)
+
+
+def test_lwf_distils_known_classes_and_no_row_of_a_class_to_come(tmp_path):
+    plan = Plan("two", {"a": ("c4",), "b": ("c5",), "r": ("c0", *REST)}, (("learn", ("a",)), ("learn", ("b",))))
+    t, phase = begun("lwf", tmp_path, plan)
+    scores = torch.zeros(2, 6)
+    assert old_rows(t.domain, phase, scores).tolist() == [0, 1, 2, 3]
+    assert old_rows(t.domain, plan.phases[1], scores).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("method", ["lwf", "der", "der_pp", "fdr", "lirf"])
+def test_published_epochs_pass_over_what_is_forgotten(method, tmp_path):
+    sizes = {}
+    for published in (False, True):
+        t = trainer(pretrained(4), make_plan("forget", [], ["c0"], REST), method, tmp_path, published_epochs=published)
+        sizes[published] = t.method.epoch_items(t.plan.phases[0])
+    assert sizes == {False: 48, True: 16}
 
 
 def test_der_matches_logits_and_the_published_variant_embeddings(tmp_path):

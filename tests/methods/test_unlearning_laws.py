@@ -174,14 +174,24 @@ def test_scrub_starts_without_a_push_and_ends_with_min_steps(tmp_path):
     assert_zero(gradients(t, t.method.loss(batch)))  # student = teacher: nothing to push away from yet
 
 
-def test_scrub_s_pulls_only_after_its_first_round(tmp_path):
-    t = trainer(pretrained(4), forget_plan(), "scrub_s", tmp_path, epochs=4, rounds=2)
-    pulls = []
-    loss = t.method.loss
-    t.method.loss = lambda step: (loss(step), pulls.append("pull" in step.terms))[0]
-    t.swap()
-    half = len(pulls) // 2
-    assert not any(pulls[:half]) and all(pulls[half:])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_scrub_s_is_pulled_to_the_model_before_the_phase_until_a_round_ends(rounds, tmp_path):
+    t, phase = begun("scrub_s", tmp_path, rounds=rounds)
+    members = trained(t.model)
+    start = copied(t.model)
+    with torch.no_grad():
+        for p in members.values():
+            p.add_(0.1)
+    step = step_of(t, phase)
+    t.method._pull(step)
+    distances = sum((p - start[name]).norm() for name, p in members.items())
+    torch.testing.assert_close(step.terms["pull"], distances.detach())
+    t.method.after_step(step, 0.1)  # step 0 of 10 ends no round
+    name, value = next(iter(members)), t.method.average.values[0]
+    torch.testing.assert_close(value, start[name])
+    last = step_of(t, phase, number=10 // rounds - 1)
+    t.method.after_step(last, 0.1)
+    torch.testing.assert_close(t.method.average.values[0], 0.9 * start[name] + 0.1 * members[name])
 
 
 def test_scrub_s_is_scrub_without_smoothing(tmp_path):
@@ -210,6 +220,18 @@ def test_ssd_shrinks_what_matters_more_to_the_forget_set_and_nothing_else(tmp_pa
         torch.testing.assert_close(p[on], before[name][on] * (d[name] / d_f[name])[on])
         assert (p.abs() <= before[name].abs()).all()
     assert chosen > 0
+
+
+def test_ssd_weighs_kept_and_forgotten_items_by_what_there_is_and_not_by_what_is_drawn(tmp_path, monkeypatch):
+    """A tenth of the keep set and all of the forget set: the mean over all data is still mostly that of the keep set."""
+    t = trainer(pretrained(4), forget_plan(), "ssd", tmp_path)
+    phase = t.plan.phases[0]
+    kept, forget = t.method._importance(phase.keep), t.method._importance(phase.target)
+    for whole, share in ((480, 16 / 496), (48, 16 / 64)):
+        sizes = {phase.keep: whole, phase.target: 16}
+        monkeypatch.setattr(t.domain, "whole_size", lambda classes, sizes=sizes: sizes[classes])
+        for name, value in t.method._of_all(phase, forget).items():
+            torch.testing.assert_close(value, (1 - share) * kept[name] + share * forget[name])
 
 
 def test_ssd_changes_nothing_when_all_is_forgotten(tmp_path):

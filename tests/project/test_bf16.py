@@ -16,7 +16,8 @@ from toy import make_trainer
 from common import commands
 from common.domain import Domain
 from common.plan import make_plan
-from common.record import METRICS, STEPS, read_json, read_lines
+from common.record import METRICS, STEPS, read_lines
+from common.schema import read_json
 from common.train_config import TrainConfig
 
 BF16 = ["--precision", "bf16", "--device", "cpu", "--threads", "1", "--gallery", "0", "--no-report"]

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from common import adapters, lora
 from common.errors import UserError
-from common.record import read_json
+from common.schema import read_json
 
 NAMES = [*"abcdef"]
 KNOWN = NAMES[:5]

@@ -7,14 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from common import splits
 from common.domain import ClassTable
 from common.errors import UserError
-from common.record import read_json
+from common.schema import read_json
 from ks_classification.data.images import ImageSet, Item
 from ks_classification.data.pixels import ImageConfig
 
 SPLIT = "split.json"  # the file of a run folder that names its images
+
+
+class SplitFile(msgspec.Struct):
+    """What it holds, as far as it is used again."""
+
+    train: list[str]
 
 
 def choose(
@@ -64,10 +72,7 @@ def _check_shots(items: Sequence[Item], classes: Sequence[str], shots: int) -> N
 
 def _of_earlier_run(path: str, items: Sequence[Item], classes: Sequence[str]) -> set[str]:
     file = Path(path) / SPLIT if Path(path).is_dir() else Path(path)
-    split = read_json(file)
-    if not isinstance(split, dict) or not isinstance(split.get("train"), list):
-        raise UserError(f"`--split {path}` is no split: it must hold a list `train` of image names.")
-    names = set(map(str, split["train"]))
+    names = set(read_json(file, SplitFile, "`--split` is a file with a list `train` of image names").train)
     covered = {i.label for i in items if i.name in names}
     bare = [c for c in classes if c not in covered]
     if bare:

@@ -7,13 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from torch import nn
 
 from common import adapters
 from common.errors import UserError
-from common.record import read_json, write_json
+from common.record import write_json
+from common.schema import read_json
 from ks_classification.checkpoints.load import construct
 from ks_classification.models import layers
 from ks_classification.models.args import check_args, check_name
@@ -29,6 +31,7 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RAW = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 STATISTICS = {"half": HALF, "imagenet": IMAGENET, "raw": RAW}
+Three = Annotated[list[float], Meta(min_length=3, max_length=3)]
 
 
 @dataclass
@@ -45,9 +48,9 @@ class ModelSpec:
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
-    mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    size: int = 224
+    mean: Three = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    std: Three = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    size: Annotated[int, Meta(ge=1, le=8192)] = 224
 
 
 def parse_args(text: str) -> dict[str, Any]:
@@ -126,10 +129,7 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, ModelSpec]:
         raise UserError(
             f"{folder} holds no model (spec.json is missing); name the model/ folder that pretrain.py wrote."
         )
-    try:
-        spec = ModelSpec(**read_json(folder / "spec.json"))
-    except TypeError:
-        raise UserError(f"{folder / 'spec.json'} is damaged.") from None
+    spec: ModelSpec = read_json(folder / "spec.json", ModelSpec, "name a model/ folder that is whole")
     model = build(spec)
     try:
         adapters.load_model(model, folder)

@@ -6,16 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import nn
 
 from common import adapters
 from common.errors import UserError
-from common.record import read_json, write_json
+from common.record import write_json
+from common.schema import read_json
 from ks_segmentation.checkpoints.load import CLASSES_KEY
 from ks_segmentation.config.load import load_config
 from ks_segmentation.models.architecture import build_mask2former
 
 MODEL_FILE = "segmentation.json"  # beside the weights
+
+
+class ModelRecord(msgspec.Struct):
+    """What it holds."""
+
+    config: dict[str, Any]
+    classes: list[str]
 
 
 def save_config(folder: Path, model: nn.Module, classes: Sequence[str]) -> None:
@@ -36,9 +45,9 @@ def load_folder(folder: Path, words: Sequence[Any] = ()) -> tuple[nn.Module, lis
     """
     if not (folder / MODEL_FILE).is_file():
         raise UserError(f"{folder} holds no model of ours ({MODEL_FILE} is missing).")
-    record = read_json(folder / MODEL_FILE)
-    classes = list(record["classes"])
-    model = build_mask2former(load_config(None, [*flat(record["config"]), *words, CLASSES_KEY, len(classes)]))
+    record: ModelRecord = read_json(folder / MODEL_FILE, ModelRecord, "name a model/ folder that is whole")
+    classes = record.classes
+    model = build_mask2former(load_config(None, [*flat(record.config), *words, CLASSES_KEY, len(classes)]))
     adapters.load_model(model, folder)
     return model.eval(), classes
 

@@ -12,12 +12,14 @@ images of a flat folder; without it every fifth image is one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+import msgspec
 
 from common.errors import UserError
+from common.schema import read_json, typed
 from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
 from ks_segmentation.data.masks import IGNORE, Table
@@ -77,36 +79,52 @@ def _first(root: Path, names: Sequence[str]) -> Path:
     return next((root / name for name in names if (root / name).is_dir()), root / names[0])
 
 
-def _listing(root: Path) -> dict[str, Any]:
-    """classes.json as a table with `classes` and, where they are stated, `ignore_index` and `splits`; {} without it.
+class Named(msgspec.Struct):
+    """A class of classes.json that is a table."""
 
-    Raises:
-        UserError: it is of another form.
-    """
-    path = root / "classes.json"
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text())
-        table = data if isinstance(data, dict) else {"classes": data}
-        listed = table["classes"]
+    name: str
+
+
+class Listing(msgspec.Struct):
+    """classes.json."""
+
+    classes: list[str | Named] | dict[str, str | Named] = []
+    ignore_index: Annotated[int, msgspec.Meta(ge=-1, le=2**31)] = IGNORE
+    splits: dict[str, list[str]] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """In the order of their ids. Raises ValueError for an id that is no number."""
+        listed = self.classes
         if isinstance(listed, dict):
             listed = [listed[key] for key in sorted(listed, key=int)]
-        names = [entry["name"] if isinstance(entry, dict) else entry for entry in listed]
-        test = [name for key in SPLITS["test"] for name in table.get("splits", {}).get(key, [])]
-        if not all(isinstance(name, str) for name in [*names, *test]) or isinstance(listed, str):
-            raise TypeError
-        return {"classes": names, "ignore": int(table.get("ignore_index", IGNORE)), "test": test}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(
-            f'{path} must be {{"classes": ["road", "car"], "ignore_index": 255}}, or just the list of names.'
-        ) from None
+        return tuple(entry.name if isinstance(entry, Named) else entry for entry in listed)
+
+    def test(self) -> list[str]:
+        """Names of the test images of a flat folder, where they are stated."""
+        return [name for key in SPLITS["test"] for name in self.splits.get(key, [])]
+
+
+def _listing(root: Path) -> Listing:
+    """classes.json, empty where there is none. Raises UserError when it is of another form."""
+    path = root / "classes.json"
+    if not path.is_file():
+        return Listing()
+    form = f'{path} must be {{"classes": ["road", "car"], "ignore_index": 255}}, or just the list of names'
+    data = read_json(path, advice=form)
+    listing: Listing = typed(data if isinstance(data, dict) else {"classes": data}, Listing, str(path), form)
+    try:
+        named = listing.names()
+    except ValueError:
+        named = ()
+    if not named:
+        raise UserError(f"{form}; in a table of classes the keys are ids.")
+    return listing
 
 
 def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
     """Our own layout; see above."""
     listing = _listing(root)
-    listed, ignore = names or tuple(listing.get("classes", ())), listing.get("ignore", IGNORE)
+    listed, ignore = names or listing.names(), listing.ignore_index
     if not listed:
         raise UserError(f"the classes of {root} have no names; write classes.json there or give --data-classes.")
     classes = tuple(c for i, c in enumerate(listed) if i != ignore)
@@ -119,7 +137,7 @@ def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
     if found["train"] or found["test"]:
         return MaskSet(classes, **found)
     items = pairs(root / "images", root / "annotations", table)
-    test = {Path(name).stem for name in listing.get("test") or [item.name for item in items[4::5]]}
+    test = {Path(name).stem for name in listing.test() or [item.name for item in items[4::5]]}
     parts: dict[bool, list[MaskItem]] = {True: [], False: []}
     for item in items:
         parts[Path(item.name).stem in test].append(item)
@@ -153,28 +171,65 @@ def voc(root: Path, names: tuple[str, ...]) -> MaskSet:
     return MaskSet(class_lists.VOC, read("train"), read("val"))
 
 
+class Category(msgspec.Struct):
+    """Of a panoptic file."""
+
+    id: int
+    name: str
+
+
+class PanopticImage(msgspec.Struct):
+    """Likewise."""
+
+    id: int | str
+    file_name: str
+
+
+class Segment(msgspec.Struct):
+    """Likewise."""
+
+    id: int
+    category_id: int
+
+
+class PanopticMask(msgspec.Struct):
+    """Likewise."""
+
+    image_id: int | str
+    file_name: str
+    segments_info: list[Segment]
+
+
+class Panoptic(msgspec.Struct):
+    """annotations/panoptic_*.json, as far as it is read."""
+
+    categories: list[Category]
+    images: list[PanopticImage]
+    annotations: list[PanopticMask]
+
+
 def coco(root: Path, names: tuple[str, ...]) -> MaskSet:
     """{train,val}2017/ and annotations/panoptic_{train,val}2017.json beside its folder of PNGs: things and stuff alike
     become one mask per category."""
-    categories: list[dict] = []
+    categories: list[Category] = []
     found: dict[str, list[MaskItem]] = {"train": [], "test": []}
     for split, year in (("train", "train2017"), ("test", "val2017")):
         path = root / "annotations" / f"panoptic_{year}.json"
         if not path.is_file():
             continue
+        data: Panoptic = read_json(path, Panoptic, "it is no COCO panoptic file")
+        categories = categories or sorted(data.categories, key=lambda c: c.id)
+        index = {c.id: i for i, c in enumerate(categories)}
+        images = {i.id: i.file_name for i in data.images}
         try:
-            data = json.loads(path.read_text())
-            categories = categories or sorted(data["categories"], key=lambda c: c["id"])
-            index = {c["id"]: i for i, c in enumerate(categories)}
-            images = {i["id"]: i["file_name"] for i in data["images"]}
-            for entry in data["annotations"]:
-                table = {s["id"]: index[s["category_id"]] for s in entry["segments_info"]} | {0: IGNORE}
-                mask = path.with_suffix("") / entry["file_name"]
-                image = root / year / images[entry["image_id"]]
+            for entry in data.annotations:
+                table = {s.id: index[s.category_id] for s in entry.segments_info} | {0: IGNORE}
+                image = root / year / images[entry.image_id]
+                mask = path.with_suffix("") / entry.file_name
                 found[split].append(MaskItem(image.name, image, mask, Table(table, masks._rgb_codes)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no COCO panoptic file ({type(error).__name__}: {error}).") from None
-    return MaskSet(tuple(c["name"] for c in categories), **found)
+        except KeyError as error:
+            raise UserError(f"{path} is no COCO panoptic file: there is no image or category {error}.") from None
+    return MaskSet(tuple(c.name for c in categories), **found)
 
 
 def cityscapes(root: Path, names: tuple[str, ...]) -> MaskSet:

@@ -12,7 +12,8 @@ import numpy as np
 from common.errors import UserError
 from common.images import probe
 from common.progress import in_threads
-from common.record import read_json, write_json
+from common.record import write_json
+from common.schema import read_json
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.sets import Item, MaskItem
 
@@ -75,8 +76,7 @@ class _Cache:
             digest = hashlib.blake2b("\n".join(on_disk).encode(), digest_size=8).hexdigest()
             self.path = Path(folder) / f"mask-classes-{digest}.json"
             if self.path.is_file():
-                stored = read_json(self.path)
-                self.known = {key: {int(c): n for c, n in value.items()} for key, value in stored.items()}
+                self.known = read_json(self.path, dict[str, dict[int, int]], "remove the file")
         self.new = False
 
     @staticmethod
