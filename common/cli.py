@@ -12,13 +12,18 @@ from common.state import Interrupted
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
 
 
+def shortened(text: str, most: int = 1500) -> str:
+    """A text whose middle is left out where it is longer."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
 def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs `body(argv)`; a user's mistake becomes one line on stderr and exit code 2, Ctrl-C becomes 130, and
     SIGTERM or SIGHUP, where the state could be saved, 143."""
     try:
         return body(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {shortened(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
         print(str(stop) or "stopped.", file=sys.stderr)
@@ -27,5 +32,5 @@ def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = N
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise  # a connection, not a file
         advice = "; free space or choose another --output-dir" if error.errno in NO_ROOM else ""
-        print(f"error: {error.filename or 'cannot write'}: {error.strerror}{advice}.", file=sys.stderr)
+        print(f"error: {shortened(str(error.filename or 'cannot write'))}: {error.strerror}{advice}.", file=sys.stderr)
         return 2

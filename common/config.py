@@ -258,6 +258,8 @@ def _checked(action: argparse.Action, value: Any, what: str) -> Any:
     if isinstance(value, list | tuple):
         if action.nargs:  # a flag of several values, given again and again
             return list(value)
+        if action.type is not str:
+            raise UserError(f"{what} takes one value, got {value!r}.")
         value = ",".join(map(str, value))
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):

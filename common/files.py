@@ -12,7 +12,7 @@ from common.errors import UserError
 
 
 def find_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
-    """The files among `paths` as they are, and those with one of the suffixes below its folders, sorted.
+    """The files among `paths` as they are, and those with one of the suffixes below its folders, sorted; not hidden ones.
 
     Args:
         suffixes: lower case, with the dot.
@@ -25,7 +25,11 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"there is no file or folder {path}.")
-        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
+        found = (
+            [path]
+            if path.is_file()
+            else sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+        )
         if not found:
             raise UserError(f"{path} holds no {what}.")
         files += found

@@ -6,10 +6,13 @@ import inspect
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
 
 from common.errors import UserError
 from common.plan import Plan
+from common.schema import typed
 
 Steps = list[tuple[str, tuple[str, ...]]]
 
@@ -175,6 +178,16 @@ def _number(value: Any, name: str) -> int:
     raise UserError(f"{name}: requests are made after a task's number, got {value!r}.")
 
 
+class Order(msgspec.Struct):
+    """What a plan with `build` says of the order of classes."""
+
+    name: str | int | float | None = None
+    classes: list[str | int | float | bool] | None = None
+    sort: bool = True
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
+    generator: str = "none"
+
+
 BUILDERS = {f.__name__: f for f in (continual_forgetting, class_incremental, continual_unlearning)}
 
 
@@ -189,20 +202,23 @@ def build(data: Mapping[str, Any], available: Sequence[str], path: str = "the pl
         UserError: unknown builder, setting or class.
     """
     settings = dict(data)
-    name = str(settings.pop("name", Path(path).stem))
+    common = typed({k: settings.pop(k) for k in Order.__struct_fields__ if k in settings}, Order, path, "mend it")
+    name = str(Path(path).stem if common.name is None else common.name)
     builder = BUILDERS.get(str(settings.pop("build")))
     if builder is None:
         raise UserError(f"{path}: `build` must be one of {', '.join(BUILDERS)}, got {data['build']!r}.")
-    names = [str(c) for c in settings.pop("classes", None) or available]
+    names = [str(c) for c in common.classes or available]
     strangers = [c for c in names if c not in available]
     if strangers:
         raise UserError(f"{path}: unknown class {strangers[0]!r}; there are: {', '.join(map(str, available[:60]))}.")
-    names = sorted(names) if settings.pop("sort", True) else names
-    seed, generator = settings.pop("seed", 0), settings.pop("generator", "none")
-    order = shuffled(names, int(seed), str(generator))
+    names = sorted(names) if common.sort else names
+    order = shuffled(names, common.seed, common.generator)
     allowed = set(inspect.signature(builder).parameters) - {"order", "name"}
     needed = {k for k, p in inspect.signature(builder).parameters.items() if p.default is p.empty} - {"order", "name"}
     if set(settings) - allowed or needed - set(settings):
         raise UserError(f"{path}: {builder.__name__} takes {', '.join(sorted(allowed))} (needed: "
-                        f"{', '.join(sorted(needed))}); got {', '.join(sorted(settings)) or 'nothing'}.")  # fmt: skip
+                        f"{', '.join(sorted(needed))}); got {', '.join(sorted(map(str, settings))) or 'nothing'}.")  # fmt: skip
+    hints = get_type_hints(builder)
+    for key, value in settings.items():
+        typed(value, hints[key], f"{path}: `{key}` = {value!r}")
     return builder(order, name, **settings)

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from common import cli, plan_builders
 from common.config import read_yaml
 from common.errors import UserError
 from common.knobs import knob
 from common.plan import ACTIONS, Plan, check_order, make_plan
-from common.splits import groups_from_flags, read_list, resolve
+from common.schema import typed
+from common.splits import groups_from_flags, read_list, resolve, shorten
 
 
 @dataclass
@@ -62,12 +65,44 @@ def plan_from(config: PlanConfig, base: Sequence[str], new: Sequence[str]) -> Pl
         UserError: unknown order or class, overlaps, an unreadable plan.
     """
     if config.plan:
-        return read_plan(config.plan, [*base, *new], config.keep_until_forgotten)
+        plan = read_plan(config.plan, [*base, *new], config.keep_until_forgotten, base)
+        _check_known(plan, base)
+        return plan
     groups = groups_from_flags(config.learn, config.forget, config.retain, base, new)
     return make_plan(config.chosen_order(), **groups, keep_until_forgotten=config.keep_until_forgotten)
 
 
-def read_plan(path: str | Path, available: Sequence[str], keep_until_forgotten: bool = True) -> Plan:
+Scalar = str | int | float | bool
+FORM = "a plan needs `groups` (name: classes) and `phases` (a list of `learn: group` or `forget: group`)"
+
+
+class PlanFile(msgspec.Struct, forbid_unknown_fields=True):
+    """A plan's YAML file without `build`."""
+
+    groups: dict[Scalar, Scalar | list[Scalar] | None]
+    phases: list[Any]
+    name: Scalar | None = None
+    keep_until_forgotten: bool | None = None
+    missing: list[Scalar] | None = None
+
+
+def _check_known(plan: Plan, base: Sequence[str]) -> None:
+    """Raises UserError for a plan that learns what the model knows, or begins with what it does not know."""
+    known = [c for c in plan.new_classes if c in base]
+    if known:
+        raise UserError(f"plan {plan.name!r} learns class {known[0]!r}, which the model knows already.")
+    for group, classes in plan.groups.items():
+        strange = [c for c in classes if c not in base and group not in plan.learned_groups]
+        if strange:
+            raise UserError(
+                f"plan {plan.name!r}: the model does not know class {strange[0]!r} of group {group!r}; learn it first, or "
+                f"leave it out. It knows: {shorten(base)}."
+            )
+
+
+def read_plan(
+    path: str | Path, available: Sequence[str], keep_until_forgotten: bool = True, known: Sequence[str] | None = None
+) -> Plan:
     """The plan of a YAML file with `groups` and `phases`, or with `build` and its settings (see plan_builders).
 
     A group given as `rest` holds all classes left over.
@@ -75,6 +110,7 @@ def read_plan(path: str | Path, available: Sequence[str], keep_until_forgotten: 
     Args:
         available: every class name there is, base and new, in order.
         keep_until_forgotten: of the plan, where the file does not say it.
+        known: the base classes, of which `rest` consists unless it is learned; default all.
 
     Raises:
         UserError: the file is no plan, or names something unknown.
@@ -82,29 +118,24 @@ def read_plan(path: str | Path, available: Sequence[str], keep_until_forgotten: 
     data = read_yaml(path)
     if "build" in data:
         return plan_builders.build(data, available, str(path))
-    extra = set(data) - {"name", "groups", "phases", "keep_until_forgotten", "missing"}
-    if extra or not isinstance(data.get("groups"), dict) or not isinstance(data.get("phases"), list):
-        raise UserError(
-            f"{path} is no plan: it needs `groups` (name: classes) and `phases` (a list of `learn: group` or "
-            f"`forget: group`)" + (f"; unknown: {', '.join(map(str, sorted(extra)))}." if extra else ".")
-        )
-    patient = data.get("keep_until_forgotten", keep_until_forgotten)
-    if not isinstance(patient, bool):
-        raise UserError(f"{path}: keep_until_forgotten is true or false, got {patient!r}.")
+    found: PlanFile = typed(data, PlanFile, str(path), FORM)
+    patient = keep_until_forgotten if found.keep_until_forgotten is None else found.keep_until_forgotten
+    steps = tuple(_step(entry, path) for entry in found.phases)
     groups: dict[str, tuple[str, ...]] = {}
-    for name, classes in data["groups"].items():
+    for name, classes in found.groups.items():
         if classes != "rest":
             listed = classes if isinstance(classes, list | str) else [] if classes is None else [classes]
             groups[str(name)] = tuple(resolve(listed, available, f"group {name!r} of {path}"))
     taken = {c for classes in groups.values() for c in classes}
-    for name, classes in data["groups"].items():
+    first = {name: action for action, names in reversed(steps) for name in names}
+    for name, classes in found.groups.items():
         if classes == "rest":
-            groups[str(name)] = tuple(c for c in available if c not in taken)
+            offered = available if known is None or first.get(str(name)) == "learn" else known
+            groups[str(name)] = tuple(c for c in offered if c not in taken)
             taken.update(groups[str(name)])
-    groups = {str(name): groups[str(name)] for name in data["groups"]}
-    steps = tuple(_step(entry, path) for entry in data["phases"])
-    missing = tuple(str(name) for name in data.get("missing") or ())
-    return Plan(str(data.get("name", Path(path).stem)), groups, steps, patient, missing)
+    groups = {str(name): groups[str(name)] for name in found.groups}
+    missing = tuple(map(str, found.missing or ()))
+    return Plan(Path(path).stem if found.name is None else str(found.name), groups, steps, patient, missing)
 
 
 def _step(entry: Any, path: str | Path) -> tuple[str, tuple[str, ...]]:

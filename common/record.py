@@ -24,7 +24,7 @@ import msgspec
 from common.claim import PART, Claim
 from common.errors import UserError
 from common.knobs import knob
-from common.schema import checked_json, read_json
+from common.schema import checked_json, read_json, typed
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 REFERENCES = "references.json"
@@ -114,16 +114,25 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     return data
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a last line cut short by a kill is left out."""
+def read_lines(path: Path, kind: Any = None) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a last line cut short by a kill is left out.
+
+    Args:
+        kind: what every whole line must be readable as; without it, what follows the first damaged line is left out.
+
+    Raises:
+        UserError: a whole line is of another form.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(errors="replace").splitlines():
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            break
+            record = None
+        if kind is not None and (isinstance(record, dict) or line.endswith(b"\n")):
+            typed(record, kind, f"{path}, line {number},", "the command of its run goes on from the last saved state")
         if not isinstance(record, dict):
             break
         records.append(record)

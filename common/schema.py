@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ def read_json(path: Path, kind: type[T] | Any = Any, advice: str = "remove the f
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError as error:
-            raise UserError(f"{path} is damaged or of another form: {error}; {advice}.") from None
+            raise UserError(f"{path} is damaged or of another form: {_plain(error)}; {advice}.") from None
         except (msgspec.DecodeError, RecursionError):
             pass  # it may hold NaN, which Python writes and JSON has not
     try:
@@ -48,9 +49,19 @@ def checked_json(path: Path, kind: Any, advice: str = "remove the folder or add 
     return data
 
 
+NAMES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list",
+         "object": "a table", "null": "nothing"}  # fmt: skip
+KINDS = re.compile(rf"`((?:{'|'.join(NAMES)})(?: \| (?:{'|'.join(NAMES)}))*)`")
+
+
+def _plain(error: Exception) -> str:
+    """msgspec's message with its types in words: "Expected text, got a whole number - at `$.images[0].id`"."""
+    return KINDS.sub(lambda found: " or ".join(NAMES[kind] for kind in found[1].split(" | ")), str(error))
+
+
 def typed(data: Any, kind: type[T] | Any, where: str, advice: str = "mend it") -> Any:
     """Plain data as `kind`. Raises UserError that names the place of a wrong value."""
     try:
         return msgspec.convert(data, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise UserError(f"{where} is damaged or of another form: {error}; {advice}.") from None
+        raise UserError(f"{where} is damaged or of another form: {_plain(error)}; {advice}.") from None

@@ -97,7 +97,9 @@ def _one_line(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         foreign = FOREIGN.search(str(error))
-        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        first = next(iter(str(error).strip().splitlines()), "")
+        if isinstance(error, KeyError | IndexError) or not first:  # of a reader that met bytes of another kind
+            first = "it is no such file, or damaged"
         reason = f"it holds {foreign[1]}" if foreign else first
         raise UserError(f"{what}: cannot be read safely ({reason[:160]}); nothing in it was run.") from None
 

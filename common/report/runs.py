@@ -201,6 +201,24 @@ class Picture(msgspec.Struct):
     correct: bool | None
 
 
+class MetricLine(msgspec.Struct):
+    """A line of metrics.jsonl, as far as it must be there."""
+
+    phase: int
+    action: str = ""
+    group: str | None = None
+    score: float | None = None
+    per_class: dict[str, float | None] = {}
+
+
+class StepLine(msgspec.Struct):
+    """A line of steps.jsonl, likewise."""
+
+    phase: int
+    step: int
+    loss: float
+
+
 def read_run(folder: str | Path) -> RunRecord:
     """The record of a run folder.
 
@@ -212,11 +230,11 @@ def read_run(folder: str | Path) -> RunRecord:
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.json; name the --output-dir of a finished swap.")
     config = read_run_config(folder)
-    kinds = {"gallery.json": dict[str, list[Picture]], "done.json": dict[str, Any], DETAILS: dict[str, Any]}
+    kinds = {"gallery.json": dict[str, list[Picture]], "done.json": dict[str, float | None], DETAILS: dict[str, Any]}
     gallery, done, stored = (
         checked_json(folder / name, kind) if (folder / name).is_file() else None for name, kind in kinds.items()
     )
-    lines, steps = read_lines(folder / METRICS), read_lines(folder / STEPS)
+    lines, steps = read_lines(folder / METRICS, MetricLine), read_lines(folder / STEPS, StepLine)
     return RunRecord(folder, config, lines, steps, gallery or {}, done, stored or {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import build, layers
 from ks_classification.models.hybrid import load_stem
 from ks_classification.predict import PredictConfig, answers
-from ks_classification.source import SourceConfig, base_model, narrow, normalized, spec_from
+from ks_classification.source import SourceConfig, base_model, check_folder_flags, narrow, normalized, spec_from
 
 SWAP_ONLY = ("allow_chance", "checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head")
 
@@ -79,6 +80,8 @@ class ClassificationSession(Session):
 
     def open_swap(self, settings: Settings) -> Opening:
         source, chosen = settings[SourceConfig], settings[PlanConfig]
+        if source.stem_weights:
+            raise UserError("`--stem-weights` is for pretrain.py; a swap takes the stem of its base model.")
         if not chosen.plan:
             chosen.chosen_order()
         base_images = self._images(settings)
@@ -104,6 +107,8 @@ class ClassificationSession(Session):
         spec.classes = resolve(classes, images.classes, "--classes") if classes else list(images.classes)
         torch.manual_seed(settings.train.seed)
         model = build.build(spec, pretrained=source.pretrained)
+        if spec.name == build.HYBRID and not source.stem_weights:
+            print("the hybrid's frozen stem starts at random: give --stem-weights to read one", file=sys.stderr)
         if source.stem_weights:
             load_stem(model, source.stem_weights)
         layers.set_dropout(model, source.dropout)
@@ -124,6 +129,7 @@ class ClassificationSession(Session):
         if not (Path(source.checkpoint or "?") / "adapter").is_dir():
             model, spec = base_model(source, images)
             return Base(model, spec.classes, spec)
+        check_folder_flags(source, ["pretrained"])
         base = self.base(settings.flags)  # an earlier swap
         if source.narrow_head:
             narrow(base.model, base.about, images)

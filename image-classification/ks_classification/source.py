@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from common import adapters, lora
+from common.config import flag
 from common.errors import UserError
 from common.knobs import Checked, knob
 from common.splits import read_list
@@ -92,6 +93,7 @@ def base_model(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, 
     """
     path = Path(config.checkpoint)
     if config.checkpoint and path.is_dir():
+        check_folder_flags(config)
         model, spec = build.load_folder(path / "model" if (path / "model").is_dir() else path)
     elif config.checkpoint:
         model, spec = _published(config, images)
@@ -108,6 +110,24 @@ def base_model(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, 
     if config.narrow_head:
         narrow(model, spec, images)
     return model, spec
+
+
+def check_folder_flags(config: SourceConfig, allowed: Sequence[str] = ()) -> None:
+    """Raises UserError for flags that have no effect on a folder, which says itself how its model is built."""
+    for name in (
+        "model",
+        "model_args",
+        "img_size",
+        "patch_size",
+        "face_head",
+        "lora_merged",
+        "class_names",
+        "pretrained",
+    ):
+        if getattr(config, name) and name not in allowed:
+            raise UserError(
+                f"`{flag(name)}` has no effect on the folder {config.checkpoint}, which has its own; leave it out."
+            )
 
 
 def narrow(model: nn.Module, spec: ModelSpec, images: data.ImageSet) -> None:

@@ -109,7 +109,7 @@ class DetectionDomain(Domain):
 
     def _check_images(self) -> None:
         """Looks at the file of every image that is used, before the first step. Raises UserError."""
-        every = list({record.path: record for record in self._all_used() if record.path is not None}.values())
+        every = list({(r.path, r.width, r.height): r for r in self._all_used() if r.path is not None}.values())
         told([problem for problem in in_threads(image_problem, every, "checking images") if problem])
 
     def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:

@@ -171,7 +171,12 @@ class SegmentationSession(Session):
         path = Path(source.checkpoint)
         for folder in (path, path / "model"):
             if source.checkpoint and (folder / MODEL_FILE).is_file():
+                if source.class_names or "MODEL.WEIGHTS" in words[::2]:
+                    name = "`--class-names`" if source.class_names else "MODEL.WEIGHTS"
+                    raise UserError(f"{name} has no effect on {folder}, which has its own; leave it out.")
                 return Base(*load_folder(folder, words))
+        if source.checkpoint and not path.expanduser().exists():
+            raise UserError(f"checkpoint {path}: no such file or folder.")
         config = read_config(source, words)
         weights = source.checkpoint or config.MODEL.WEIGHTS
         if not weights:

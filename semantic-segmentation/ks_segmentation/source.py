@@ -96,6 +96,9 @@ def occurring(sets: Sequence[MaskSet], cache_dir: str) -> list[str]:
     for one in sets:
         for part, names in found.items():
             names |= {one.classes[c] for counts in scan(getattr(one, part), cache_dir) for c in counts}
+    for part, name in (("train", "training"), ("test", "test (validation)")):
+        if not any(getattr(one, part) for one in sets):
+            raise UserError(f"the data has no {name} images; see semantic-segmentation/README.md for its folders.")
     both = found["train"] & found["test"]
     return [c for c in dict.fromkeys(c for one in sets for c in one.classes) if c in both]
 

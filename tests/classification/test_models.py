@@ -84,12 +84,12 @@ def test_chosen_rows_answer_as_before(case):
         ({"args": {"global_pool": "http://host/x"}}, "global_pool takes a number"),
         ({"args": {"depth": {"a": 1}}}, "depth takes a number"),
         ({"args": {"depth": ["a"]}}, "depth takes a number"),
-        ({"args": ["depth"]}, r"Expected `object`, got `array` - at `\$.args`"),
+        ({"args": ["depth"]}, r"Expected a table, got a list - at `\$.args`"),
         ({"name": "hf-hub:someone/model"}, "is no model name"),
         ({"name": "hf_hub:someone/model"}, "is no model name"),
         ({"name": "local-dir:/some/folder"}, "is no model name"),
         ({"name": "https://host/model"}, "is no model name"),
-        ({"name": 5}, r"Expected `str`, got `int` - at `\$.name`"),
+        ({"name": 5}, r"Expected text, got a whole number - at `\$.name`"),
     ],
 )
 def test_a_model_folder_can_have_nothing_fetched_opened_or_run(tmp_path, monkeypatch, changes, word):

@@ -146,7 +146,7 @@ def test_a_yaml_plan_may_keep_until_forgotten(tmp_path):
     ("text", "message"),
     [
         ("groups: {a: cat}\n", "needs `groups` .* and `phases`"),
-        ("groups: {a: cat}\nphases: [learn: a]\nepochs: 3\n", "unknown: epochs"),
+        ("groups: {a: cat}\nphases: [learn: a]\nepochs: 3\n", "unknown field `epochs`"),
         ("groups: {a: cat}\nphases: [erase: a]\n", "a phase is `learn: group` or `forget: group`"),
         ("groups: {a: cat}\nphases: [learn]\n", "a phase is"),
         ("groups: {a: [cat, cow]}\nphases: [learn: a]\n", "unknown class 'cow'; there are: cat, dog, fox, owl"),

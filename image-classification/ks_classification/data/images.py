@@ -68,6 +68,8 @@ def load(text: str, cache: str = "data", fetch: bool = True) -> ImageSet:
         UserError: nothing there, or an empty folder; says which.
     """
     result: ImageSet | None = None
+    if not text.strip(" ,"):
+        raise UserError("--data is empty; name a folder with train/ and test/, digits, cifar10 or cifar100.")
     for name in (piece.strip() for piece in text.split(",")):
         if name == "digits":
             one = digits()

@@ -138,7 +138,7 @@ def _distinct(names: list[str]) -> list[str]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}).") from None
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no `name: value` table.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from ks_segmentation.config import limits
 from ks_segmentation.config.defaults import DEFAULTS, OPEN, RENAMED, leaves
 from ks_segmentation.config.yaml_reader import read_yaml
 
@@ -47,8 +48,8 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
     Keys that are known to detectron2 and read by nothing here are accepted; `words.tell_unused` lists them.
 
     Raises:
-        UserError: a key that does not exist (with the nearest that does), a value of another type, an odd
-            number of override words, an unreadable or unsafe file.
+        UserError: a key that does not exist (with the nearest that does), a value of another type or outside its
+            bounds, an odd number of override words, an unreadable or unsafe file.
     """
     tree = copy.deepcopy(DEFAULTS)
     changed: list[str] = []
@@ -60,6 +61,7 @@ def load_config(config_file: str | Path | None = None, overrides: Sequence[Any] 
     for key, value in in_pairs(overrides):
         _put(tree, str(key), value, changed, "the command line")
     config = _node(tree)
+    limits.check(config)
     vars(config)["given"] = tuple(dict.fromkeys(changed))
     return config
 

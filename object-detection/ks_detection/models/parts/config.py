@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from common.errors import UserError
+from common.schema import typed
 from ks_detection.models.parts.backbones import BACKBONES
 
 T = TypeVar("T", bound="DetectorConfig")
@@ -26,6 +27,10 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         self.return_interm_indices = tuple(self.return_interm_indices)
+        for name in ("num_classes", "num_queries", "dec_layers", "enc_layers", "num_select", "nheads", "hidden_dim",
+                     "dim_feedforward", "enc_n_points", "dec_n_points", "num_feature_levels"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.backbone not in (*BACKBONES, *self.more_backbones) and not self.backbone.startswith("timm:"):
             raise UserError(f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME.")
         if self.num_feature_levels < len(self.return_interm_indices):
@@ -33,9 +38,6 @@ class DetectorConfig:
                 f"`num_feature_levels` is {self.num_feature_levels} but `return_interm_indices` names "
                 f"{len(self.return_interm_indices)} stages; raise the first or shorten the second."
             )
-        for name in ("num_classes", "num_queries", "dec_layers", "enc_layers", "num_select"):
-            if getattr(self, name) < 1:
-                raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
     @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -50,7 +52,11 @@ class DetectorConfig:
                     f"config: `{name}` = {values[name]!r} is not supported, only {wanted!r} (as published) is."
                 )
         own = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
-        return cls(**{name: value for name, value in values.items() if name in own})
+        given = {name: value for name, value in values.items() if name in own}
+        hints = get_type_hints(cls)
+        for name, value in given.items():
+            typed(value, hints[name], f"config: `{name}` = {value!r}")
+        return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON and checkpoints keep them; `from_dict` reads them back."""

@@ -4,6 +4,9 @@ import ast
 from pathlib import Path
 
 from common.errors import UserError
+from common.schema import typed
+
+MAX_FILES = 20  # that one file may be based on
 
 
 def read_config(path: str | Path, options: list[str] = ()) -> dict:
@@ -16,7 +19,7 @@ def read_config(path: str | Path, options: list[str] = ()) -> dict:
     Raises:
         UserError: for anything that would have to be run (calls, imports, names), with its line number.
     """
-    return read_options(options or (), _read(Path(path), ()))
+    return read_options(options or (), _read(Path(path), (), []))
 
 
 def read_options(options: list[str], values: dict | None = None) -> dict:
@@ -27,20 +30,24 @@ def read_options(options: list[str], values: dict | None = None) -> dict:
     return values
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict:
+def _read(path: Path, seen: tuple[Path, ...], files: list[Path]) -> dict:
+    """The values of a file. `seen` are those that it is a base of, `files` all that were read."""
+    files.append(path)
+    if len(files) > MAX_FILES:
+        raise UserError(f"config {files[0]}: `_base_` leads to more than {MAX_FILES} files.")
     if not path.is_file():
         raise UserError(f"config {path}: no such file; give the path of a .py config.")
     if path.resolve() in seen:
         raise UserError(f"config {path}: names itself in `_base_`.")
     try:
         body = ast.parse(path.read_text(encoding="utf-8")).body
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: bytes that are no text
         raise UserError(f"config {path}: not readable as Python assignments ({error}).") from None
     own = dict(_assignment(path, statement) for statement in body if not _is_text(statement))
     bases = own.pop("_base_", [])
     values: dict = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        _merge(values, _read(path.parent / base, (*seen, path.resolve())))
+    for base in typed([bases] if isinstance(bases, str) else bases, list[str], f"config {path}: `_base_`"):
+        _merge(values, _read(path.parent / base, (*seen, path.resolve()), files))
     _merge(values, own)
     return values
 

@@ -1,0 +1,39 @@
+"""Bounds of the values of a config that a run would otherwise meet as an error of torch, or as endless work."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+from common.errors import UserError
+from common.images import MAX_SIDE
+
+SIZE = (16, MAX_SIDE)
+LIMITS: dict[str, tuple[float, float]] = {
+    "INPUT.MIN_SIZE_TRAIN": SIZE, "INPUT.MAX_SIZE_TRAIN": SIZE, "INPUT.MIN_SIZE_TEST": SIZE, "INPUT.MAX_SIZE_TEST": SIZE,
+    "INPUT.CROP.SIZE": SIZE, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": (1e-6, 1.0), "TEST.AUG.MIN_SIZES": SIZE,
+    "TEST.AUG.MAX_SIZE": SIZE, "TEST.SLIDING_WINDOW": (32, MAX_SIDE), "MODEL.PIXEL_MEAN": (-1e4, 1e4),
+    "MODEL.PIXEL_STD": (1e-6, 1e4),
+}  # fmt: skip
+COUNTS = {"INPUT.CROP.SIZE": 2, "MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3}
+OFF = {"TEST.SLIDING_WINDOW": 0}  # the value that switches something off
+WORDS = {"INPUT.FORMAT": ("RGB", "BGR"), "INPUT.RANDOM_FLIP": ("none", "horizontal")}
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raises UserError for the first value of a config that is outside its bounds."""
+    for key, (least, most) in LIMITS.items():
+        value = _at(config, key)
+        values = value if isinstance(value, tuple) else (value,)
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        count = COUNTS.get(key, max(1, len(values)))
+        if value != OFF.get(key) and not (numbers and len(values) == count and all(least <= v <= most for v in values)):
+            many = f"{count} values" if key in COUNTS else "values" if isinstance(value, tuple) else "a value"
+            raise UserError(f"{key} takes {many} from {least:g} to {most:g}, got {value!r}.")
+    for key, words in WORDS.items():
+        if _at(config, key) not in words:
+            raise UserError(f"{key} must be {' or '.join(words)}, got {_at(config, key)!r}.")
+
+
+def _at(config: dict[str, Any], key: str) -> Any:
+    return reduce(lambda table, part: table[part], key.split("."), config)
