@@ -143,6 +143,7 @@ class Trainer:
     def swap(self) -> list[dict[str, Any]]:
         """Carries out the plan; returns the lines of metrics.jsonl. Continues a run found in the folder."""
         with closing(self.run):
+            self._check_items()
             identity = self._identity()
             if distributed.is_main():
                 found = self.run.open(identity, self._description(), self.settings.record.overwrite)
@@ -266,12 +267,24 @@ class Trainer:
 
     # ---- pieces of a phase -------------------------------------------------------------------------------
 
+    def _check_items(self) -> None:
+        """Raises UserError for a phase without training items, or with fewer than a batch holds, before the first step."""
+        for phase in self.plan.phases:
+            sizes = [self.domain.size(part, train=True) if part else None for part in (phase.target, phase.keep)]
+            for part, size in zip((phase.target, phase.keep), sizes, strict=True):
+                if size == 0:
+                    raise UserError(
+                        f"there are no training items of {shorten(part, 8)}, which phase {phase.title} needs."
+                    )
+            every = sum(filter(None, sizes))
+            if self.config.batch_size > every:
+                raise UserError(
+                    f"`--batch-size {self.config.batch_size}` is more than the {every} training items of phase {phase.title}."
+                )
+
     def _length(self, phase: Phase) -> tuple[int, int]:
         """(steps per epoch, steps of the phase)."""
         size = self.method.epoch_items(phase)
-        for part in (phase.target, phase.keep):
-            if part and not self.domain.size(part, train=True):
-                raise UserError(f"there are no training items of {shorten(part, 8)}, which phase {phase.title} needs.")
         per_epoch = -(-size // (self.config.batch_size * distributed.world() * self.config.accumulate))
         c = self.config
         planned = (c.forget_steps if phase.action == "forget" else 0) or c.steps or per_epoch * c.epochs

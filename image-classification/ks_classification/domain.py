@@ -18,6 +18,7 @@ from common import distributed, splits
 from common.domain import ClassTable, Domain, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
+from common.progress import watched
 from common.streams import Draw, Stream, load_batches
 from ks_classification.data import selection, stem_cache
 from ks_classification.data.images import ImageSet, Item
@@ -193,7 +194,8 @@ class ClassificationDomain(Domain):
         device = next(model.parameters()).device
         right = torch.zeros(len(self.classes), device=device)
         count = torch.zeros_like(right)
-        for batch in self.loader(classes, train=False):
+        batches = -(-self.size(classes, train=False) // (self.config.eval_batch * distributed.world()))
+        for batch in watched(self.loader(classes, train=False), batches, "scoring"):
             labels = batch.labels.to(device)
             logits, embedding = layers.forward(model, batch.images.to(device))
             if self.config.eval_margin:

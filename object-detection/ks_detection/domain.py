@@ -18,7 +18,7 @@ from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
-from common.progress import in_threads
+from common.progress import in_threads, watched
 from common.streams import Draw, Stream, load_batches
 from ks_detection import gallery
 from ks_detection.checkpoints.export import export_official
@@ -271,7 +271,8 @@ class DetectionDomain(Domain):
     def detect(self, model: nn.Module, classes: Sequence[str]) -> tuple[list[Truth], list[Found]]:
         """Objects and detections of all test images with the classes, over all ranks, in pixels."""
         own: list[tuple[Truth, Found]] = []
-        for batch in self.loader(classes, train=False):
+        count = -(-self.size(classes, train=False) // (self.config.eval_batch * distributed.world()))
+        for batch in watched(self.loader(classes, train=False), count, "scoring"):
             outputs = self.forward(model, batch)
             records = [self._record(i, False) for i in batch.indices]
             sizes = [(record.height, record.width) for record in records]

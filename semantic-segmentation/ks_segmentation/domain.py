@@ -19,6 +19,7 @@ from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Predictio
 from common.errors import UserError
 from common.files import fingerprint
 from common.knobs import Checked, knob
+from common.progress import watched
 from common.splits import shorten
 from common.streams import Draw, Stream, load_batches
 from ks_segmentation.checkpoints.folder import save_config
@@ -285,7 +286,8 @@ class SegmentationDomain(Domain):
         rows = {group: torch.tensor(self.classes.rows(classes)) for group, classes in groups.items()}
         device = next(model.parameters()).device
         together = list(dict.fromkeys(c for classes in groups.values() for c in classes))
-        for batch in self.loader(together, train=False):
+        count = -(-self.size(together, train=False) // (self.config.eval_batch * distributed.world()))
+        for batch in watched(self.loader(together, train=False), count, "scoring"):
             sizes = [tuple(label.shape) for label in batch.labels]
             answers = model.segment(batch.images.to(device), sizes)
             for answer, label in zip(answers, batch.labels, strict=True):

@@ -98,3 +98,9 @@ def test_other_files_under_the_same_names_are_told_apart(tmp_path):
 def test_settings_beyond_their_limits_are_refused(values):
     with pytest.raises(UserError, match="must"):
         settings_from((), values)
+
+
+def test_a_batch_of_more_than_there_is_stops_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="`--batch-size 5000` is more than the"):
+        trainer(tmp_path, batch_size=5000).swap()
+    assert not list(tmp_path.iterdir())

@@ -72,7 +72,7 @@ def _check_shots(items: Sequence[Item], classes: Sequence[str], shots: int) -> N
 
 def _of_earlier_run(path: str, items: Sequence[Item], classes: Sequence[str]) -> set[str]:
     file = Path(path) / SPLIT if Path(path).is_dir() else Path(path)
-    names = set(read_json(file, SplitFile, "`--split` is a file with a list `train` of image names").train)
+    names = set(read_json(file, SplitFile, "it is no split, which has a list `train` of image names").train)
     covered = {i.label for i in items if i.name in names}
     bare = [c for c in classes if c not in covered]
     if bare:
