@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.knobs import Checked, knob
 
+# The environment of the launcher on several nodes. Without it torch keeps one key store for all restarts, and workers
+# that start again read the addresses of those that were killed, and wait for them.
+NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
 
 @dataclass
 class LaunchConfig(Checked):
@@ -51,6 +55,8 @@ def launcher(nodes: int, processes: int, head: str, job: str) -> list[str]:
 
     Args:
         head: name of the node that the others meet at; job: the same on all nodes, and no other job's.
+
+    `NEW_STORE` must be in its environment.
     """
     place = f"{head}:{29500 + zlib.crc32(job.encode()) % 1000}"
     words = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={max(1, processes)}"]

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.errors import UserError
+from common.plan import Plan
+from common.splits import shorten
 from common.streams import Stream
 
 Batch = Any  # the loop never looks inside
+USUAL_BATCH = 256  # up to here a batch may be larger than the data; its items then repeat
 
 
 class Prediction(NamedTuple):
@@ -200,3 +203,16 @@ class Domain(Protocol):
     def documents(self) -> dict[str, Any]:
         """File name -> content of JSON files that a run folder keeps: lists too long for `describe`, such as the split."""
         return {}
+
+
+def check_items(domain: Domain, plan: Plan, batch_size: int) -> None:
+    """Raises UserError for a phase without training items, or for a batch far larger than what there is."""
+    for phase in plan.phases:
+        sizes = {part: domain.size(part, train=True) for part in (phase.target, phase.keep) if part}
+        for part, size in sizes.items():
+            if size == 0:
+                raise UserError(f"there are no training items of {shorten(part, 8)}, which phase {phase.title} needs.")
+        if batch_size > max(sum(sizes.values()), USUAL_BATCH):
+            raise UserError(
+                f"`--batch-size {batch_size}` is more than the {sum(sizes.values())} training items of phase {phase.title}."
+            )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common import adapters, devices, distributed, layers, lora, precision, references, report, schedule, trainable
 from common.averaging import MovingAverage
-from common.domain import Batch, Domain
+from common.domain import Batch, Domain, check_items
 from common.errors import UserError
 from common.guard import Guard, GuardConfig
 from common.methods._base import Position, Step
@@ -27,7 +27,6 @@ from common.progress import Progress
 from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks, save_tensors, write_json
 from common.session import Opening
 from common.settings import Settings
-from common.splits import shorten
 from common.state import Interrupted, Stop, changing, on_device, read_state
 from common.streams import Stream, derive, seed_all
 from common.teacher import fill
@@ -143,7 +142,7 @@ class Trainer:
     def swap(self) -> list[dict[str, Any]]:
         """Carries out the plan; returns the lines of metrics.jsonl. Continues a run found in the folder."""
         with closing(self.run):
-            self._check_items()
+            check_items(self.domain, self.plan, self.config.batch_size)
             identity = self._identity()
             if distributed.is_main():
                 found = self.run.open(identity, self._description(), self.settings.record.overwrite)
@@ -266,21 +265,6 @@ class Trainer:
             norm.eval()
 
     # ---- pieces of a phase -------------------------------------------------------------------------------
-
-    def _check_items(self) -> None:
-        """Raises UserError for a phase without training items, or with fewer than a batch holds, before the first step."""
-        for phase in self.plan.phases:
-            sizes = [self.domain.size(part, train=True) if part else None for part in (phase.target, phase.keep)]
-            for part, size in zip((phase.target, phase.keep), sizes, strict=True):
-                if size == 0:
-                    raise UserError(
-                        f"there are no training items of {shorten(part, 8)}, which phase {phase.title} needs."
-                    )
-            every = sum(filter(None, sizes))
-            if self.config.batch_size > every:
-                raise UserError(
-                    f"`--batch-size {self.config.batch_size}` is more than the {every} training items of phase {phase.title}."
-                )
 
     def _length(self, phase: Phase) -> tuple[int, int]:
         """(steps per epoch, steps of the phase)."""

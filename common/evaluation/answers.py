@@ -20,7 +20,7 @@ from common.sparsity import block_of
 from common.streams import Ordered, derive, seed_all
 
 EMBEDDING = "embedding"
-FORM = 2  # of the arrays on disk; another one is made anew
+FORM = 3  # of the arrays on disk; another one is made anew
 OTHERS = ("labels", "logits", "confidence", "located")  # what a part holds besides features
 
 

@@ -182,9 +182,10 @@ class Bench:
             if not variant.startswith("relearn"):
                 continue
             steps = {s: relearn.first_step(c["steps"], c["share"], level) for s, c in curves.items()}
-            clouds = [steps[r] or self.budget.relearn_steps for r in references_of(steps)]
-            middle = int(np.median(clouds)) if clouds else None
-            index = relearn.anamnesis(steps[RESULT], middle, self.budget.relearn_steps) if clouds else None
+            clouds = [steps[r] or np.inf for r in references_of(steps)]
+            middle = np.median(clouds) if clouds else np.inf
+            reached = int(middle) if np.isfinite(middle) else None
+            index = relearn.anamnesis(steps[RESULT], reached, self.budget.relearn_steps) if clouds else None
             found[variant] = {"level": level, "steps": steps, "index": index}
         return found
 

@@ -59,7 +59,7 @@ def spill(scores: Scores, base: Mapping[str, Mapping[str, float]], table: ClassT
         share = own.float().cpu().softmax(1)
         top, rows = share.max(1)
         answers = torch.bincount(rows, minlength=share.shape[1]).double() / max(1, len(rows))
-        told = {"answers": _shares(answers, table), "confidence": top.mean().item()}
+        told = {"answers": _shares(answers, table), "confidence": round(top.mean().item(), 4)}
         if name in base:
             told["distance"] = variation(_shares(share.mean(0), table), base[name])
         found[name] = told
@@ -73,7 +73,7 @@ def _shares(values: Tensor, table: ClassTable) -> dict[str, float]:
 
 def variation(a: Mapping[str, float], b: Mapping[str, float]) -> float:
     """Total variation of two distributions given by their shares, 0..1."""
-    return 0.5 * sum(abs(a.get(name, 0.0) - b.get(name, 0.0)) for name in {*a, *b})
+    return round(0.5 * sum(abs(a.get(name, 0.0) - b.get(name, 0.0)) for name in sorted({*a, *b})), 4)
 
 
 def from_peak(history: Sequence[Mapping[str, float]], classes: Sequence[str]) -> dict[str, float]:

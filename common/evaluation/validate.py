@@ -31,8 +31,9 @@ from common.trainer import Trainer
 
 FORGOTTEN, RETAINED = ("c0", "c1"), tuple(f"c{i}" for i in range(2, 8))
 REFERENCES, HELD_OUT = 3, 10
-DATA: dict[str, Any] = {"classes": 8, "items": 40, "inputs": 24, "width": 16, "spread": 0.8, "noise": 1.0}
-BUDGET = replace(BUDGETS["quick"], draws=4, replicates=200)
+EVERY_ITEM = 40  # shots: with five of them no model of the blobs comes back to 80 %, which would leave no index
+DATA: dict[str, Any] = {"classes": 8, "items": EVERY_ITEM, "inputs": 24, "width": 16, "spread": 0.8, "noise": 1.0}
+BUDGET = replace(BUDGETS["quick"], draws=4, replicates=200, relearn_shots=(5, EVERY_ITEM), relearn_steps=64)
 LR = 1e-2
 ALLOWED = 2  # held-out models of ten that may be flagged: each is one draw from the cloud that it is compared with
 
@@ -103,7 +104,7 @@ class Bank:
         self.bench.attack(Subject(RESULT, Blobs(**DATA), model))
         figures = self.bench.compare()
         found = verdict.verdicts(figures, {}, BUDGET.name, adapter=False, no_reference="")
-        return Attacked(figures, found, self.bench.anamnesis()["relearn, 5 shots"]["index"])
+        return Attacked(figures, found, self.bench.anamnesis()[f"relearn, {EVERY_ITEM} shots"]["index"])
 
 
 def lines() -> Iterator[Line]:
@@ -137,7 +138,8 @@ def _held_out(bank: Bank) -> Iterator[Line]:
     yield Line("held-out retrained models", f"at most {ALLOWED} flagged", told, len(flagged) <= ALLOWED)
     indices = [f.index for f in found if f.index is not None]
     middle = float(np.median(indices)) if indices else float("nan")
-    yield Line("relearning a never-saw model", "anamnesis about 1 (0.5 to 2)", f"{middle:.2f}", 0.5 <= middle <= 2)
+    told = f"{middle:.2f}, median of {len(indices)}"
+    yield Line("relearning a never-saw model", "anamnesis about 1 (0.5 to 2)", told, 0.5 <= middle <= 2)
 
 
 def _canaries() -> Line:

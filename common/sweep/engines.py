@@ -65,7 +65,11 @@ class Task:
         if self.row.done or self.stopped:
             return ""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})}
+        environment = {
+            **os.environ,
+            **distributed.NEW_STORE,
+            **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),
+        }
         with self.log.open("wb") as log:  # of its own session: signals reach it through us
             self.process = subprocess.Popen(
                 [sys.executable, *self._words()], env=environment, stdout=log, stderr=log, start_new_session=True

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from common.config import from_values
+from common.config import Parser, from_values
 from common.domain import ClassTable, Domain
 from common.errors import UserError
 from common.knobs import knob
@@ -25,6 +25,7 @@ from ks_detection.checkpoints.export import export_official
 from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
+from ks_detection.data import scenes
 from ks_detection.data.yolo import SUFFIXES
 from ks_detection.domain import MODEL_FILE, DetectionDomain
 from ks_detection.models.parts.detector import Detector, extend_classes
@@ -75,9 +76,9 @@ class DetectionSession(Session):
     everyday = ("config_file", "class_names", "mixed", "test_size")
     defaults = {
         "swap": {
-            "batch_size": 2, "lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1, "epochs": 20, "schedule": "constant", "warmup": 0.0,
-            "learn_weight": 0.9, "sparsity_weight": 0.01,
-        },  # of the published detection runs, where the loop's own are meant for classification
+            "batch_size": 4, "lr": 5e-4, "weight_decay": 1e-4, "bound": 8.0, "forget_weight": 0.3, "learn_weight": 0.9,
+            "sparsity_weight": 0.01,
+        },  # for adapters; --reference has those of the published runs
         "pretrain": {"method": "finetune", "epochs": 12, "batch_size": 2, "lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1},
     }  # fmt: skip
     reference = Path(__file__).parent / "reference.yaml"
@@ -85,6 +86,13 @@ class DetectionSession(Session):
     own_flags = ("cache_features",)
     suffixes = SUFFIXES
     formats = ("official", "official-half")
+
+    def defaults_for(self, verb: str, argv: Sequence[str]) -> Mapping[str, object]:
+        peek = Parser(add_help=False, allow_abbrev=False)
+        peek.add_argument("--data", default="")
+        known, _ = peek.parse_known_args(list(argv))
+        view = scenes.VIEW if known.data.partition(":")[0] == "digits" else {}
+        return {**super().defaults_for(verb, argv), **view}
 
     def tidy(self, argv: Sequence[str]) -> list[str]:
         return tidy(argv)

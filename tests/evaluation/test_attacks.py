@@ -8,8 +8,10 @@ import torch
 
 from common.domain import Prediction
 from common.evaluation import intervals
-from common.evaluation.attacks import membership, output, probe, prototype, radius, rmia, weights
+from common.evaluation.attacks import membership, output, probe, prototype, radius, relearn, rmia, weights
 from common.evaluation.attacks.shots import few, title
+from common.evaluation.bench import Bench
+from common.evaluation.budget import BUDGETS
 from common.evaluation.figures import leak, share
 
 
@@ -158,3 +160,19 @@ def test_the_radius_of_a_linear_model_is_the_distance_to_its_border():
     assert scaled[:2] == pytest.approx([0.005, 0.01], abs=1e-3)
     left = radius.radii(Lines(), None, Batch(-images), [1.0], leave=True)
     assert left[:2] == pytest.approx([0.01, 0.02], abs=1e-3) and left[2] == 0
+
+
+def test_an_index_of_two_models_that_never_came_back_is_not_one():
+    assert relearn.anamnesis(None, None, 24) is None
+    assert (
+        relearn.anamnesis(12, None, 24) == 0.5
+        and relearn.anamnesis(None, 12, 24) == 2
+        and relearn.anamnesis(8, 8, 24) == 1
+    )
+    bench = Bench(["a"], ["b"], [], BUDGETS["quick"], 1e-3)
+    flat = {"steps": [0, 12, 24], "share": [0.0, 0.1, 0.2], "rate": 1}
+    bench.curves = {"relearn, 5 shots": dict.fromkeys(["result", "reference-1", "reference-2"], flat)}
+    bench.plain = lambda: {"original": np.ones((1, 4))}
+    assert bench.anamnesis()["relearn, 5 shots"]["index"] is None
+    bench.curves["relearn, 5 shots"]["result"] = flat | {"share": [0.0, 0.9, 1.0]}
+    assert bench.anamnesis()["relearn, 5 shots"]["index"] == 0.5

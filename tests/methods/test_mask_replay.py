@@ -31,7 +31,7 @@ def test_classes_that_are_gone_or_not_learned_yet_get_no_share_either(tmp_path):
         "three", {"a": ("c0",), "b": ("c1",), "new": ("c4",), "r": ("c2", "c3")},
         (("forget", ("a",)), ("forget", ("b",)), ("learn", ("new",))),
     )  # fmt: skip
-    t = trainer(pretrained(4), plan, METHOD, tmp_path, mask_temperature=1.0)
+    t = trainer(pretrained(4), plan, METHOD, tmp_path, mask_weight=1.0, mask_temperature=1.0)
     phase = plan.phases[1]
     t.method.begin_phase(phase)
     step = step_of(t, phase)

@@ -9,7 +9,7 @@ import pytest
 from processes import TOY_RUN, environment
 
 from common.adapters import WEIGHTS
-from common.distributed import launcher
+from common.distributed import NEW_STORE, launcher
 from common.record import METRICS, STEPS, read_lines
 
 pytestmark = pytest.mark.slow
@@ -31,9 +31,13 @@ def on_two_nodes(folder, domain, kill=None):
     ]
     command = [sys.executable, *words, "--local-addr=localhost", TOY_RUN, "nodes"]
     command += [str(folder / "cases.json"), str(folder)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment()}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment(**NEW_STORE)}
     agents = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    told = [agent.communicate(timeout=300)[0] for agent in agents]
+    try:
+        told = [agent.communicate(timeout=300)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], told[0][-3000:] + told[1][-3000:]
     return "\n".join(told)
 

@@ -23,7 +23,7 @@ from common.settings import settings_from
 from common.streams import Chosen, Ordered, Stream, derive
 from common.trainer import Trainer
 
-RANK = 4
+RANK, LOOKS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def relearn(
               "save_every": 1e9, "train_head_rows": bool(shots)}  # fmt: skip
     taken: list[int] = []
     found: list[np.ndarray] = []
-    wanted = {0, steps, *(round(steps * 2.0**-k) for k in range(6))} - {0}
+    wanted = {1, 2, *(round(steps * i / LOOKS) for i in range(1, LOOKS + 1))}
     with tempfile.TemporaryDirectory() as folder, quiet():
 
         def look(kind: str, record: Mapping[str, Any]) -> None:

@@ -9,6 +9,10 @@ from common.errors import UserError
 from ks_detection.data.records import Annotation, DetectionSet, ImageRecord
 
 SIDE = 128  # pixels of a scene
+# How scenes are viewed where no flag says otherwise: they are small, and a mirrored digit is none.
+VIEW = {
+    "flip": False, "sizes": "120-136:8", "longest": 160, "before_crop": "128,144", "crop": "116,128", "test_size": 128,
+}  # fmt: skip
 COUNTS = {"train": 1500, "test": 200}  # scenes
 SMALLEST, LARGEST = 22, 44  # side of a pasted digit, pixels
 MOST = 5  # digits per scene
