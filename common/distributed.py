@@ -60,7 +60,8 @@ def launcher(nodes: int, processes: int, head: str, job: str) -> list[str]:
     """
     place = f"{head}:{29500 + zlib.crc32(job.encode()) % 1000}"
     words = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={max(1, processes)}"]
-    return [*words, "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-id={job}", "--max-restarts=3"]
+    # One killed worker costs several restarts: those that lose it fail too, and every node counts its own.
+    return [*words, "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-id={job}", "--max-restarts=8"]
 
 
 def init(device: torch.device) -> None:
