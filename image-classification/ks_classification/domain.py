@@ -21,8 +21,8 @@ from common.files import fingerprint
 from common.progress import watched
 from common.streams import Draw, Stream, load_batches
 from ks_classification.data import selection, stem_cache
-from ks_classification.data.images import ImageSet, Item
-from ks_classification.data.pixels import ImageConfig, Images, Pixels, read_pixels
+from ks_classification.data.images import ImageSet, Item, readable
+from ks_classification.data.pixels import ImageConfig, Images, Pixels, Room
 from ks_classification.models import build, layers
 from ks_classification.models.build import ModelSpec
 
@@ -74,6 +74,7 @@ class ClassificationDomain(Domain):
         self.items: dict[str, list[Item]] = {}
         self.pixels: dict[str, Pixels] = {}
         self.skipped: list[str] = []
+        self._room = Room(config)
         self._read("train", [i for i in images.train if i.label in learnable and (used is None or i.name in used)])
         self._read("test", [i for i in images.test if i.label in wanted])
         self._by_class = {part: _positions(items) for part, items in self.items.items()}
@@ -96,12 +97,12 @@ class ClassificationDomain(Domain):
     # ---- which images ------------------------------------------------------------------------------------
 
     def _read(self, part: str, items: list[Item]) -> None:
-        what = f"reading {'training' if part == 'train' else part} images"
-        good, pixels, bad = read_pixels(items, self.spec.size, self.config, what)
+        what = f"looking at {'training' if part == 'train' else part} images"
+        good, bad = readable(items, self.config.skip_corrupt, what)
         row = {name: i for i, name in enumerate(self.classes.names)}
         self.skipped += bad
         self.items[part] = good
-        self.pixels[part] = Pixels(good, pixels, [row[i.label] for i in good], self.spec, self.config)
+        self.pixels[part] = Pixels(good, [row[i.label] for i in good], self.spec, self.config, self._room)
 
     def _fill_stem_cache(self) -> None:
         """Runs the frozen stem once over all images: `stem_views` augmented views of each training image."""

@@ -13,8 +13,8 @@ from torch import nn
 from common.knobs import Checked, knob
 from common.session import Answer
 from common.streams import Draw
-from ks_classification.data.images import Item
-from ks_classification.data.pixels import ImageConfig, Pixels, read_pixels
+from ks_classification.data.images import Item, decode
+from ks_classification.data.pixels import ImageConfig, Pixels, preparing
 from ks_classification.models import layers
 from ks_classification.models.build import ModelSpec
 
@@ -37,14 +37,17 @@ def answers(
 ) -> Iterator[Answer]:
     """An answer per readable file, in order; unreadable ones are named on stderr with --skip-corrupt."""
     items, count = [Item(str(file), "", str(file)) for file in files], min(config.top, len(spec.classes))
+    limit, prepare = preparing(spec.size, images)
     for start in range(0, len(items), config.batch_size):
         chunk = items[start : start + config.batch_size]
-        good, tensors, bad = read_pixels(chunk, spec.size, images, "reading images")
+        good, tensors, bad = decode(chunk, prepare, images.skip_corrupt, "reading images", limit)
         for name in bad:
             print(f"left out: {name} is no readable image", file=sys.stderr)
         if not good:
             continue
-        batch = Pixels(good, tensors, [0] * len(good), spec, images)[[Draw(i, None) for i in range(len(good))]]
+        pixels = Pixels([chunk[i] for i in good], [0] * len(good), spec, images)
+        pixels.kept.update(enumerate(tensors))
+        batch = pixels[[Draw(i, None) for i in range(len(good))]]
         logits, _ = layers.forward(model, batch.images.to(device))
         shares, rows = logits.float().softmax(-1).topk(count)
         for name, values, best in zip(batch.names, shares.tolist(), rows.tolist(), strict=True):

@@ -160,6 +160,9 @@ def hugging(monkeypatch, columns, splits):
             assert kind.decode is False
             return self
 
+        def __getitem__(self, key):
+            return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
     module = types.ModuleType("datasets")
     module.Image, module.ClassLabel = type("Image", (Kind,), {}), type("ClassLabel", (Kind,), {})
     module.load_from_disk = module.load_dataset = lambda name: {k: Split(rows) for k, rows in splits.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.images import ImageError, open_image
+from common.images import ImageError, open_image, probe
 from common.progress import in_threads
 from common.splits import shorten
 
@@ -25,7 +26,7 @@ class Item(NamedTuple):
     """One image: where it comes from, its class, and how to open it.
 
     source: a path, bytes of a file, an array [H, W] or [H, W, 3], a picture, or a function that gives one of them or a
-        tensor [C, H, W] (uint8, or float in 0..1).
+        tensor [C, H, W] (uint8, or float in 0..1); it is called each time.
     """
 
     name: str
@@ -36,6 +37,13 @@ class Item(NamedTuple):
         """The image as upright RGB, of at least `least` pixels a side where it has them; see `common.images`."""
         source = self.source() if callable(self.source) else self.source
         return open_image(Path(source) if isinstance(source, str) else source, self.name, least)
+
+    def look(self) -> None:
+        """Opens no more of it than shows most damage; see `probe`. What a function gives is looked at when it is drawn."""
+        if isinstance(self.source, str):
+            probe(Path(self.source))
+        elif not callable(self.source):
+            self.open()
 
 
 @dataclass
@@ -125,11 +133,11 @@ def _class_name(folder: str) -> str:
     return match[2] if match else folder
 
 
-def _class_folders(place: Path) -> dict[str, list[Path]]:
+def _class_folders(place: Path) -> dict[str, list[str]]:
     if not place.is_dir():
         raise UserError(f"there is no folder {place}; images go in <root>/train/<class>/ and <root>/test/<class>/.")
     found = {
-        entry.name: sorted(p for p in entry.rglob("*") if p.is_file() and not p.name.startswith("."))
+        entry.name: _files(entry)
         for entry in sorted(place.iterdir())
         if entry.is_dir() and not entry.name.startswith(".")
     }
@@ -138,8 +146,14 @@ def _class_folders(place: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _items(found: dict[str, list[Path]]) -> list[Item]:
-    return [Item(str(path), _class_name(name), str(path)) for name, paths in found.items() for path in paths]
+def _files(folder: Path) -> list[str]:
+    """The files below a folder, hidden ones left out, in the order of their paths."""
+    found = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if name[0] != "."]
+    return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def _items(found: dict[str, list[str]]) -> list[Item]:
+    return [Item(path, label, path) for name, paths in found.items() for label in [_class_name(name)] for path in paths]
 
 
 def cifar(name: str, cache: str, fetch: bool = True) -> ImageSet:
@@ -190,11 +204,17 @@ def hugging_face(name: str, fetch: bool = True) -> ImageSet:
     def items(split: str) -> list[Item]:
         rows = data[split].cast_column(image, datasets.Image(decode=False))
         return [
-            Item(f"{split}_{i:06d}", names[row[label]], row[image]["bytes"] or row[image]["path"])
-            for i, row in enumerate(rows)
+            Item(f"{split}_{i:06d}", names[y], partial(_encoded, rows, i, image))
+            for i, y in enumerate(data[split][label])
         ]
 
     return ImageSet(list(names), items("train"), items(test))
+
+
+def _encoded(rows: Any, index: int, column: str) -> Any:
+    """An encoded picture of a Hugging Face data set, which leaves it on the disk until it is asked for."""
+    found = rows[index][column]
+    return found["bytes"] or found["path"]
 
 
 def from_datasets(data: Any, names: Sequence[str]) -> ImageSet:
@@ -229,7 +249,7 @@ def _picture_of(dataset: Any, index: int) -> Any:
 def decode(
     items: Sequence[Item], prepare: Callable[[Image.Image], Any], skip_corrupt: bool, what: str, least: int = 0
 ) -> tuple[list[int], list[Any], list[str]]:
-    """Opens every image once, before training starts.
+    """Opens every image once.
 
     Args:
         prepare: what to keep of an image (a resized array, or nothing).
@@ -243,10 +263,28 @@ def decode(
     Raises:
         UserError: some file is no readable image; names them.
     """
+    return _sift(items, lambda item: prepare(item.open(least)), skip_corrupt, what)
 
+
+def readable(items: Sequence[Item], skip_corrupt: bool, what: str) -> tuple[list[Item], list[str]]:
+    """(readable items, names of the unreadable files), before any is drawn.
+
+    Damage in the middle of a file shows when it is decoded: with `skip_corrupt` every image is, for what is left out
+    must be known before the first draw; else the first draw of such an image stops the run.
+
+    Raises:
+        UserError: like `decode`.
+    """
+    good, _, bad = _sift(items, (lambda item: item.open() and None) if skip_corrupt else Item.look, skip_corrupt, what)
+    return [items[i] for i in good], bad
+
+
+def _sift(
+    items: Sequence[Item], use: Callable[[Item], Any], skip_corrupt: bool, what: str
+) -> tuple[list[int], list[Any], list[str]]:
     def one(item: Item) -> tuple[bool, Any]:
         try:
-            return True, prepare(item.open(least))
+            return True, use(item)
         except ImageError as error:
             return False, f"{item.name} ({error.reason})"
 
@@ -257,8 +295,5 @@ def decode(
             f"{len(bad)} file(s) are no readable images: {shorten(bad, 5)}; mend them, or add --skip-corrupt."
         )
     good = [i for i, (fine, _) in enumerate(results) if fine]
-    return (
-        good,
-        [results[i][1] for i in good],
-        [i.name for i, (fine, _) in zip(items, results, strict=True) if not fine],
-    )
+    names = [i.name for i, (fine, _) in zip(items, results, strict=True) if not fine]
+    return good, [results[i][1] for i in good], names

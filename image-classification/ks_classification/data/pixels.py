@@ -1,8 +1,10 @@
-"""Decoded images of one part of the data, transformed draw by draw: what loaders and their workers read."""
+"""The images of one part of the data, decoded and transformed when they are drawn: what loaders and workers read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from common.knobs import Checked, knob
 from common.streams import Draw
-from ks_classification.data.images import Item, decode
+from ks_classification.data.images import Item
 from ks_classification.data.transforms import seeded, test_transform, train_transform
 from ks_classification.models.build import ModelSpec
 
@@ -28,6 +31,9 @@ class ImageConfig(Checked):
     keep_aspect: bool = knob(True, "resize without distortion (published: squeezed to a square)")
     skip_corrupt: bool = knob(False, "leave unreadable images out instead of stopping")
     workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
+    keep_decoded: int = knob(
+        512, "MiB of decoded images kept in memory; the others are read again when drawn", most=2**20
+    )
     label_smoothing: float = knob(0.0, "share of the target spread over all classes", least=0, below=1)
     cache_stem: str = knob("", "folder in which the frozen stem's outputs are kept (hybrid models)")
     stem_views: int = knob(4, "augmented views of each training image in that cache", least=1)
@@ -56,72 +62,103 @@ class Images(NamedTuple):
     names: list[str]
 
 
-class Pixels:
+class Room:
+    """Bytes of memory that decoded images may still take."""
+
+    def __init__(self, config: ImageConfig) -> None:
+        self.left = config.keep_decoded * 2**20 // max(1, config.workers)  # each worker keeps its own
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for so many bytes, which are then taken."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+
+class Pixels(Dataset[Images]):
     """The images of one part, by draw: `pixels[draws]` is a batch.
 
+    What is drawn is read from its file and kept while there is room. What came first stays: every epoch reads all
+    images in another order, so that any share of them serves as well as another.
+
     Args:
-        items: readable items, `pixels` [3, H, W] uint8 of each, and its logit row.
+        items: readable items, and the logit row of each.
+        room: of all parts together.
     """
 
     def __init__(
-        self, items: Sequence[Item], pixels: list[Tensor], rows: Sequence[int], spec: ModelSpec, config: ImageConfig
+        self, items: Sequence[Item], rows: Sequence[int], spec: ModelSpec, config: ImageConfig, room: Room | None = None
     ) -> None:
-        self.names, self.pixels, self.rows = [i.name for i in items], pixels, list(rows)
-        self.size, self.config = spec.size, config
+        self.items, self.names, self.rows = list(items), [i.name for i in items], list(rows)
+        self.size, self.config, self.room = spec.size, config, room or Room(config)
+        self.kept: dict[int, Tensor] = {}  # uint8 [3, H, W] by position
         self.mean, self.std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (spec.mean, spec.std))
         self.stem: np.ndarray | None = None  # [items, views, C, h, w] float16, mapped from disk
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.items)
 
     def __getitem__(self, draws: Sequence[Draw]) -> Images:
-        images = torch.stack([self._load(draw.index, draw.seed) for draw in draws])
         indices = [d.index for d in draws]
-        labels = torch.tensor([self.rows[i] for i in indices])
-        images = images if self.stem is not None else self.normalised(images)
-        return Images(images, labels, [self.names[i] for i in indices])
-
-    def _load(self, index: int, seed: int | None) -> Tensor:
-        """One transformed image, uint8 [3, S, S], or its cached stem output in float32.
-
-        Autocast on a CPU stacks no float16 tensors.
-        """
         if self.stem is None:
-            return self.image(index, seed)
-        view = 0 if seed is None else seed % self.stem.shape[1]
-        return torch.from_numpy(self.stem[index, view].astype(np.float32))
+            decoded = self._decoded(indices)
+            images = [self.image(d.index, d.seed, decoded[d.index]) for d in draws]
+        else:
+            images = [self._cached(d.index, d.seed, self.stem) for d in draws]
+        labels = torch.tensor([self.rows[i] for i in indices])
+        batch = torch.stack(images)
+        batch = batch if self.stem is not None else self.normalised(batch)
+        return Images(batch, labels, [self.names[i] for i in indices])
 
-    def image(self, index: int, seed: int | None) -> Tensor:
+    def _decoded(self, indices: Sequence[int]) -> dict[int, Tensor]:
+        """uint8 [3, H, W] of these positions; those that are not kept are read by several threads."""
+        missing = sorted(set(indices) - self.kept.keys())
+        if len(missing) < 2:
+            read = [self._read(i) for i in missing]
+        else:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                read = list(pool.map(self._read, missing))
+        found = dict(zip(missing, read, strict=True))
+        for index, pixels in found.items():
+            if self.room.take(pixels.nbytes):
+                self.kept[index] = pixels
+        return {index: found[index] if index in found else self.kept[index] for index in indices}
+
+    def _read(self, index: int) -> Tensor:
+        limit, prepare = preparing(self.size, self.config)
+        return prepare(self.items[index].open(limit))
+
+    @staticmethod
+    def _cached(index: int, seed: int | None, stem: np.ndarray) -> Tensor:
+        """An image's cached stem output in float32: autocast on a CPU stacks no float16 tensors."""
+        view = 0 if seed is None else seed % stem.shape[1]
+        return torch.from_numpy(stem[index, view].astype(np.float32))
+
+    def image(self, index: int, seed: int | None, pixels: Tensor | None = None) -> Tensor:
         """One transformed image, uint8 [3, S, S]; without a seed as in tests."""
-        c = self.config
+        c, pixels = self.config, self._decoded([index])[index] if pixels is None else pixels
         if seed is None or not c.augment:
-            return test_transform(self.size, c.keep_aspect)(self.pixels[index])
-        return seeded(train_transform(self.size, c.flip, c.crop, c.keep_aspect), self.pixels[index], seed)
+            return test_transform(self.size, c.keep_aspect)(pixels)
+        return seeded(train_transform(self.size, c.flip, c.crop, c.keep_aspect), pixels, seed)
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> what the model reads."""
         return (images.float() - self.mean) / self.std
 
     def __getstate__(self) -> dict[str, Any]:
-        """For workers that are not forks: arrays by value, since each tensor would need a file handle; maps by name."""
-        state = {**self.__dict__, "pixels": [p.numpy() for p in self.pixels]}
-        return state | {"stem": None if self.stem is None else self.stem.filename}
+        """For workers that are not forks: they read the files themselves, and open maps by name."""
+        return {**self.__dict__, "kept": {}, "stem": None if self.stem is None else self.stem.filename}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.pixels = [torch.from_numpy(p) for p in state["pixels"]]
         self.stem = None if state["stem"] is None else np.load(state["stem"], mmap_mode="r")
 
 
-def read_pixels(
-    items: list[Item], size: int, config: ImageConfig, what: str
-) -> tuple[list[Item], list[Tensor], list[str]]:
-    """(readable items, their uint8 images, names of unreadable files).
+def preparing(size: int, config: ImageConfig) -> tuple[int, Callable[[Image.Image], Tensor]]:
+    """(the shorter side that is enough, what makes uint8 [3, H, W] of a picture).
 
-    Every image is read once and kept at no more than 1.25 times `size` on its shorter side.
-
-    Raises:
-        UserError: some file is no image and --skip-corrupt is not set; names them.
+    With the aspect kept, the shorter side is at most 1.25 times `size`, which leaves room for random crops.
     """
     from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -135,5 +172,4 @@ def read_pixels(
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
         return pil_to_tensor(image)
 
-    good, tensors, bad = decode(items, prepare, config.skip_corrupt, what, limit)
-    return [items[i] for i in good], tensors, bad
+    return limit, prepare
