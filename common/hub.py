@@ -1,0 +1,205 @@
+"""`hf:FOLDER` and `hf:NAME`: models of the transformers library, from a local folder or by their name on its hub.
+
+Everything is read from a folder: a name is resolved to the folder of its snapshot first. No code of a repository is
+run, and no weights are read but safetensors and pickles of plain tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.errors import UserError
+from common.record import write_bytes
+from common.schema import read_json
+
+PREFIX = "hf:"
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# What lies beside a model and is carried to its export: how pictures and words are prepared.
+BESIDE = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+          "merges.txt", "special_tokens_map.json", "spiece.model")  # fmt: skip
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PLAIN = re.compile(r"[\w.-]*")  # of a timm model within a config: no scheme (hf-hub:, local-dir:), no path
+
+
+def is_hub(text: str) -> bool:
+    """Whether a flag's value names a transformers model."""
+    return text.startswith(PREFIX)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder holds a transformers model: a config.json that states its type."""
+    file = Path(path).expanduser() / CONFIG
+    return file.is_file() and isinstance(_content(file).get("model_type"), str)
+
+
+def _content(file: Path) -> Mapping[str, Any]:
+    found = read_json(file, Any, "name a folder that `save_pretrained` wrote")
+    return found if isinstance(found, dict) else {}
+
+
+def folder_of(text: str, fetch: bool = True) -> Path:
+    """The folder of `hf:FOLDER` or `hf:NAME`.
+
+    Args:
+        fetch: whether a name may be downloaded; else it must be in the hub's cache already.
+
+    Raises:
+        UserError: no such folder or name, or it is no transformers model.
+    """
+    place = text.removeprefix(PREFIX)
+    folder = Path(place).expanduser()
+    if not place or not folder.is_dir():
+        if not NAME.fullmatch(place) or place.startswith("."):
+            raise UserError(f"`{text}`: there is no folder {place}; give hf:FOLDER, or hf:NAME as on the hub.")
+        folder = _snapshot(place, fetch)
+    if not is_folder(folder):
+        raise UserError(f"{folder} holds no transformers model ({CONFIG} with a model_type is missing).")
+    return folder
+
+
+def _snapshot(name: str, fetch: bool) -> Path:
+    """The cached files of a repository, downloaded where that is allowed."""
+    from huggingface_hub import snapshot_download  # not needed for folders
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not fetch))
+        if fetch and not any((folder / file).exists() for file in WEIGHTS[:2]):
+            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"]))
+        return folder
+    except Exception as error:  # the library raises many kinds
+        why = str(error).strip().splitlines()[0][:160] if fetch else "a run's record is not reason enough to download"
+        hint = "give a folder" if fetch else f"give --model {PREFIX}{name} again to allow it"
+        raise UserError(f"`{PREFIX}{name}` is no local folder and not in the hub's cache: {why}; {hint}.") from None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights, not a config alone."""
+    return any((folder / name).is_file() for name in WEIGHTS)
+
+
+def read_config(folder: Path) -> Any:
+    """The transformers config of a folder. Raises UserError for an unknown type, or one that would fetch something."""
+    return make_config(_content(folder / CONFIG), str(folder))
+
+
+def make_config(table: Mapping[str, Any], where: str) -> Any:
+    """The transformers config of a table as config.json holds it; see `read_config`."""
+    from transformers import AutoConfig  # takes seconds to import
+
+    kind = table.get("model_type")
+    _refuse_strange(table, where)
+    with one_line(f"{where}: its {CONFIG} cannot be used"):
+        made = AutoConfig.for_model(**{key: value for key, value in table.items() if key != "auto_map"})
+    if made.model_type != kind:
+        raise UserError(f"{where}: {kind!r} became {made.model_type!r}; is it of another version of transformers?")
+    return made
+
+
+def _refuse_strange(table: Any, where: str) -> None:
+    """Raises UserError for a timm model within a config that would be fetched or read from elsewhere."""
+    entries = table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else ()
+    for key, value in entries:
+        if key in ("architecture", "backbone") and isinstance(value, str) and not PLAIN.fullmatch(value):
+            raise UserError(f"{where}: {key} {value!r} is no plain model name, and is not built.")
+        if key == "model_args" and isinstance(value, Mapping):
+            odd = [n for n, v in value.items() if isinstance(v, str | Mapping) or re.search("path|pretrain|url|cfg", n)]
+            if odd:
+                raise UserError(f"{where}: model_args {odd[0]!r} is not allowed; only sizes and switches are.")
+        _refuse_strange(value, where)
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Makes one line of what goes wrong within the library, and keeps its own remarks quiet."""
+    from transformers.utils import logging as remarks
+
+    level, bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()
+    remarks.set_verbosity_error()
+    remarks.disable_progress_bar()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise UserError(f"{what}: {first[:200]}.") from None
+    finally:
+        remarks.set_verbosity(level)
+        if bars:
+            remarks.enable_progress_bar()
+
+
+def build(kind: str, config: Any) -> nn.Module:
+    """A model of a transformers class by name, at random, in eval mode."""
+    import transformers
+
+    with one_line(f"a {kind} of this {CONFIG} cannot be built"):
+        return getattr(transformers, kind)(config).eval()
+
+
+def load(kind: str, folder: Path, config: Any, spare: Sequence[str] = ()) -> nn.Module:
+    """The model of a folder, of a transformers class by name, in float32 and in eval mode.
+
+    Args:
+        spare: beginnings of the names of parameters that may be missing and then start at random.
+
+    Raises:
+        UserError: no weights, damaged, or some of them missing or of another shape.
+    """
+    import transformers
+
+    if not has_weights(folder):
+        raise UserError(f"{folder} holds a config but no weights ({' or '.join(WEIGHTS[::2])}).")
+    with one_line(f"{folder} cannot be read as a {kind}"):
+        model, found = getattr(transformers, kind).from_pretrained(
+            folder, config=config, local_files_only=True, output_loading_info=True, dtype="float32",
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    wrong = [str(entry) for entry in found["mismatched_keys"]]
+    wrong += [str(key) for key in found["missing_keys"] if not str(key).startswith(tuple(spare))]
+    if wrong:
+        raise UserError(f"{folder} lacks {len(wrong)} tensors of a {kind}, or has them in another shape: {wrong[0]}.")
+    return model.eval()
+
+
+def beside(folder: Path) -> dict[str, bytes]:
+    """File name -> content of what `BESIDE` names in a folder."""
+    return {name: (folder / name).read_bytes() for name in BESIDE if (folder / name).is_file()}
+
+
+def row_names(config: Any) -> list[str]:
+    """Names of the class rows of a config's `id2label`; [] where they are only numbered."""
+    names = [str(config.id2label[i]) for i in range(len(config.id2label)) if i in config.id2label]
+    numbered = all(re.fullmatch(r"(LABEL_)?\d+", name) and name.removeprefix("LABEL_") == str(i)
+                   for i, name in enumerate(names))  # fmt: skip
+    return [] if numbered or len(names) != len(config.id2label) else names
+
+
+def save(model: nn.Module, folder: Path, names: Sequence[str], files: Mapping[str, bytes]) -> None:
+    """Writes a transformers model as a folder that `from_pretrained` reads.
+
+    Args:
+        names: of its class rows.
+        files: name -> content of what lies beside it.
+    """
+    config = model.config
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    with one_line(f"{folder} cannot be written"):
+        model.save_pretrained(folder)
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A transformers config as a table for JSON, which `make_config` reads."""
+    return json.loads(config.to_json_string(use_diff=False))
