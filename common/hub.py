@@ -184,7 +184,7 @@ def row_names(config: Any) -> list[str]:
     return [] if numbered or len(names) != len(config.id2label) else names
 
 
-def save(model: nn.Module, folder: Path, names: Sequence[str], files: Mapping[str, bytes]) -> None:
+def save(model: Any, folder: Path, names: Sequence[str], files: Mapping[str, bytes]) -> None:
     """Writes a transformers model as a folder that `from_pretrained` reads.
 
     Args:
