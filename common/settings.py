@@ -65,7 +65,7 @@ class Settings:
 
     def identity(self, plan: Plan) -> dict[str, Any]:
         """What the settings alone say about a run's numbers: the part of its identity known before data is read."""
-        train = {k: v for k, v in asdict(self.train).items() if k not in NOT_IDENTITY and (v or k not in NEWER)}
+        train = {k: v for k, v in asdict(self.train).items() if k not in NOT_IDENTITY and v != NEWER.get(k)}
         method = asdict(self.method_config)
         guard = asdict(self[GuardConfig])
         return {"plan": plan.record(), "train": train, "lora": asdict(self.lora), "method": method, "guard": guard}

@@ -18,6 +18,22 @@ class TrainConfig(Checked):
     forget_steps: int = knob(
         0, "steps per forget phase where they differ from those of a learn phase, when not 0", least=0
     )
+    until: str = knob(
+        "steps",
+        "when a phase ends: after its steps, or once nothing moves any more on training items held out for it, its "
+        "steps being the limit",
+        ["steps", "settled"],
+    )
+    settled_window: int = knob(25, "steps between two looks of --until settled", least=1)
+    settled_share: float = knob(
+        0.01,
+        "settled: largest mean share of the answers on held-out items that forgotten classes keep",
+        least=0,
+        most=1,
+    )
+    settled_change: float = knob(
+        0.02, "settled: largest change of a held-out loss over a window, in parts of 1 + loss", least=0
+    )
     batch_size: int = knob(32, "target items per step, and as many keep items, on each rank", least=1, most=65_536)
     accumulate: int = knob(1, "batches whose gradients are averaged before a step", least=1, most=65_536)
     lr: float = knob(1e-3, "AdamW peak learning rate", above=0, most=1000)
@@ -62,4 +78,7 @@ class TrainConfig(Checked):
 
 
 NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a run
-NEWER = ("average_decay", "forget_steps", "forget_lr")  # left out at 0, so that records from before them stay equal
+NEWER = {  # left out at these values, so that records from before them stay equal
+    "average_decay": 0.0, "forget_steps": 0, "forget_lr": 0.0,
+    "until": "steps", "settled_window": 25, "settled_share": 0.01, "settled_change": 0.02,
+}  # fmt: skip

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 from torch import nn
 
-from common import lora
+from common import distributed, lora
 from common.domain import Domain
 from common.errors import UserError
+from common.methods._base import Step
 from common.plan import Plan
 from common.rows import TrainedRows
 from common.settings import Settings
@@ -50,3 +55,30 @@ def count(parameters: list[nn.Parameter], rows: TrainedRows | None) -> int:
         return total
     whole = {id(p): p.numel() for p in rows.parameters.values()}
     return total - sum(whole.values()) + rows.count()
+
+
+def check_step(watched: Mapping[str, float], own: float, steps: Sequence[Step], domain: Domain, folder: Path) -> None:
+    """Stops all ranks together, before the optimizer moves, and names the files of the ranks to blame.
+
+    Args:
+        watched: the loss over all ranks, and the gradient's norm where it may not overflow.
+        own: the loss of this rank.
+        steps: what the batches of the step were.
+
+    Raises:
+        UserError: one of them is not finite.
+    """
+    bad = [name for name, value in watched.items() if not math.isfinite(value)]
+    if not bad:
+        return
+    batches = [batch for step in steps for batch in step.batches()]
+    names = [name for batch in batches for name in domain.item_names(batch)]
+    ranks = distributed.gather((math.isfinite(own), names))
+    blamed = [n for fine, n in ranks if not fine] or [n for _, n in ranks]
+    what = {"loss": "the loss", "grad_norm": "the gradient"}[bad[0]]
+    at = steps[0].at
+    raise UserError(
+        f"{what} is {watched[bad[0]]} in phase {at.phase.title}, step {at.number + 1}; the batch was: "
+        f"{', '.join(name for names in blamed for name in names)}; "
+        f"lower --lr, or use --precision fp32. What was saved is intact in {folder}."
+    )

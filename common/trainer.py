@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -27,6 +26,7 @@ from common.progress import Progress
 from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks, save_tensors, write_json
 from common.session import Opening
 from common.settings import Settings
+from common.settling import Settling
 from common.state import Interrupted, Stop, changing, on_device, read_state
 from common.streams import Stream, derive, seed_all
 from common.teacher import fill
@@ -95,6 +95,7 @@ class Trainer:
         if self.method.own is not None:
             self.method.own.to(self.device)
         self.guard = Guard(settings[GuardConfig], self.method, plan)
+        self.settling = Settling(config, domain, self.method, plan)
         self.objective = Objective(self.model, self.method, self.guard, self.format, self.device)
         self.wrapped: nn.Module = self.objective
         norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -186,9 +187,12 @@ class Trainer:
                 self.pending.append(line)
                 self.run.tell(STEPS, line)
             progress.update(values["loss"])
+            settled = self.settling.due(at) and self._look(phase)
             now = time.monotonic()
             self.done["seconds"] += now - began
             began = now
+            if settled:
+                break
             if self._scores_now(at):
                 with self.average.applied():
                     self.observer.score(phase.index, phase.action, at.epoch + 1, number + 1, end=False)
@@ -202,7 +206,13 @@ class Trainer:
                 self._save()
                 saved = now
         progress.close()
-        self._end(phase, total, per_epoch)
+        self._end(phase, self.done["step"], total, per_epoch)
+
+    def _look(self, phase: Phase) -> bool:
+        """Whether the phase has settled, as the model would be that it ends with."""
+        self.model.eval()
+        with self.average.applied(), precision.autocast(self.format, self.device):
+            return self.settling.look(phase)
 
     def _scores_now(self, at: Position) -> bool:
         """Whether --eval-every asks for scores after this step; those of the last step are taken in any case."""
@@ -232,31 +242,14 @@ class Trainer:
         sums["loss"] = distributed.total(own) / distributed.world()
         numbers = torch.stack([own, *(value.float() for value in sums.values())]).tolist()  # the one copy to the host
         values = dict(zip(sums, numbers[1:], strict=True))
-        self._check_finite(values, numbers[0], steps)
+        watched = ["loss"] if self.scaler.is_enabled() else ["loss", "grad_norm"]  # fp16 gradients may overflow
+        trainable.check_step({name: values[name] for name in watched}, numbers[0], steps, self.domain, self.run.folder)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step(step, lr)
         self.guard.after_step(at.phase)
         self.average.update()
         return values
-
-    def _check_finite(self, values: dict[str, float], own: float, steps: list[Step]) -> None:
-        """Stops all ranks together, before the optimizer moves, and names the files of the ranks to blame."""
-        watched = ["loss"] if self.scaler.is_enabled() else ["loss", "grad_norm"]  # fp16 gradients may overflow
-        bad = [name for name in watched if not math.isfinite(values[name])]
-        if not bad:
-            return
-        batches = [batch for step in steps for batch in step.batches()]
-        names = [name for batch in batches for name in self.domain.item_names(batch)]
-        ranks = distributed.gather((math.isfinite(own), names))
-        blamed = [n for fine, n in ranks if not fine] or [n for _, n in ranks]
-        what = {"loss": "the loss", "grad_norm": "the gradient"}[bad[0]]
-        at = steps[0].at
-        raise UserError(
-            f"{what} is {values[bad[0]]} in phase {at.phase.title}, step {at.number + 1}; the batch was: "
-            f"{', '.join(name for names in blamed for name in names)}; "
-            f"lower --lr, or use --precision fp32. What was saved is intact in {self.run.folder}."
-        )
 
     def _train_mode(self) -> None:
         """Training mode, except for the running statistics of a frozen base, which belong to its weights."""
@@ -320,7 +313,7 @@ class Trainer:
             seed = derive(self.config.seed, "stream", phase.index, role)
             start_at = start * self.config.accumulate
             own = Stream(seed, self.config.batch_size, start_at, distributed.rank(), distributed.world())
-            return self.method.stream(phase, role, own)
+            return self.settling.stream(phase, role, self.method.stream(phase, role, own))
 
         def batches(role: str, classes: Sequence[str]) -> Iterator[Batch | None]:
             return iter(self.domain.loader(classes, train=True, stream=stream(role))) if classes else repeat(None)
@@ -328,14 +321,15 @@ class Trainer:
         gone = phase.gone if self.guard.kind(phase) == "data" else ()
         return zip(batches("target", phase.target), batches("keep", phase.keep), batches("gone", gone), strict=False)
 
-    def _end(self, phase: Phase, total: int, per_epoch: int) -> None:
+    def _end(self, phase: Phase, steps: int, limit: int, per_epoch: int) -> None:
         self.model.eval()
         self.average.settle()
         with precision.autocast(self.format, self.device):
             self.method.end_phase(phase)
             self.guard.end_phase(phase)
         trainable.check_finite(self.model, phase.title)
-        self.observer.end_phase(phase, total // per_epoch, total, self.factors, self.guard)
+        self.observer.write(self.settling.figures(phase, steps, limit))
+        self.observer.end_phase(phase, steps // per_epoch, steps, self.factors, self.guard)
         self.done.update(phase=phase.index + 1, step=0)
         self.observer.export(self.config.method, self.rows, self.guard)
         self._save()
@@ -361,6 +355,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "own": self.method.own.state_dict() if self.method.own is not None else {},
             "guard": self.guard.state_dict(),
+            "looks": self.settling.looks,
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict(),
         }
@@ -380,6 +375,7 @@ class Trainer:
             self.method.own.load_state_dict(state["own"])
         self.method.load_state_dict(on_device(self.device, state["method"]))
         self.guard.load_state_dict(on_device(self.device, state["guard"]))
+        self.settling.looks = state.get("looks", [])
         self.scaler.load_state_dict(state["scaler"])
         if "average" in state:
             self.average.load_state_dict(state["average"])

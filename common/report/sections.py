@@ -121,6 +121,9 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         )
     found.append(("training time", duration(done["seconds"]) if "seconds" in done else NONE))
     found.append(("peak memory", memory(done["peak_memory"]) if done.get("peak_memory") else NONE))
+    found += [
+        (f"phase {line['phase']} {line['action']}", _ended(line["ended"])) for line in run.lines if "ended" in line
+    ]
     skipped = data.get("skipped", 0)
     skipped = len(skipped) if isinstance(skipped, list) else skipped
     found += [(name, data.get(name)) for name in ("model", "data")]
@@ -134,6 +137,14 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     found += [(name, run.config.get(name)) for name in ("commit", "started")]
     found.append(("folder", str(run.folder)))
     return [(name, str(text)) for name, text in found if text not in (None, "")]
+
+
+def _ended(told: Mapping[str, Any]) -> str:
+    """How a phase with --until settled ended."""
+    if not told["settled"]:
+        return f"did not settle within its limit of {told['limit']} steps"
+    share = f", forgotten classes keep {100 * told['share']:.1f} % of held-out answers" if "share" in told else ""
+    return f"settled after {told['steps']} of at most {told['limit']} steps{share}"
 
 
 def class_bars(run: RunRecord) -> list[dict[str, Any]]:

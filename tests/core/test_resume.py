@@ -33,6 +33,9 @@ SCENARIOS = [
     scenario("retrain", "retrain"),
     scenario("data guard", "mask_replay", order="fftl", guard="data"),
     scenario("subspace guard", order="fftl", guard="subspace", lora_position="all"),
+    scenario(
+        "settled", "mask_replay", until="settled", settled_window=2, settled_share=1.0, settled_change=9.0, steps=9
+    ),
     scenario("averaged", "finetune", domain="detection", average_decay=0.9, save_every=2),
     {**scenario("interrupted"), "signal": "SIGINT"},
     {**scenario("preempted"), "signal": "SIGTERM"},
