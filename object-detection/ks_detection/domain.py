@@ -26,18 +26,15 @@ from ks_detection.data import transforms
 from ks_detection.data.folders import with_classes
 from ks_detection.data.records import DetectionSet, ImageRecord, image_problem, told
 from ks_detection.forgetting import miss_loss
-from ks_detection.models.detectors import build_detector, criterion_for
-from ks_detection.models.features import FeatureCache, pad_maps
+from ks_detection.models.detectors import build_detector
 from ks_detection.models.parts.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from ks_detection.models.parts.detector import extend_classes, ffn_linears
-from ks_detection.models.parts.padding import pad_images
-from ks_detection.models.parts.postprocess import post_process
+from ks_detection.models.parts.detector import extend_classes
+from ks_detection.models.parts.features import FeatureCache, pad_maps
 from ks_detection.scores import Found, Scores, Truth, coco_scores
 from ks_detection.view import ImageConfig
 
 MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights
 CANDIDATES = 100  # detections of a picture that count, as in COCO
-ATTENTION = (".value_proj", ".output_proj", ".q_proj", ".k_proj", ".v_proj", ".o_proj")  # linears inside attention
 
 
 class ImageBatch(NamedTuple):
@@ -87,7 +84,7 @@ class DetectionDomain(Domain):
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = base.class_table.extended(wanted)
         self.records = {"train": data.train, "test": data.test} if training else {"test": data.test}
-        self.criterion = criterion_for(base.config)
+        self.criterion = base.criterion()
         self.cache = None
         if config.cache_features:
             sizes = (config.test_size, config.longest)
@@ -165,9 +162,7 @@ class DetectionDomain(Domain):
         return model
 
     def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
-        attention = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-        attention += [n for n, m in model.named_modules() if n.endswith(ATTENTION) and isinstance(m, nn.Linear)]
-        found = {"ffn": ffn_linears(model), "attention": attention}
+        found = model.adapter_targets()
         if self.cache:  # the cached maps are those of the plain backbone
             found = {key: [n for n in names if not n.startswith("backbone.")] for key, names in found.items()}
         return found
@@ -230,7 +225,7 @@ class DetectionDomain(Domain):
         """The detector's outputs on a batch, from pixels or from cached maps."""
         device = next(model.parameters()).device
         if not self.cache:
-            return model(pad_images([image.to(device) for image in batch.images]), targets)
+            return model([image.to(device) for image in batch.images], targets)
         if model.training and any(p.requires_grad for p in model.backbone.parameters()):
             raise UserError(
                 "--cache-features needs a frozen backbone; leave it out, or pretrain with --freeze-backbone."
@@ -276,7 +271,7 @@ class DetectionDomain(Domain):
             outputs = self.forward(model, batch)
             records = [self._record(i, False) for i in batch.indices]
             sizes = [(record.height, record.width) for record in records]
-            for record, found in zip(records, post_process(outputs, sizes, model.config.num_select), strict=True):
+            for record, found in zip(records, model.post_process(outputs, sizes), strict=True):
                 annotations = [(t.label, t.box, t.crowd) for t in record.annotations]
                 labels = [self.classes.names[row] for row in found["labels"].tolist()]
                 answer = Found(found["scores"].tolist(), labels, found["boxes"].tolist())
@@ -312,7 +307,7 @@ class DetectionDomain(Domain):
             record = self._record(index, False)
             outputs = self.forward(model, batch)
             size = (record.height, record.width)
-            (found,) = post_process(outputs, [size], model.config.num_select, gallery.THRESHOLD)
+            (found,) = model.post_process(outputs, [size], gallery.THRESHOLD)
             items.append(gallery.item(record, found, self.classes.names, wanted))
         return items
 

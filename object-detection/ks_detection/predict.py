@@ -17,7 +17,6 @@ from common.session import Answer
 from ks_detection import gallery
 from ks_detection.data import transforms
 from ks_detection.data.records import ImageRecord
-from ks_detection.models.parts.postprocess import post_process
 
 
 @dataclass
@@ -47,7 +46,7 @@ def answers(
             print(f"left out: {file} is no readable image", file=sys.stderr)
             continue
         outputs = model([transforms.normalise(resize(pil_to_tensor(image))).to(device)])
-        found = post_process(outputs, [(image.height, image.width)], model.config.num_select, config.threshold)[0]
+        found = model.post_process(outputs, [(image.height, image.width)], config.threshold)[0]
         rows = zip(*(found[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
         objects = [
             {"class": names[row], "score": round(score, 4), "box": [round(v, 1) for v in box]}

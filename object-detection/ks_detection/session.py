@@ -21,7 +21,6 @@ from common.settings import Settings
 from common.splits import resolve, shorten
 from ks_detection.check import check
 from ks_detection.checkpoints.backbone import load_backbone
-from ks_detection.checkpoints.export import export_official
 from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
@@ -160,6 +159,16 @@ class DetectionSession(Session):
         model.class_table = ClassTable(tuple(classes), model.class_table.ids)
         return _named(model)
 
+    def without(self, base: Base, classes: Sequence[str]) -> Base | None:
+        if base.model.fixed_rows:
+            return None
+        table = base.model.class_table
+        kept = [row for row, name in enumerate(table.names) if name not in classes]
+        base.model.set_rows(kept)
+        ids = tuple(table.ids[row] for row in kept if row < len(table.ids))
+        base.model.class_table = ClassTable(tuple(table.names[row] for row in kept), ids)
+        return _named(base.model)
+
     def given_model(self, model: nn.Module, flags: Flags) -> Base:
         if not isinstance(model, Detector):
             raise UserError(
@@ -191,7 +200,7 @@ class DetectionSession(Session):
         return check(text)
 
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
-        return export_official(loaded.base.model, path, half=kind == "official-half")
+        return loaded.base.model.export(path, kind)
 
 
 def _named(model: nn.Module) -> Base:

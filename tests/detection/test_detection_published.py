@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data.coco_names import COCO
-from ks_detection.models.detectors import KINDS, config_from
+from ks_detection.models.detectors import available, config_from
 from ks_detection.models.parts.config_file import read_config
 from ks_detection.published import tidy
 from ks_detection.session import SESSION
@@ -60,7 +60,7 @@ def test_plans_on_coco_have_the_published_class_order():
 
 def test_every_shipped_config_builds_and_the_published_settings_parse():
     kinds = {config_from(read_config(path)).modelname for path in (FOLDER / "configs").glob("*.py")}
-    assert kinds == set(KINDS)
+    assert kinds == set(available())
     flags = ["--config", str(FOLDER / "configs" / "cl_detr.yaml")]
     settings = commands.parsed(SESSION, "swap", flags)
     method, chosen = settings.method_config, settings[ImageConfig]

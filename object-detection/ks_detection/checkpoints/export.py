@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from common.domain import ClassTable
 from common.lora import adapters
 from common.record import save_tensors
-from ks_detection.checkpoints.layouts import LAYOUTS
 from ks_detection.models.parts.swin import WindowAttention
 
 _ADAPTER = ("lora_A", "lora_B", "past_A", "past_B")
@@ -29,7 +28,7 @@ def published_state(model: nn.Module, merge: bool = True) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, WindowAttention):
             state[f"{name}.relative_position_index"] = module.relative_position_index
-    return LAYOUTS[model.config.modelname].to_published(state, model.config)
+    return model.layout.to_published(state, model.config)
 
 
 def export_official(

@@ -1,37 +1,35 @@
-"""The detectors there are, by the `modelname` of their configs; another one is a folder beside these and a line here."""
+"""One file or folder of `models/` per detector; its name is the `modelname` of its configs. There is no registry to edit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import pkgutil
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.errors import UserError
 from common.lora import inject
-from ks_detection.models.deformable_detr.config import DeformableConfig
-from ks_detection.models.deformable_detr.criterion import DeformableCriterion
-from ks_detection.models.deformable_detr.model import DeformableDetr
+from ks_detection import models
 from ks_detection.models.dino.config import DinoConfig
-from ks_detection.models.dino.criterion import Criterion
-from ks_detection.models.dino.model import Dino
 from ks_detection.models.parts.config import DetectorConfig
 from ks_detection.models.parts.config_file import read_config
-from ks_detection.models.parts.criterion import SetCriterion
 from ks_detection.models.parts.detector import Detector, ffn_linears
 
-
-class Kind(NamedTuple):
-    """A detector: its constants, its network with fresh weights, and its loss."""
-
-    config: type[DetectorConfig]
-    network: Callable[[Any], Detector]
-    criterion: Callable[[Any], SetCriterion]
+NOT_MODELS = ("parts", "detectors")  # of what lies beside them
 
 
-KINDS = {
-    "dino": Kind(DinoConfig, Dino, Criterion),
-    "deformable_detr": Kind(DeformableConfig, DeformableDetr, DeformableCriterion),
-}
+def available() -> list[str]:
+    """Names of all detectors: the files and folders of `models/`."""
+    return sorted(found.name for found in pkgutil.iter_modules(models.__path__) if found.name not in NOT_MODELS)
+
+
+def detector_type(name: Any) -> type[Detector]:
+    """The detector of a `modelname`. Raises UserError for an unknown one."""
+    if name not in available():
+        raise UserError(f"config: `modelname` is {name!r}; allowed: {', '.join(available())}.")
+    module = import_module(f"{models.__name__}.{name}")
+    return (import_module(f"{module.__name__}.model") if hasattr(module, "__path__") else module).DETECTOR
 
 
 def config_from(values: Mapping[str, Any]) -> DetectorConfig:
@@ -40,10 +38,7 @@ def config_from(values: Mapping[str, Any]) -> DetectorConfig:
     Raises:
         UserError: another detector, or values that cannot be built.
     """
-    name = values.get("modelname", "dino")
-    if name not in KINDS:
-        raise UserError(f"config: `modelname` is {name!r}; allowed: {', '.join(KINDS)}.")
-    return KINDS[name].config.from_dict(values)
+    return detector_type(values.get("modelname", "dino")).config_type.from_dict(values)
 
 
 def changed(config: DetectorConfig, changes: Mapping[str, Any]) -> DetectorConfig:
@@ -63,7 +58,7 @@ def changed(config: DetectorConfig, changes: Mapping[str, Any]) -> DetectorConfi
 
 def bare_detector(config: DetectorConfig) -> Detector:
     """A detector with fresh weights and without adapters."""
-    return KINDS[config.modelname].network(config)
+    return detector_type(config.modelname)(config)
 
 
 def build_detector(config: DetectorConfig | Mapping[str, Any] | str | Path) -> Detector:
@@ -83,8 +78,3 @@ def build_dino(config: DinoConfig | Mapping[str, Any] | str | Path) -> Detector:
     """`build_detector` for a DINO: a `DinoConfig`, a published config file, or its values; `modelname` is not read."""
     values = read_config(config) if isinstance(config, str | Path) else config
     return build_detector(values if isinstance(values, DinoConfig) else DinoConfig.from_dict(values))
-
-
-def criterion_for(config: DetectorConfig) -> SetCriterion:
-    """The loss of a detector."""
-    return KINDS[config.modelname].criterion(config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import UserError
-from ks_detection.models.parts.config import DetectorConfig
+from ks_detection.models.parts.config import PyramidConfig
 
 TRANSFORMERS = "transformers"  # the backbone of a Hugging Face folder that is none of ours
 # What the published code or transformers can also do and this one does not: a config that asks for it is refused.
@@ -14,7 +14,7 @@ FIXED = {"masks": False, "dilation": False, "position_embedding": "sine", "froze
 
 
 @dataclass
-class DeformableConfig(DetectorConfig):
+class DeformableConfig(PyramidConfig):
     """A Deformable DETR; names and defaults are those of the published ResNet-50 run.
 
     Raises:
@@ -52,8 +52,6 @@ class DeformableConfig(DetectorConfig):
     focal_alpha: float = 0.25
     lora_rank: int = 0  # above 0: adapters on every FFN linear, in loralib's layout
     lora_alpha: float = 1.0  # loralib's default, which the published runs never changed: the scale is 1 / rank
-
-    interm_loss_coef = 1.0  # read by the shared criterion; there are no intermediate outputs with classes here
 
     def __post_init__(self) -> None:
         super().__post_init__()

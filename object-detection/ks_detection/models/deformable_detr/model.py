@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ks_detection.checkpoints import deformable_detr
 from ks_detection.models.deformable_detr.config import DeformableConfig
+from ks_detection.models.deformable_detr.criterion import DeformableCriterion
 from ks_detection.models.deformable_detr.network import build_parts
 from ks_detection.models.parts.boxes import inverse_sigmoid
 from ks_detection.models.parts.detector import PRIOR_BIAS, Detector
@@ -57,6 +59,8 @@ class DeformableDetr(Detector):
     training, that the encoder's input is not dropped out (as published).
     """
 
+    config_type, layout, fixed_rows = DeformableConfig, deformable_detr, True
+
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__(config)
         width, layers = config.hidden_dim, config.dec_layers
@@ -75,6 +79,9 @@ class DeformableDetr(Detector):
             nn.init.zeros_(mlp.layers[-1].bias)
         if not self.config.two_stage:
             nn.init.constant_(self.bbox_embed[0].layers[-1].bias[2:], -2.0)
+
+    def criterion(self) -> DeformableCriterion:
+        return DeformableCriterion(self.config)
 
     def class_parameters(self) -> list[str]:
         """Without the head of the proposals, which knows no classes, and those of layers without a loss."""
@@ -167,3 +174,6 @@ class DeformableDetr(Detector):
         ]
         result = {**found[-1], "queries": layers[-1][0], "aux_outputs": found[:-1]}
         return result if start.proposals is None else result | {"enc_outputs": start.proposals}
+
+
+DETECTOR = DeformableDetr

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from common.errors import UserError
-from ks_detection.models.parts.config import DetectorConfig
+from ks_detection.models.parts.config import PyramidConfig
 
 # What the published code can also do and this one does not: a config that asks for it is refused.
 FIXED = {
@@ -38,7 +38,7 @@ FIXED = {
 
 
 @dataclass
-class DinoConfig(DetectorConfig):
+class DinoConfig(PyramidConfig):
     """A DINO detector; names and defaults are those of the published 4-scale ResNet-50 config.
 
     Raises:

@@ -1,12 +1,15 @@
 """The DINO detector: images in, class logits and boxes of every decoder layer out."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ks_detection.checkpoints import dino
 from ks_detection.models.dino.attention import DeformableAttention
 from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.dino.criterion import Criterion
 from ks_detection.models.dino.decoder import Decoder
 from ks_detection.models.dino.denoising import Denoising, blocked_pairs, make_denoising
 from ks_detection.models.dino.encoder import Encoder
@@ -46,6 +49,8 @@ class Dino(Detector):
     Source: Zhang et al., 2022, arXiv:2203.03605.
     """
 
+    config_type, layout, fixed_rows = DinoConfig, dino, True
+
     def __init__(self, config: DinoConfig) -> None:
         super().__init__(config)
         width = config.hidden_dim
@@ -73,18 +78,16 @@ class Dino(Detector):
             nn.init.zeros_(mlp.layers[-1].weight)
             nn.init.zeros_(mlp.layers[-1].bias)
 
-    def class_parameters(self) -> list[str]:
-        return [*super().class_parameters(), "label_enc.weight"]
+    def criterion(self) -> Criterion:
+        return Criterion(self.config)
 
-    def extend_labels(self, old: int, added: int) -> None:
-        """New rows of `label_enc` start like the model's own; its last row, one beyond the classes, stays last."""
-        labels, width = self.label_enc.weight, self.label_enc.embedding_dim
-        fresh = labels.new_empty(added, width).normal_()
-        extended = nn.Embedding(labels.shape[0] + added, width, device=labels.device, dtype=labels.dtype)
-        extended.weight.copy_(torch.cat([labels[:old], fresh, labels[old:]]))
-        extended.weight.requires_grad_(labels.requires_grad)
-        self.label_enc = extended
-        self.config.dn_labelbook_size += added
+    def label_embeddings(self) -> list[str]:
+        return ["label_enc"]
+
+    def set_rows(self, kept: Sequence[int], added: int = 0) -> None:
+        spare = self.config.dn_labelbook_size - self.config.num_classes
+        super().set_rows(kept, added)
+        self.config.dn_labelbook_size = self.config.num_classes + spare
 
     def decode(self, maps: list[Tensor], mask: Tensor, targets: list[dict] | None = None) -> dict:
         """The outputs from backbone maps and the pixel mask [B, H, W].
@@ -150,3 +153,6 @@ class Dino(Detector):
 
 def _layers(logits: Tensor, boxes: Tensor) -> list[dict]:
     return [{"pred_logits": l, "pred_boxes": b} for l, b in zip(logits, boxes, strict=True)]
+
+
+DETECTOR = Dino

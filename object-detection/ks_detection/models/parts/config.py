@@ -18,26 +18,25 @@ class DetectorConfig:
 
     modelname: as published configs name the detector.
     fixed: constants that published code can also set otherwise and this one cannot; such a config is refused.
-    more_backbones: names besides `BACKBONES` and timm:NAME.
+    The rest is read by the shared criterion, matcher and post-processing where a dataclass has no such field.
     """
 
     modelname: ClassVar[str]
     fixed: ClassVar[Mapping[str, Any]] = {}
-    more_backbones: ClassVar[tuple[str, ...]] = ()
+    num_classes: int
+    num_select = 100  # detections kept per image
+    lora_rank, lora_alpha = 0, 1.0
+    set_cost_class, set_cost_bbox, set_cost_giou = 2.0, 5.0, 2.0
+    cls_loss_coef, bbox_loss_coef, giou_loss_coef, interm_loss_coef = 2.0, 5.0, 2.0, 1.0
+    focal_alpha = 0.25
 
     def __post_init__(self) -> None:
-        self.return_interm_indices = tuple(self.return_interm_indices)
-        for name in ("num_classes", "num_queries", "dec_layers", "enc_layers", "num_select", "nheads", "hidden_dim",
-                     "dim_feedforward", "enc_n_points", "dec_n_points", "num_feature_levels"):  # fmt: skip
+        self._check_positive("num_classes", "num_select")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.backbone not in (*BACKBONES, *self.more_backbones) and not self.backbone.startswith("timm:"):
-            raise UserError(f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME.")
-        if self.num_feature_levels < len(self.return_interm_indices):
-            raise UserError(
-                f"`num_feature_levels` is {self.num_feature_levels} but `return_interm_indices` names "
-                f"{len(self.return_interm_indices)} stages; raise the first or shorten the second."
-            )
 
     @classmethod
     def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -61,4 +60,27 @@ class DetectorConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON and checkpoints keep them; `from_dict` reads them back."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return values | {"modelname": self.modelname, "return_interm_indices": list(self.return_interm_indices)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return plain | {"modelname": self.modelname}
+
+
+class PyramidConfig(DetectorConfig):
+    """Base of the configs of detectors with one of our backbones and several feature levels.
+
+    more_backbones: names besides `BACKBONES` and timm:NAME.
+    """
+
+    more_backbones: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.return_interm_indices = tuple(self.return_interm_indices)
+        self._check_positive("num_queries", "dec_layers", "enc_layers", "nheads", "hidden_dim", "dim_feedforward",
+                             "enc_n_points", "dec_n_points", "num_feature_levels")  # fmt: skip
+        if self.backbone not in (*BACKBONES, *self.more_backbones) and not self.backbone.startswith("timm:"):
+            raise UserError(f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME.")
+        if self.num_feature_levels < len(self.return_interm_indices):
+            raise UserError(
+                f"`num_feature_levels` is {self.num_feature_levels} but `return_interm_indices` names "
+                f"{len(self.return_interm_indices)} stages; raise the first or shorten the second."
+            )
