@@ -35,12 +35,14 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, a signal asks the run to end after the step in progress; a second one ends it at once."""
+        """Inside, a signal asks the run to end after the step in progress; a second Ctrl-C ends it at once. Other signals
+        may come several times: a scheduler sends them to every process, and a launcher passes its own on."""
 
         def ask(signum: int, frame: Any) -> None:
-            if self.asked:
+            if self.asked and signum == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.asked, self.code = True, 130 if signum == signal.SIGINT else 143
+            if not self.asked:
+                self.asked, self.code = True, 130 if signum == signal.SIGINT else 143
 
         before = {}
         try:

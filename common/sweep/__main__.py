@@ -63,8 +63,8 @@ def body(argv: list[str]) -> int:
     config = from_values(engines.EngineConfig, vars(args))
     given = dict(pair.partition("=")[::2] for pair in args.set)
     sweep = read_sweep(args.file, args.output_dir, given, args.only, args.flags)
-    engine = engines.slurm if config.engine == "slurm" else engines.local
-    if config.engine == "slurm":
+    engine = engines.local if config.engine == "local" else engines.scheduled
+    if config.engine != "local":
         engines.check_extra("submitit")
     if args.dry_run:
         print(*(row.command() for row in (*sweep.prepare, *sweep.rows)), sep="\n")

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from common.sweep.rows import Row
 Engine = Callable[[Sequence[Row], "EngineConfig", Path], Iterator["Outcome"]]
 Outcome = tuple[Row, float, str]  # row, seconds, first line of the error or ""
 POLL = 0.2  # seconds
+INTERRUPTED = 130  # exit code of Ctrl-C
 
 
 def check_extra(package: str) -> None:
@@ -37,14 +39,22 @@ def check_extra(package: str) -> None:
 class EngineConfig(Checked):
     """Where and how the rows run."""
 
-    engine: str = knob("local", "processes on this machine, or submitit's jobs", ["local", "slurm"])
+    engine: str = knob(
+        "local",
+        "processes on this machine, jobs of a Slurm cluster, or submitit's jobs on this machine",
+        ["local", "slurm", "submitit-local"],
+    )
     jobs: int = knob(1, "rows at a time; local ones share the machine's threads", least=1)
     partition: str = knob("", "Slurm partition")
     gpus: int = knob(0, "GPUs of a row on each node, one process each (torchrun's launcher)", least=0)
     nodes: int = knob(1, "nodes of a row (slurm)", least=1)
     cpus: int = knob(4, "CPU cores of a row on each node (slurm)", least=1)
     minutes: int = knob(240, "time limit of a job; at its end the row is saved, requeued and goes on (slurm)", least=1)
-    cluster: str = knob("slurm", "what --engine slurm submits to; the others are for trials without one", ["slurm", "local", "debug"])  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nodes > 1 and self.engine != "slurm":
+            raise UserError(f"`--nodes {self.nodes}` needs --engine slurm; this is one machine.")
 
 
 @dataclass
@@ -70,13 +80,17 @@ class Task:
             **distributed.NEW_STORE,
             **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),
         }
-        with self.log.open("wb") as log:  # of its own session: signals reach it through us
+        with self.log.open("wb") as log, _blocked("SIGUSR2"):  # of its own session: signals reach it through us
             self.process = subprocess.Popen(
                 [sys.executable, *self._words()], env=environment, stdout=log, stderr=log, start_new_session=True
             )
+        try:
             if self.stopped:  # in the meantime
                 self.process.terminate()
             code = self.process.wait()
+        except BaseException:  # a cancelled job
+            self.stop()
+            raise
         self.process = None
         return "" if code == 0 or self.stopped else first_error(self.log, code)
 
@@ -109,6 +123,19 @@ class Task:
         return submitit.helpers.DelayedSubmission(Task(self.row, self.config, self.log, self.threads))
 
 
+@contextlib.contextmanager
+def _blocked(name: str) -> Iterator[None]:
+    """Inside, processes start deaf to a signal. Slurm sends its warning to every process of a job, and who does not
+    know it dies of it; `Task.checkpoint` passes it on in words that a row knows."""
+    number = getattr(signal, name, None)  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number]) if number else ()
+    try:
+        yield
+    finally:
+        if number:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def first_error(log: Path, code: int) -> str:
     """The line that says why a process failed: "error: ...", or the last one, of a traceback."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -122,8 +149,7 @@ def local(rows: Sequence[Row], config: EngineConfig, logs: Path) -> Iterator[Out
     Raises:
         Interrupted: a signal came.
     """
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", 0) or os.cpu_count() or 1) // config.jobs)
-    tasks = [Task(row, config, logs / f"{row.name}.txt", threads) for row in rows]
+    tasks = [Task(row, config, logs / f"{row.name}.txt", _share(config)) for row in rows]
     stop = Stop()
     with ThreadPoolExecutor(config.jobs) as pool, stop.listening():
         waiting = {pool.submit(_timed, task): task for task in tasks}
@@ -138,45 +164,64 @@ def local(rows: Sequence[Row], config: EngineConfig, logs: Path) -> Iterator[Out
                 yield (waiting.pop(future).row, *future.result())
 
 
+def _share(config: EngineConfig) -> int:
+    """Threads of a row, where rows share this machine."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", 0) or os.cpu_count() or 1) // config.jobs)
+
+
 def _timed(task: Callable[[], str]) -> tuple[float, str]:
     began = time.monotonic()
     error = task()
     return time.monotonic() - began, error
 
 
-def slurm(rows: Sequence[Row], config: EngineConfig, logs: Path) -> Iterator[Outcome]:
-    """Submits the rows as one array of jobs and waits; each outcome as it comes. Ctrl-C cancels them.
+def scheduled(rows: Sequence[Row], config: EngineConfig, logs: Path) -> Iterator[Outcome]:
+    """Submits the rows through submitit and waits; each outcome as it comes. To Slurm they go as one array of jobs, which
+    only Ctrl-C cancels; on this machine `jobs` at a time, which every signal stops and saves.
 
     Raises:
         UserError: no Slurm here.
+        Interrupted: a signal came.
     """
     import submitit
 
-    if config.cluster == "slurm" and not (shutil.which("srun") and shutil.which("sbatch")):
-        raise UserError("there is no Slurm here (no `sbatch` to be found); use --engine local, or look with --dry-run.")
-    executor = submitit.AutoExecutor(folder=logs / "%j", cluster=config.cluster, slurm_max_num_timeout=1000)
+    here = config.engine != "slurm"
+    if not here and not (shutil.which("srun") and shutil.which("sbatch")):
+        raise UserError(
+            "there is no Slurm here (no `sbatch` to be found); use --engine local or submitit-local, or look with --dry-run."
+        )
+    executor = submitit.AutoExecutor(
+        folder=logs / "%j", cluster="local" if here else "slurm", slurm_max_num_timeout=1000
+    )
     executor.update_parameters(**_parameters(config))
-    with executor.batch():
-        jobs = {executor.submit(Task(row, config, logs / f"{row.name}.txt")): row for row in rows}
-    began = time.monotonic()
-    try:
-        while jobs:
-            for job in [job for job in jobs if config.cluster == "debug" or job.done()]:
+    left, jobs, began, stop = list(rows), {}, time.monotonic(), Stop()
+    with stop.listening():
+        while jobs or left:
+            room = config.jobs - len(jobs) if here else len(left)
+            new, left = left[:room], left[room:]
+            if new:
+                with executor.batch():
+                    tasks = [Task(row, config, logs / f"{row.name}.txt", _share(config) if here else 0) for row in new]
+                    submitted = [executor.submit(task) for task in tasks]
+                jobs |= dict(zip(submitted, new, strict=True))
+            for job in [job for job in jobs if job.done()]:
                 row = jobs.pop(job)
                 try:
                     error = job.result()
                 except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as failure:
                     error = str(failure).strip().splitlines()[-1]
                 yield row, time.monotonic() - began, error
+            if stop.asked:
+                for job in jobs if here or stop.code == INTERRUPTED else ():
+                    job.cancel()
+                while here and any(in_use(row.folder) for row in jobs.values()):
+                    time.sleep(POLL)
+                raise Interrupted("stopped; the same command goes on from there.", stop.code)
             time.sleep(POLL)
-    except KeyboardInterrupt:
-        for job in jobs:
-            job.cancel()
-        raise
 
 
 def sbatch(rows: Sequence[Row], config: EngineConfig, logs: Path) -> str:
-    """The batch script that `slurm` would submit."""
+    """The batch script that goes to Slurm."""
     from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string  # not public; nothing public tells it
 
     names: dict[str, Any] = dict(SlurmExecutor._equivalence_dict())

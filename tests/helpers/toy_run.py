@@ -2,7 +2,7 @@
 
 python toy_run.py kill SCENARIOS.json FOLDER       every scenario once undisturbed, once killed again and again
 torchrun ... toy_run.py ranks SCENARIOS.json FOLDER    every scenario on all ranks
-torchrun ... toy_run.py nodes SCENARIOS.json FOLDER    the same, one rank killed on the way
+torchrun ... toy_run.py nodes SCENARIOS.json FOLDER    tiny models of the real domains on all ranks, one of which is killed
 
 A scenario is {"name", "domain", "method", "order", "settings"}; see `start`.
 """
@@ -22,6 +22,7 @@ import torch
 from toy import DOMAINS, make_trainer, swap_plan
 
 from common import cli, distributed
+from common.plan import make_plan
 
 
 def start(scenario: dict[str, Any], folder: Path):
@@ -130,15 +131,22 @@ def ranks(scenarios: list[dict[str, Any]], folder: Path) -> None:
 
 
 def nodes(scenarios: list[dict[str, Any]], folder: Path) -> None:
-    """Every scenario on all ranks; the rank of "kill": (rank, step) is killed at that step, the first time."""
-    for scenario in scenarios:
-        trainer, count = start(scenario, folder / scenario["name"]), iter(range(10**9))
-        step = trainer._step
+    """Every scenario, of a real domain with a tiny model, on all ranks. "at": [rank, K, signal] happens once, before step K:
+    SIGKILL to the rank, or what schedulers send to its job."""
+    import tiny_domains
 
-        def watched(*args, scenario=scenario, step=step, count=count):
-            if [distributed.rank(), next(count)] == scenario["kill"] and not (folder / "killed").exists():
-                (folder / "killed").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+    for scenario in scenarios:
+        domain, groups = tiny_domains.DOMAINS[scenario["domain"]]()
+        plan = make_plan(scenario["order"], **groups)
+        trainer = make_trainer(domain, plan, scenario["method"], folder / scenario["name"], **scenario["settings"])
+        step, sent, count = trainer._step, folder / f"{scenario['name']}.sent", iter(range(10**9))
+
+        def watched(*args, trainer=trainer, at=scenario["at"], step=step, sent=sent, count=count):
+            if (at or [])[:2] == [distributed.rank(), next(count)] and not sent.exists():
+                sent.touch()
+                os.kill(os.getpid() if at[2] == "SIGKILL" else int(os.environ["BATCH_PID"]), signal.Signals[at[2]])
+                while not trainer.stop.asked:
+                    time.sleep(0.01)
             return step(*args)
 
         trainer._step = watched
@@ -149,6 +157,5 @@ def nodes(scenarios: list[dict[str, Any]], folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     os.fsync = lambda handle: None  # a killed process loses nothing that it has written; only a machine does
-    {"kill": kill, "ranks": ranks, "nodes": nodes}[sys.argv[1]](
-        json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
-    )
+    body = {"kill": kill, "ranks": ranks, "nodes": nodes}[sys.argv[1]]
+    sys.exit(cli.main(lambda argv: body(json.loads(Path(argv[1]).read_text()), Path(argv[2]))))

@@ -1,9 +1,13 @@
-"""One run on two nodes: two torchrun agents that meet on this machine; a worker that dies in mid-phase costs nothing."""
+"""One run on two nodes: two torchrun agents that meet on this machine, started by the Slurm script of the READMEs. A
+worker that dies in mid-phase costs nothing, nor does a scheduler that takes the nodes away."""
 
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from processes import TOY_RUN, environment
@@ -12,44 +16,81 @@ from common.adapters import WEIGHTS
 from common.distributed import NEW_STORE, launcher
 from common.record import METRICS, STEPS, read_lines
 
-pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+DOMAINS = ("image-classification", "object-detection", "semantic-segmentation")
+SRUN = """#!/bin/bash
+# as Slurm's: the command on every node; SIGTERM to all its processes
+export BATCH_PID=$PPID
+"$@" & one=$!
+"$@" & two=$!
+trap 'kill -TERM $(pgrep -P $one,$two) $one $two' TERM
+wait; wait
+"""
+SCONTROL = """#!/bin/bash
+case $1 in show) echo localhost; echo localhost;; requeue) echo "$2" >> requeued;; esac
+"""
+TORCHRUN = f"""#!/bin/bash
+exec {sys.executable} -m torch.distributed.run --local-addr=localhost "$@"
+"""
 
 
-def on_two_nodes(folder, domain, kill=None):
-    """The output of both agents of a run; `kill`: (rank, step) whose worker gets SIGKILL there, once."""
-    folder.mkdir()
-    case = {
-        "name": "run", "domain": domain, "method": "gs_lora", "order": "fltf", "kill": kill,
-        "settings": {"steps": 4, "batch_size": 4, "lr": 1e-2, "gallery": 0, "save_every": 0},
-    }  # fmt: skip
-    (folder / "cases.json").write_text(json.dumps([case]))
+def script(domain):
+    """The Slurm script of a README, without the command at its end."""
+    text = (ROOT / domain / "README.md").read_text()
+    found = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?) [\w-]+/swap\.py [^&]* &\nwait\n```", text, re.DOTALL)
+    return found[1]
+
+
+def test_the_slurm_scripts_of_the_readmes_are_one_and_launch_as_sweeps_do():
+    assert len({script(domain) for domain in DOMAINS}) == 1
+    words = script(DOMAINS[0]).replace("\\\n", "").split()
+    own = words[words.index("torchrun") + 1 :]
+    launched = [re.sub(r":29\d\d\d$", ":29500", word) for word in launcher(2, 4, "$head", "$SLURM_JOB_ID")[2:]]
+    assert sorted(own) == sorted(launched)
+    assert all(f"export {name}={value}" in script(DOMAINS[0]) for name, value in NEW_STORE.items())
+
+
+@pytest.fixture
+def submitted(tmp_path):
+    """A function that runs the script on scenarios as Slurm does; what it prints."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    words = [
-        w if "endpoint" not in w else f"--rdzv-endpoint=localhost:{port}" for w in launcher(2, 1, "localhost", "test")
-    ]
-    command = [sys.executable, *words, "--local-addr=localhost", TOY_RUN, "nodes"]
-    command += [str(folder / "cases.json"), str(folder)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment(**NEW_STORE)}
-    agents = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    try:
-        told = [agent.communicate(timeout=300)[0] for agent in agents]
-    finally:
-        for agent in agents:
-            agent.kill()
-    assert [agent.returncode for agent in agents] == [0, 0], told[0][-3000:] + told[1][-3000:]
-    return "\n".join(told)
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "torchrun": TORCHRUN}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    settings = {"steps": 4, "batch_size": 2, "lr": 1e-3, "gallery": 0, "save_every": 0, "threads": 1}
+
+    def run(events):
+        common = {"method": "gs_lora", "order": "fltf", "settings": settings}
+        cases = [{"name": f"{kind}-{what}", "domain": kind, "at": at, **common} for (kind, what), at in events.items()]
+        (tmp_path / "cases.json").write_text(json.dumps(cases))
+        known = environment(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="17", SLURM_JOB_NODELIST="n[1-2]")
+        words = script(DOMAINS[1]).replace(":29500", f":{port}").replace("per-node=4", "per-node=1")
+        (tmp_path / "job").write_text(f"{words} {TOY_RUN} nodes cases.json . &\nwait\n")
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": known, "cwd": tmp_path}
+        return subprocess.run(["bash", "job"], timeout=400, **pipes).stdout
+
+    return run
 
 
-@pytest.mark.parametrize(("domain", "rank"), [("detection", 0), ("segmentation", 1)])
-def test_a_run_on_two_nodes_whose_worker_was_killed_ends_as_an_undisturbed_one(domain, rank, tmp_path):
-    on_two_nodes(tmp_path / "whole", domain)
-    told = on_two_nodes(tmp_path / "killed", domain, kill=(rank, 6))
-    assert (tmp_path / "killed" / "killed").exists() and "continuing" in told
-    whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
-    assert len(read_lines(whole / STEPS)) == 8
-    for name in (METRICS, STEPS, f"adapter/{WEIGHTS}"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    assert {p.name for p in killed.iterdir()} == {p.name for p in whole.iterdir()}
-    assert json.loads((whole / "config.json").read_text())["identity"]["world"] == 2
+@pytest.mark.slow
+def test_runs_on_two_nodes_that_were_killed_or_preempted_end_as_undisturbed_ones(submitted, tmp_path):
+    whole = {(kind, "whole"): None for kind in ("detection", "segmentation")}
+    killed = {("detection", "killed"): [0, 6, "SIGKILL"], ("segmentation", "killed"): [1, 6, "SIGKILL"]}
+    events = {**whole, **killed, ("detection", "preempted"): [1, 2, "SIGUSR1"]}
+    told = submitted(events)
+    for kind in ("detection", "segmentation"):
+        assert f"continuing {kind}-killed at phase 2" in told, told[-4000:]
+    assert "stopped after phase 1 learn, step 3 of 4" in told, told[-4000:]
+    assert not (tmp_path / "detection-preempted" / "done.json").exists()
+    told = submitted(events)
+    assert "continuing detection-preempted at phase 1, step 3" in told, told[-4000:]
+    assert (tmp_path / "requeued").read_text() == "17\n", "once, and not when it had ended"
+    for kind, what in (*killed, ("detection", "preempted")):
+        one, other = tmp_path / f"{kind}-whole", tmp_path / f"{kind}-{what}"
+        assert len(read_lines(one / STEPS)) == 8
+        for name in (METRICS, STEPS, f"adapter/{WEIGHTS}"):
+            assert (other / name).read_bytes() == (one / name).read_bytes(), name
+        assert {p.name for p in other.iterdir()} == {p.name for p in one.iterdir()}
+        assert json.loads((one / "config.json").read_text())["identity"]["world"] == 2

@@ -250,24 +250,36 @@ def test_the_batch_script_asks_for_what_was_asked_for(tmp_path, capsys):
     assert all(f"#SBATCH --{line}\n" in script for line in wanted), script
 
 
-@pytest.mark.filterwarnings("ignore:.*DEBUG_:pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
-@pytest.mark.filterwarnings("ignore:unclosed file.*DEBUG_:ResourceWarning")
-@pytest.mark.parametrize("cluster", ["local", "debug"])
-def test_jobs_of_submitit_make_the_same_table(cluster, tmp_path):
-    """Its executors for one machine; no Slurm cluster was there to try."""
+def test_jobs_of_submitit_that_were_stopped_make_the_same_table(tmp_path):
+    """Its executor for one machine; no Slurm cluster was there to try."""
     pytest.importorskip("submitit")
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    only = ["--only", "good-*-seed0", "poor-fltf-*"]
+    only = ["--only", "good-fltf-*"]
     assert body([str(written(tmp_path / "a")), *only]) == 0
-    flags = ["--engine", "slurm", "--cluster", cluster, "--minutes", "5", *only]
-    assert body([str(written(tmp_path / "b")), *flags]) == 0
-    assert (tmp_path / "a/out/table.csv").read_bytes() == (tmp_path / "b/out/table.csv").read_bytes()
+    path, out = written(tmp_path / "b"), tmp_path / "b" / "out"
+    flags = ["--engine", "submitit-local", "--minutes", "5", *only]
+    stopped = start(path, *flags, "--set", "pause=0.3")
+    wait_for(lambda: sum(0 < c["steps"] < 8 for c in counts(out).values()) >= 2)
+    stopped.send_signal(signal.SIGTERM)
+    assert "the same command goes on from there" in stopped.communicate(timeout=60)[1] and stopped.returncode == 143
+    assert not list(out.glob("*/run.lock")) and not list(out.glob("*/done.json")), "the rows were saved and ended"
+    assert body([str(path), "--jobs", "3", *flags, "--set", "pause=0.0"]) == 0
+    assert sorted(c["starts"] for c in counts(out).values()) == [1, 2, 2]
+    for name in ("table.md", "table.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "a/out" / name).read_bytes()
+
+
+def test_several_nodes_need_a_scheduler(tmp_path):
+    for engine in ("local", "submitit-local"):
+        with pytest.raises(UserError, match="`--nodes 2` needs --engine slurm"):
+            body([str(written(tmp_path)), "--engine", engine, "--nodes", "2"])
 
 
 @pytest.mark.filterwarnings("ignore:.*Popen:pytest.PytestUnraisableExceptionWarning")  # the job ends while it waits
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_job_about_to_be_preempted_is_saved_and_queued_again(tmp_path, monkeypatch):
-    """As submitit does it: a signal handler, while the main thread waits for the row, that ends the job."""
+    """As Slurm and submitit do it: a signal to every process of the job, and a handler of it, while the main thread waits
+    for the row, that ends the job."""
     submitit = pytest.importorskip("submitit")
     row = read_sweep(written(tmp_path), "", {"pause": "0.1"}, ["good-fltf-seed0"]).rows[0]
     task, again = engines.Task(row, engines.EngineConfig(engine="slurm"), tmp_path / "log.txt"), []
@@ -278,6 +290,7 @@ def test_a_job_about_to_be_preempted_is_saved_and_queued_again(tmp_path, monkeyp
 
     def ask():
         wait_for(lambda: counts(tmp_path / "out").get(row.name, {"steps": 0})["steps"] > 1)
+        os.kill(task.process.pid, signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGUSR2)
 
     before = signal.signal(signal.SIGUSR2, preempt)
