@@ -194,7 +194,8 @@ def scheduled(rows: Sequence[Row], config: EngineConfig, logs: Path) -> Iterator
         folder=logs / "%j", cluster="local" if here else "slurm", slurm_max_num_timeout=1000
     )
     executor.update_parameters(**_parameters(config))
-    left, jobs, began, stop = list(rows), {}, time.monotonic(), Stop()
+    left, began, stop = list(rows), time.monotonic(), Stop()
+    jobs: dict[Any, Row] = {}
     with stop.listening():
         while jobs or left:
             room = config.jobs - len(jobs) if here else len(left)

@@ -254,7 +254,7 @@ def test_jobs_of_submitit_that_were_stopped_make_the_same_table(tmp_path):
     """Its executor for one machine; no Slurm cluster was there to try."""
     pytest.importorskip("submitit")
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    only = ["--only", "good-fltf-*"]
+    only = ["--only", "good-fltf-seed0", "good-fltf-seed1"]
     assert body([str(written(tmp_path / "a")), *only]) == 0
     path, out = written(tmp_path / "b"), tmp_path / "b" / "out"
     flags = ["--engine", "submitit-local", "--minutes", "5", *only]
@@ -263,8 +263,8 @@ def test_jobs_of_submitit_that_were_stopped_make_the_same_table(tmp_path):
     stopped.send_signal(signal.SIGTERM)
     assert "the same command goes on from there" in stopped.communicate(timeout=60)[1] and stopped.returncode == 143
     assert not list(out.glob("*/run.lock")) and not list(out.glob("*/done.json")), "the rows were saved and ended"
-    assert body([str(path), "--jobs", "3", *flags, "--set", "pause=0.0"]) == 0
-    assert sorted(c["starts"] for c in counts(out).values()) == [1, 2, 2]
+    assert body([str(path), "--jobs", "2", *flags]) == 0
+    assert [c["starts"] for c in counts(out).values()] == [2, 2]
     for name in ("table.md", "table.csv"):
         assert (out / name).read_bytes() == (tmp_path / "a/out" / name).read_bytes()
 
