@@ -1,4 +1,4 @@
-"""Everything that exists for speed on a CPU only: products by oneDNN, a fused feed-forward net, memory kept for reuse.
+"""Everything that exists for speed on a CPU only: products by oneDNN, a fused feed-forward net, memory kept for reuse, outputs kept on disk.
 
 `common.layers` is the only module that imports this package. Without the package, or with KS_FAST=0 in the
 environment, plain torch computes the same up to rounding.
@@ -7,5 +7,6 @@ environment, plain torch computes the same up to rounding.
 from common.fast.allocator import keep_freed_memory
 from common.fast.ffn import feed_forward
 from common.fast.products import Linear, linear, short_softmax, switch, use_fast_linears
+from common.fast.store import Store
 
-__all__ = ["Linear", "feed_forward", "keep_freed_memory", "linear", "short_softmax", "switch", "use_fast_linears"]
+__all__ = ["Linear", "Store", "feed_forward", "keep_freed_memory", "linear", "short_softmax", "switch", "use_fast_linears"]

@@ -146,11 +146,14 @@ class FaceTransformer(nn.Module):
         flat = F.unfold(images, p, stride=stride, padding=self.overlap).transpose(1, 2)  # [N, P, 3 p p]
         return flat if self.overlap else flat.unflatten(2, (3, p * p)).transpose(2, 3).flatten(2)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    def tokens(self, images: Tensor) -> Tensor:
+        """[N, 1 + P, D] what the blocks start from, the class token first."""
         tokens = self.patch_to_embedding(self.patches(images))
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), tokens], dim=1)
-        tokens = self.transformer(self.dropout(tokens + self.pos_embedding))
-        embedding = self.mlp_head(tokens[:, 0])
+        return self.dropout(tokens + self.pos_embedding)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        embedding = self.mlp_head(self.transformer(self.tokens(images))[:, 0])
         return embedding if labels is None else self.loss(embedding, labels)
 
 

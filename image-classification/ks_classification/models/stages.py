@@ -1,0 +1,202 @@
+"""A ViT as stages that are run one after the other: its embedding, then attention and feed-forward net of each block.
+
+The first ones may be left to a cache. In the last block only the class token is computed, where nothing else is read.
+Answers are those of the model itself, up to rounding; models of other kinds, and models with hooks on their blocks,
+are run as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import frozen
+from common.layers import fast, linear
+from ks_classification.models import layers
+from ks_classification.models.face import FaceTransformer
+from ks_classification.models.hybrid import FrozenStem
+
+WORTH = 4  # at least this share of the stages, one in four, must be constant for their outputs to be kept
+
+
+class Stage(NamedTuple):
+    """What a stage reads, and run(x, first): x with its output; only the first token of it where `first` is set."""
+
+    parts: frozen.Part
+    run: Callable[[Tensor, bool], Tensor]
+
+
+class Chain(NamedTuple):
+    """The stages; from number `narrow` on only the first token is read; `embedding` makes of it what the head reads."""
+
+    stages: list[Stage]
+    narrow: int
+    embedding: Callable[[Tensor], Tensor]
+
+    def run(self, x: Tensor, first: int, last: int) -> Tensor:
+        """The output of the stages `first` up to `last` (not included)."""
+        for number in range(first, last):
+            x = self.stages[number].run(x, number >= self.narrow)
+        return x
+
+
+def chain(model: nn.Module) -> Chain | None:
+    """The stages of a model, or None where it is to be run as it is."""
+    find = next((make for kind, make in KINDS.items() if f"{type(model).__module__}.{type(model).__name__}" == kind), None)
+    return find(model) if find is not None and fast is not None else None
+
+
+def constant(model: nn.Module) -> int:
+    """How many leading stages never change, or 0 where they are too few to be kept."""
+    found = chain(model)
+    if found is None:
+        return 0
+    count = frozen.constant(model, [stage.parts for stage in found.stages])
+    stem = any(isinstance(part, FrozenStem) for part in found.stages[0].parts)
+    return count if stem or WORTH * count >= len(found.stages) else 0
+
+
+def forward(model: nn.Module, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+    """(logits [B, C], embedding [B, D]); the embedding is what the classifier reads.
+
+    Args:
+        x: images [B, 3, S, S], or what the first `start` stages gave for them.
+    """
+    found = chain(model)
+    if found is None:
+        return layers.forward(model, x)
+    embedding = found.embedding(found.run(x, start, len(found.stages)))
+    return layers.classifier(model)(embedding), embedding
+
+
+def _plain(*modules: nn.Module) -> bool:
+    """Whether nothing listens to what goes on inside."""
+    return not any(m._forward_hooks or m._forward_pre_hooks for module in modules for m in module.modules())
+
+
+# ---- timm ----------------------------------------------------------------------------------------------------
+
+
+def _timm(model: nn.Module) -> Chain | None:
+    from timm.models.vision_transformer import Attention, Block
+
+    plain = all(type(b) is Block and type(b.attn) is Attention for b in model.blocks) and _plain(*model.blocks)
+    if not plain or model.attn_pool is not None or model.grad_checkpointing:
+        return None
+    tokens = [p for p in (model.cls_token, model.reg_token, model.pos_embed) if p is not None]
+    around = (model.patch_embed, model.pos_drop, model.patch_drop, model.norm_pre, *tokens)
+    stages = [Stage(around, lambda x, first: _timm_tokens(model, x))]
+    stem = getattr(model.patch_embed, "backbone", None)
+    if isinstance(stem, FrozenStem):
+        stages.insert(0, Stage((stem,), lambda x, first: stem(x)))
+    for block in model.blocks:
+        stages.append(Stage((block.norm1, block.attn, block.ls1, block.drop_path1), partial(_timm_attend, block)))
+        stages.append(Stage((block.norm2, block.mlp, block.ls2, block.drop_path2), partial(_timm_feed, block)))
+    narrow = len(stages) - 2 if model.global_pool == "token" else len(stages)
+    return Chain(stages, narrow, lambda x: model.forward_head(model.norm(x), pre_logits=True))
+
+
+def _timm_tokens(model: nn.Module, images: Tensor) -> Tensor:
+    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+
+
+def _timm_attend(block: nn.Module, x: Tensor, first: bool) -> Tensor:
+    attention, tokens = block.attn, block.norm1(x)
+    if first and attention.gate is None and attention.fused_attn:
+        out, x = _first_of_timm(attention, tokens), x[:, :1]
+    else:
+        out = attention(tokens)
+        out, x = (out[:, :1], x[:, :1]) if first else (out, x)
+    return x + block.drop_path1(block.ls1(out))
+
+
+def _first_of_timm(attention: nn.Module, x: Tensor) -> Tensor:
+    """[B, 1, D]: what timm's attention gives for the first token."""
+    q, k, v = (
+        _heads(t, attention.num_heads) for t in _first_query(attention.qkv, x, attention.attn_dim)
+    )
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=attention.attn_drop.p if attention.training else 0.0)
+    return attention.proj_drop(attention.proj(attention.norm(out.transpose(1, 2).flatten(2))))
+
+
+def _timm_feed(block: nn.Module, x: Tensor, first: bool) -> Tensor:
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _first_query(layer: nn.Module, x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The query [B, 1, W] of the first token, keys and values [B, T, W] of all, from a packed projection."""
+    if type(layer) is not nn.Linear:  # an adapted one
+        q, k, v = layer(x).split(width, dim=-1)
+        return q[:, :1], k, v
+    bias = layer.bias
+    q = linear(x[:, :1], layer.weight[:width], None if bias is None else bias[:width])
+    k, v = linear(x, layer.weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+    return q, k, v
+
+
+def _heads(x: Tensor, count: int) -> Tensor:
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)  # [B, T, H d] -> [B, H, T, d]
+
+
+# ---- torchvision ---------------------------------------------------------------------------------------------
+
+
+def _torchvision(model: nn.Module) -> Chain | None:
+    encoder = model.encoder
+    if not _plain(encoder):
+        return None
+
+    def tokens(images: Tensor, first: bool) -> Tensor:
+        patches = model._process_input(images)
+        joined = torch.cat([model.class_token.expand(len(patches), -1, -1), patches], dim=1)
+        return encoder.dropout(joined + encoder.pos_embedding)
+
+    stages = [Stage((model.conv_proj, model.class_token, encoder.pos_embedding, encoder.dropout), tokens)]
+    for block in encoder.layers:
+        stages.append(Stage((block.ln_1, block.self_attention, block.dropout), partial(_torchvision_attend, block)))
+        stages.append(Stage((block.ln_2, block.mlp), lambda x, first, block=block: x + block.mlp(block.ln_2(x))))
+    return Chain(stages, len(stages) - 2, lambda x: model.heads[:-1](encoder.ln(x)[:, 0]))
+
+
+def _torchvision_attend(block: nn.Module, x: Tensor, first: bool) -> Tensor:
+    tokens = block.ln_1(x)
+    asking, x = (tokens[:, :1], x[:, :1]) if first else (tokens, x)
+    out, _ = block.self_attention(asking, tokens, tokens, need_weights=False)
+    return x + block.dropout(out)
+
+
+# ---- Face Transformer ----------------------------------------------------------------------------------------
+
+
+def _face(model: nn.Module) -> Chain | None:
+    if not _plain(model.transformer) or model.head is None:
+        return None
+    stages = [Stage((model.patch_to_embedding, model.cls_token, model.pos_embedding, model.dropout),
+                    lambda x, first: model.tokens(x))]  # fmt: skip
+    for attention, feed_forward in model.transformer.layers:
+        stages.append(Stage((attention,), partial(_face_attend, attention)))
+        stages.append(Stage((feed_forward,), lambda x, first, feed_forward=feed_forward: feed_forward(x)))
+    return Chain(stages, len(stages) - 2, lambda x: model.mlp_head(x[:, 0]))
+
+
+def _face_attend(residual: nn.Module, x: Tensor, first: bool) -> Tensor:
+    if not first:
+        return residual(x)
+    attention, tokens = residual.fn.fn, residual.fn.norm(x)
+    width = attention.to_out[0].in_features
+    q, k, v = (_heads(t, attention.heads) for t in _first_query(attention.to_qkv, tokens, width))
+    out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
+    return x[:, :1] + attention.to_out(out.transpose(1, 2).flatten(2))
+
+
+KINDS: dict[str, Callable[[nn.Module], Chain | None]] = {  # subclasses may compute something else
+    "timm.models.vision_transformer.VisionTransformer": _timm,
+    "torchvision.models.vision_transformer.VisionTransformer": _torchvision,
+    f"{FaceTransformer.__module__}.{FaceTransformer.__name__}": _face,
+}
