@@ -146,6 +146,16 @@ class Domain(Protocol):
         """
         ...
 
+    def freeze(self, model: nn.Module, like: nn.Module | None = None) -> None:
+        """Called when it is known what trains: notes on the model which first part of it never changes (`common.frozen`).
+
+        like: a model whose adapters tell it, for one that has none.
+        """
+
+    def shown(self, batch: Batch) -> Batch:
+        """The batch with its pictures, where the loader left them out."""
+        return batch
+
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """One forward pass with gradients."""
         ...

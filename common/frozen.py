@@ -80,6 +80,11 @@ class Frozen:
         self._stores: dict[str, Any] = {}
         self._names: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()
 
+    def describe(self) -> dict[str, Any]:
+        """What changes the numbers of a run, for its identity."""
+        told = {"views": self.config.views, "fast": self.config.fast}
+        return {name: value for name, value in told.items() if value}
+
     def usable(self, model: nn.Module, stages: Sequence[Part]) -> bool:
         """Whether the stages give the same outputs at every call: nothing in them trains or draws random numbers."""
         pieces = [piece for stage in stages for piece in stage]

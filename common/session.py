@@ -175,7 +175,8 @@ class Session:
 
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
         """The flags of a run with those given now, which win; `fetch` tells whether data may be downloaded."""
-        recorded = {name: value for name, value in recorded.items() if name not in self.own_flags}
+        own = (*self.own_flags, "feature_cache")  # a path to write to
+        recorded = {name: value for name, value in recorded.items() if name not in own}
         return {
             **recorded,
             "fetch": "data" in given,

@@ -14,6 +14,7 @@ from common import methods
 from common.config import Parser, add_flags, apply_yaml, flag, from_values, help_formatter, read_yaml
 from common.distributed import LaunchConfig
 from common.errors import UserError
+from common.frozen import FAST_BLOCKS, FrozenConfig
 from common.guard import GuardConfig
 from common.lora import LoraConfig
 from common.methods._base import Method, for_phase
@@ -24,7 +25,7 @@ from common.train_config import NEWER, NOT_IDENTITY, TrainConfig
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)  # of a folder
-EVERY = (PlanConfig, TrainConfig, LoraConfig, GuardConfig, RecordConfig, LaunchConfig)  # what the three domains share
+EVERY = (PlanConfig, TrainConfig, LoraConfig, FrozenConfig, GuardConfig, RecordConfig, LaunchConfig)  # what the three domains share
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,12 @@ def settings_from(kinds: Sequence[type], flags: Mapping[str, Any], **given: Any)
         given: `model` and `data` objects.
     """
     method = methods.load(flags.get("method", TrainConfig.method))
-    every = (*kinds, *EVERY, method.Config)
-    return Settings({kind: from_values(kind, flags) for kind in every}, method, dict(flags), **given)
+    configs = {kind: from_values(kind, flags) for kind in (*kinds, *EVERY, method.Config)}
+    if configs[FrozenConfig].fast:
+        if method.scope(configs[method.Config]) != "adapter":
+            raise UserError("`--fast` adapts the last blocks of a frozen model, but this method trains whole weights.")
+        configs[LoraConfig].lora_blocks = configs[LoraConfig].lora_blocks or FAST_BLOCKS
+    return Settings(configs, method, dict(flags), **given)
 
 
 def settings_parser(
@@ -128,7 +133,7 @@ def settings_parser(
     if reference:
         text = "the published settings as defaults, bugs and every --published-* flag included (reference.yaml)"
         parser.add_argument("--reference", action="store_true", help=text)
-    for kind in (*kinds, PlanConfig, TrainConfig, LoraConfig, GuardConfig):
+    for kind in (*kinds, PlanConfig, TrainConfig, LoraConfig, FrozenConfig, GuardConfig):
         add_flags(parser, kind, **defaults)
     add_flags(parser, methods.load(method).Config, f"--method {method}", **defaults)
     add_flags(parser, RecordConfig, **defaults)

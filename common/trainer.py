@@ -90,6 +90,7 @@ class Trainer:
         self.model = domain.build_model().to(self.device)
         self.base = adapters.checksum(self.model)
         self.rows = trainable.prepare(self.model, domain, plan, settings)
+        domain.freeze(self.model)
         self.method = settings.method(settings.method_config, domain, self.model)
         self.method.rows, self.method.train_config = self.rows, config
         if self.method.own is not None:

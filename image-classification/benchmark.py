@@ -1,9 +1,10 @@
-"""Time one training step of ViT-B/16 against a plain loop, in one process, and print the ratio.
+"""Time one training step of ViT-B/16 against a plain loop, and with its first blocks kept (--fast), in one process.
 
 The step: LoRA rank 8 on both FFN layers of all 12 blocks, 8 target and 8 keep images of 224 pixels, forget
 phase. Ours is the step of the loop (one joint forward, automatic precision). The plain loop is what one
-writes from the paper: loralib's layer, two forwards, float32. The two take turns, so that a drifting machine
-slows both; quote the ratio, not the seconds.
+writes from the paper: loralib's layer, two forwards, float32. --fast adapts the last blocks only and reads what lies
+below from the cache; filling it, "prefix", is done once. They take turns, so that a drifting machine slows all; quote
+the ratios, not the seconds.
 """
 
 import argparse
@@ -18,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from ks_classification.data.images import ImageSet, Item
 from ks_classification.domain import ClassificationDomain, ImageConfig
+from ks_classification.models import stages
 from ks_classification.models.build import spec_of
 from torch import nn
 
 from common import cli, precision, timing
+from common.frozen import FAST_BLOCKS, FrozenConfig
 from common.methods._base import Position
 from common.plan import make_plan
 from common.record import Run
@@ -35,25 +38,31 @@ def main(argv: list[str]) -> None:
     parser = timing.make_parser(__doc__, steps=5, warm_up=1)
     parser.add_argument("--model", default="vit_base_patch16_224", help="timm model name")
     parser.add_argument("--batch-size", type=int, default=8, help="target images, and as many keep images")
+    parser.add_argument("--lora-blocks", default=FAST_BLOCKS, help="blocks that --fast adapts")
     parser.add_argument("--precision", default="auto", choices=["auto", *precision.PRECISIONS])
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     size = f"{args.batch_size} + {args.batch_size} images, {args.threads} threads"
     print(f"{args.model}, {size}, torch {torch.__version__}")
-    formats = {"plain loop": "fp32", "this loop": precision.choose(args.precision, torch.device("cpu"))}
-    makers = {"plain loop": partial(plain_step, args), "this loop": partial(our_step, args)}
+    own = precision.choose(args.precision, torch.device("cpu"))
+    fast = f"--fast, {args.lora_blocks}"
+    formats = {"plain loop": "fp32", "this loop": own, "prefix": own, fast: own}
+    makers = {"plain loop": partial(plain_step, args), "this loop": partial(our_step, args, ""),
+              "prefix": partial(prefix_step, args), fast: partial(our_step, args, args.lora_blocks)}  # fmt: skip
     timing.save(args, timing.compare(makers, args, formats, in_turn=True))
 
 
-def our_step(args: argparse.Namespace) -> timing.Step:
-    """One step of the loop on fixed batches."""
+def made(args: argparse.Namespace, blocks: str, cache: str) -> tuple[Trainer, timing.Step]:
+    """The loop on fixed batches, with adapters in `blocks` and features of the others kept in a folder; its step."""
     noise = np.random.default_rng(0).integers(0, 256, (2 * args.batch_size, 224, 224, 3), dtype=np.uint8)
     items = [Item(f"{i}", "ab"[i % 2], pixels) for i, pixels in enumerate(noise)]
     plan, images = make_plan("forget", [], ["a"], ["b"]), ImageSet(["a", "b"], items, items[:2])
     spec = spec_of(args.model, {}, ["a", "b"])
-    domain = ClassificationDomain(spec, images, plan.groups, ImageConfig(augment=False))
+    frozen = FrozenConfig(fast=bool(blocks), feature_cache=cache)
+    domain = ClassificationDomain(spec, images, plan.groups, ImageConfig(augment=False), frozen=frozen)
     flags = {name: getattr(args, name) for name in ("batch_size", "precision", "threads")}
-    trainer = Trainer(domain, plan, settings_from((), {**flags, "device": "cpu"}), Run(tempfile.mkdtemp()))
+    settings = settings_from((), {**flags, "device": "cpu", "lora_blocks": blocks})
+    trainer = Trainer(domain, plan, settings, Run(tempfile.mkdtemp()))
     phase, stream = plan.phases[0], Stream(0, args.batch_size)
     trainer._begin(phase, 0)
     target, keep = (next(iter(domain.loader(c, train=True, stream=stream))) for c in (phase.target, phase.keep))
@@ -61,6 +70,24 @@ def our_step(args: argparse.Namespace) -> timing.Step:
 
     def step(watch: timing.Stopwatch) -> None:
         trainer._step(Position(phase, 0, 10, 10), batches, 1e-3)
+        watch.lap("step")
+
+    return trainer, step
+
+
+def our_step(args: argparse.Namespace, blocks: str) -> timing.Step:
+    """One step of the loop."""
+    return made(args, blocks, tempfile.mkdtemp() if blocks else "none")[1]
+
+
+def prefix_step(args: argparse.Namespace) -> timing.Step:
+    """What is computed once for the images of a step: the blocks below the adapted ones."""
+    trainer, _ = made(args, args.lora_blocks, tempfile.mkdtemp())
+    model, images = trainer.model, torch.randn(2 * args.batch_size, 3, 224, 224)
+
+    def step(watch: timing.Stopwatch) -> None:
+        with torch.inference_mode(), precision.autocast(trainer.format, trainer.device):
+            stages.chain(model).run(images, 0, model.frozen_stages)
         watch.lap("step")
 
     return step

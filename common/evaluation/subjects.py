@@ -90,6 +90,8 @@ class Case:
             adapters.load_model(adapted, self.folder / "model")
         else:
             adapters.load(adapted, self.folder / "adapter")
+        domain.freeze(adapted)
+        domain.freeze(original, adapted)
         merged = adapters.merge(adapted).eval()
         checkpoint = self.flags.get("checkpoint")
         place = Path(checkpoint) if checkpoint else None

@@ -28,7 +28,7 @@ class LoraConfig(Checked):
     )
     lora_position: str = knob("ffn", "layers to adapt", ["ffn", "attention", "all"])
     lora_targets: str = knob("", "glob patterns of module names, comma separated; replaces --lora-position")
-    lora_blocks: str = knob("", "which blocks: '0-3,8', 'first4' or 'last4'; empty means all")
+    lora_blocks: str = knob("", "which blocks: '0-3,8', 'first4', 'last4' or 'last1/4', a share rounded up; empty: all")
     lora_init: str = knob(
         "loralib", "A ~ kaiming uniform with a = sqrt(5) or, as published, sqrt(50)", ["loralib", "published"]
     )
@@ -135,27 +135,33 @@ def select(available: dict[str, list[str]], config: LoraConfig, model: nn.Module
 
 
 def pick_blocks(names: list[str], text: str) -> list[str]:
-    """The names whose block is chosen by `text`: '0-3,8', 'first4' or 'last4', counted in depth order."""
+    """The names whose block is chosen by `text`: '0-3,8', 'first4', 'last4' or 'last1/4', counted in depth order."""
     blocks = list(dict.fromkeys(block_of(name) for name in names))
     error = UserError(
-        f"`--lora-blocks {text}` must look like '0-3,8', 'first4' or 'last4' with blocks 0-{len(blocks) - 1}."
+        f"`--lora-blocks {text}` must look like '0-3,8', 'first4', 'last4' or 'last1/4' with blocks 0-{len(blocks) - 1}."
     )
     try:
         if text.startswith("first"):
-            chosen = set(range(int(text[5:])))
+            chosen = set(range(_count(text[5:], len(blocks))))
         elif text.startswith("last"):
-            chosen = set(range(len(blocks) - int(text[4:]), len(blocks)))
+            chosen = set(range(len(blocks) - _count(text[4:], len(blocks)), len(blocks)))
         else:
             chosen = set()
             for piece in text.split(","):
                 low, _, high = piece.partition("-")
                 chosen |= set(range(int(low), int(high or low) + 1))
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         raise error from None
     if not chosen or not chosen <= set(range(len(blocks))):
         raise error
     wanted = {blocks[i] for i in chosen}
     return [name for name in names if block_of(name) in wanted]
+
+
+def _count(text: str, blocks: int) -> int:
+    """'3' is 3; '1/4' is a quarter of the blocks, rounded up."""
+    top, _, bottom = text.partition("/")
+    return -(-int(top) * blocks // int(bottom)) if bottom else int(top)
 
 
 def fresh(model: nn.Module, config: LoraConfig, seed: int, stack: bool = False) -> None:

@@ -10,7 +10,6 @@ from common.plan import Plan
 from common.streams import Draw
 from common.train_config import TrainConfig
 from ks_classification.domain import ClassificationDomain
-from ks_classification.models import layers
 
 LEVEL = 0.01  # how probable the answers of a guesser may be to count as better than guessing
 IMAGES = 256  # test images looked at, about as many of each class
@@ -56,7 +55,7 @@ def right_answers(domain: ClassificationDomain, rows: list[int], train: TrainCon
     with torch.inference_mode(), precision.autocast(format, device):
         for start in range(0, len(chosen), domain.config.eval_batch):
             batch = pixels[chosen[start : start + domain.config.eval_batch]]
-            logits, _ = layers.forward(model, batch.images.to(device))
+            logits, _ = domain.forward(model, [batch])
             right += (logits.argmax(-1).cpu() == batch.labels).tolist()
     model.cpu()  # the loop takes a copy to the device
     return right

@@ -18,12 +18,13 @@ from common import distributed, splits
 from common.domain import ClassTable, Domain, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
+from common.frozen import NOTHING, Frozen, FrozenConfig
 from common.progress import watched
 from common.streams import Draw, Stream, load_batches
-from ks_classification.data import selection, stem_cache
+from ks_classification.data import selection
 from ks_classification.data.images import ImageSet, Item, readable
 from ks_classification.data.pixels import ImageConfig, Images, Pixels, Room
-from ks_classification.models import build, layers
+from ks_classification.models import build, layers, stages
 from ks_classification.models.build import ModelSpec
 
 
@@ -39,6 +40,7 @@ class ClassificationDomain(Domain):
         seed: decides which training items a share holds, and the new rows' start.
         training: False reads the test images only.
         roles: group name -> "learn", "forget" or "retain", where names of groups do not say it.
+        frozen: what is kept of parts that do not train.
         missing: classes of `groups` that have no training images, or whose training images are not to be used.
     """
 
@@ -49,9 +51,10 @@ class ClassificationDomain(Domain):
     def __init__(
         self, spec: ModelSpec, images: ImageSet, groups: dict[str, Sequence[str]], config: ImageConfig,
         base: nn.Module | None = None, seed: int = 0, training: bool = True, missing: Sequence[str] = (),
-        roles: Mapping[str, str] | None = None,
+        roles: Mapping[str, str] | None = None, frozen: FrozenConfig = NOTHING,
     ) -> None:  # fmt: skip
-        self.pixel_deviation = None if config.cache_stem else spec.std  # stem outputs are no pixels
+        self.pixel_deviation = spec.std
+        self.frozen = Frozen(frozen, "classification", spec.size, list(spec.mean), list(spec.std))
         self.spec, self.config, self.base, self.seed = spec, config, base, seed
         images = selection.held_out(images, config.validation) if config.validation else images
         wanted = [c for classes in groups.values() for c in classes]
@@ -83,8 +86,6 @@ class ClassificationDomain(Domain):
             empty = [c for c in wanted if c in needed and c not in self._by_class[part]]
             if empty:
                 raise UserError(f"class {empty[0]!r} has no readable {'training' if part == 'train' else part} image.")
-        if config.cache_stem:
-            self._fill_stem_cache()
 
     def _check_head(self, model: nn.Module) -> None:
         """Raises UserError for settings that the model's classifier cannot honour."""
@@ -102,20 +103,8 @@ class ClassificationDomain(Domain):
         row = {name: i for i, name in enumerate(self.classes.names)}
         self.skipped += bad
         self.items[part] = good
-        self.pixels[part] = Pixels(good, [row[i.label] for i in good], self.spec, self.config, self._room)
-
-    def _fill_stem_cache(self) -> None:
-        """Runs the frozen stem once over all images: `stem_views` augmented views of each training image."""
-        stem = stem_cache.stem_of(self.base if self.base is not None else build.build(self.spec)).eval()
-        c = self.config
-        views = c.stem_views if c.augment else 1
-        settings = {"size": self.spec.size, "mean": self.spec.mean, "std": self.spec.std, "views": views}
-        settings |= {"flip": c.flip, "crop": c.crop, "keep_aspect": c.keep_aspect}
-        for part, pixels in self.pixels.items():
-            if len(pixels):
-                key = stem_cache.key_of(stem, pixels.names, settings | {"part": part})
-                count = views if part == "train" else 1
-                pixels.stem = stem_cache.features(stem, c.cache_stem, key, pixels, count, f"stem of {part} images")
+        rows, views = [row[i.label] for i in good], self.frozen.config.views if part == "train" else 0
+        self.pixels[part] = Pixels(good, rows, self.spec, self.config, self._room, views, part)
 
     def documents(self) -> dict[str, Any]:
         """split.json: the images of this run, which --split uses again."""
@@ -157,6 +146,12 @@ class ClassificationDomain(Domain):
         parts = [p for p in ("weight", "bias") if getattr(head, p, None) is not None]
         return {f"{name}.{part}": rows for part in parts}
 
+    def freeze(self, model: nn.Module, like: nn.Module | None = None) -> None:
+        depth = stages.constant(model if like is None else like) if self.frozen.on else 0
+        model.frozen_stages = depth  # type: ignore[assignment]  # copies of the model have it too
+        for pixels in self.pixels.values():
+            pixels.deferred = pixels.deferred or bool(depth and pixels.repeat())
+
     # ---- batches -----------------------------------------------------------------------------------------
 
     def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Images]:
@@ -164,7 +159,10 @@ class ClassificationDomain(Domain):
         if stream is None:
             share, count = indices[distributed.rank() :: distributed.world()], self.config.eval_batch
             return (pixels[[Draw(k, None) for k in share[i : i + count]]] for i in range(0, len(share), count))
-        return load_batches(stream, indices, pixels.__getitem__, self.config.workers)
+        return load_batches(stream, indices, pixels.__getitem__, 0 if pixels.deferred else self.config.workers)
+
+    def shown(self, batch: Images) -> Images:
+        return batch if batch.images is not None else batch._replace(images=self.pixels[batch.part].load(batch.draws))
 
     # ---- forward and scores ------------------------------------------------------------------------------
 
@@ -173,15 +171,35 @@ class ClassificationDomain(Domain):
 
     def predict_together(self, model: nn.Module, batches: Sequence[Images]) -> list[Prediction]:
         """One forward pass on the joined batches; every image is independent of the others in a ViT."""
-        device = next(model.parameters()).device
-        images = torch.cat([b.images for b in batches]).to(device, non_blocking=True)
-        logits, embedding = layers.forward(model, images)
+        logits, embedding = self.forward(model, batches)
         logits, embedding = logits.float(), embedding.float()
-        labels = torch.cat([b.labels for b in batches]).to(device, non_blocking=True)
+        labels = torch.cat([b.labels for b in batches]).to(logits.device, non_blocking=True)
         losses = self._losses(model, logits, embedding, labels)
         sizes = [len(b.labels) for b in batches]
         parts = zip(*(t.split(sizes) for t in (losses, logits, embedding, labels)), strict=True)
         return [Prediction(loss.mean(), *rest, loss) for loss, *rest in parts]
+
+    def forward(self, model: nn.Module, batches: Sequence[Images]) -> tuple[Tensor, Tensor]:
+        """(logits [B, C], embedding [B, D]) of the joined batches; what never changes of the model comes from the cache."""
+        device, depth = next(model.parameters()).device, getattr(model, "frozen_stages", 0)
+        found = stages.chain(model) if depth and all(b.images is None for b in batches) else None
+        parts = [stage.parts for stage in found.stages[:depth]] if found is not None else []
+        if found is None or not self.frozen.usable(model, parts):
+            images = torch.cat([self.shown(b).images for b in batches]).to(device, non_blocking=True)
+            return stages.forward(model, images)
+        drawn = [(self.pixels[b.part], draw) for b in batches for draw in b.draws]
+
+        def compute(positions: list[int]) -> list[tuple[Tensor]]:
+            images: list[Any] = [None] * len(positions)
+            for pixels in dict.fromkeys(drawn[i][0] for i in positions):
+                own = [k for k, i in enumerate(positions) if drawn[i][0] is pixels]
+                for k, image in zip(own, pixels.load([drawn[positions[k]][1] for k in own]), strict=True):
+                    images[k] = image
+            return [(tokens,) for tokens in found.run(torch.stack(images).to(device), 0, depth)]
+
+        keys = [pixels.key(draw) for pixels, draw in drawn]
+        tokens = [outputs[0] for outputs in self.frozen.outputs(model, parts, keys, compute)]
+        return stages.forward(model, torch.stack(tokens).to(device).float(), depth)
 
     def _losses(self, model: nn.Module, logits: Tensor, embedding: Tensor, labels: Tensor) -> Tensor:
         """[N]: what the head itself is trained with (faces: with its margin), else cross-entropy."""
@@ -198,7 +216,7 @@ class ClassificationDomain(Domain):
         batches = -(-self.size(classes, train=False) // (self.config.eval_batch * distributed.world()))
         for batch in watched(self.loader(classes, train=False), batches, "scoring"):
             labels = batch.labels.to(device)
-            logits, embedding = layers.forward(model, batch.images.to(device))
+            logits, embedding = self.forward(model, [batch])
             if self.config.eval_margin:
                 logits = layers.classifier(model)(embedding, labels)
             answers = logits.argmax(-1)
@@ -219,7 +237,7 @@ class ClassificationDomain(Domain):
         found = [self._by_class["test"][c] for c in classes]
         picked = [c[k] for k in range(max(map(len, found))) for c in found if k < len(c)][:count]
         batch = self.pixels["test"][[Draw(i, None) for i in picked]]
-        logits, _ = layers.forward(model, batch.images.to(next(model.parameters()).device))
+        logits, _ = self.forward(model, [batch])
         share, rows = logits.float().softmax(-1).max(-1)
         items = []
         for i, p, row in zip(picked, share.tolist(), rows.tolist(), strict=True):
@@ -241,7 +259,7 @@ class ClassificationDomain(Domain):
             "classes": list(self.classes.names),
             "images": {part: {n: len(v) for n, v in found.items()} for part, found in self._by_class.items()},
             "skipped": len(self.skipped), "augment": c.augment, "flip": c.flip, "crop": c.crop,
-            "keep_aspect": c.keep_aspect, "label_smoothing": c.label_smoothing, "cached_stem": bool(c.cache_stem),
+            "keep_aspect": c.keep_aspect, "label_smoothing": c.label_smoothing, **self.frozen.describe(),
             **({"subset": self.subset} if self.subset else {}), **({"eval_margin": True} if c.eval_margin else {}),
             **({"validation": c.validation} if c.validation else {}),
         }  # fmt: skip

@@ -15,7 +15,7 @@ from common.session import Answer
 from common.streams import Draw
 from ks_classification.data.images import Item, decode
 from ks_classification.data.pixels import ImageConfig, Pixels, preparing
-from ks_classification.models import layers
+from ks_classification.models import stages
 from ks_classification.models.build import ModelSpec
 
 
@@ -48,7 +48,7 @@ def answers(
         pixels = Pixels([chunk[i] for i in good], [0] * len(good), spec, images)
         pixels.kept.update(enumerate(tensors))
         batch = pixels[[Draw(i, None) for i in range(len(good))]]
-        logits, _ = layers.forward(model, batch.images.to(device))
+        logits, _ = stages.forward(model, batch.images.to(device))
         shares, rows = logits.float().softmax(-1).topk(count)
         for name, values, best in zip(batch.names, shares.tolist(), rows.tolist(), strict=True):
             top = [{"class": spec.classes[r], "probability": p} for r, p in zip(best, values, strict=True)]

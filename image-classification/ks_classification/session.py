@@ -15,6 +15,7 @@ from common import adapters, lora
 from common.config import from_values
 from common.domain import Domain
 from common.errors import UserError
+from common.frozen import FrozenConfig
 from common.knobs import knob
 from common.lora import LoraConfig
 from common.plan import Plan, pretrain_plan
@@ -170,8 +171,11 @@ class ClassificationSession(Session):
             )
         images = data.load(places, flags.get("cache_dir", "data"), flags.get("fetch", True))
         groups = loaded.scored(images.classes)
-        config = from_values(ImageConfig, {**flags, "cache_stem": "", "label_smoothing": 0.0})
-        domain = ClassificationDomain(loaded.base.about, images, groups, config, base=loaded.base.model, training=False)
+        config, frozen = from_values(ImageConfig, {**flags, "label_smoothing": 0.0}), from_values(FrozenConfig, flags)
+        domain = ClassificationDomain(
+            loaded.base.about, images, groups, config, base=loaded.base.model, training=False, frozen=frozen
+        )
+        domain.freeze(loaded.base.model)
         return domain, groups
 
     def predict(self, loaded: Loaded, files: Sequence[Path], device: torch.device) -> Iterator[Answer]:
@@ -199,8 +203,9 @@ def _domain(base: Base, images: data.ImageSet, plan: Plan, settings: Settings) -
     roles |= dict.fromkeys(plan.learned_groups, "learn")
     seed, config = settings.train.seed, settings[ImageConfig]
     domain = ClassificationDomain(
-        base.about, images, plan.groups, config, base=base.model, seed=seed, missing=missing, roles=roles
-    )
+        base.about, images, plan.groups, config, base=base.model, seed=seed, missing=missing, roles=roles,
+        frozen=settings[FrozenConfig],
+    )  # fmt: skip
     unused = [f"unused_{i}" for i in range(len(domain.classes), settings[SourceConfig].head_rows)]
     domain.classes = domain.classes.extended(unused)
     return domain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -37,6 +38,16 @@ class Item(NamedTuple):
         """The image as upright RGB, of at least `least` pixels a side where it has them; see `common.images`."""
         source = self.source() if callable(self.source) else self.source
         return open_image(Path(source) if isinstance(source, str) else source, self.name, least)
+
+    def digest(self) -> bytes:
+        """Stands for the picture: a hash of its file, or of its pixels where it has none."""
+        content = self.source
+        if isinstance(content, str):
+            content = Path(content).read_bytes()
+        if not isinstance(content, bytes):
+            picture = np.asarray(self.open())
+            content = repr(picture.shape).encode() + picture.tobytes()
+        return hashlib.blake2b(content, digest_size=16).digest()
 
     def look(self) -> None:
         """Opens no more of it than shows most damage; see `probe`. What a function gives is looked at when it is drawn."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.knobs import Checked, knob
-from common.streams import Draw
+from common.streams import Draw, derive
 from ks_classification.data.images import Item
 from ks_classification.data.transforms import seeded, test_transform, train_transform
 from ks_classification.models.build import ModelSpec
@@ -35,8 +35,6 @@ class ImageConfig(Checked):
         512, "MiB of decoded images kept in memory; the others are read again when drawn", most=2**20
     )
     label_smoothing: float = knob(0.0, "share of the target spread over all classes", least=0, below=1)
-    cache_stem: str = knob("", "folder in which the frozen stem's outputs are kept (hybrid models)")
-    stem_views: int = knob(4, "augmented views of each training image in that cache", least=1)
     eval_batch: int = knob(256, "images per batch when scoring", least=1, most=65_536)
     eval_margin: bool = knob(False, "score faces with the head's margin on the true class (the published face numbers)")
     learn_fraction: float = knob(1.0, "share of each class's training images that a learn phase uses", above=0, most=1)
@@ -55,11 +53,16 @@ class ImageConfig(Checked):
 
 
 class Images(NamedTuple):
-    """A batch: normalised images [B, 3, S, S] (or stem outputs), logit rows [B], file names."""
+    """A batch: normalised images [B, 3, S, S], logit rows [B], file names; and what was drawn from which part.
 
-    images: Tensor
+    images: None where a cache may have what a model makes of them; `ClassificationDomain.shown` loads them.
+    """
+
+    images: Tensor | None
     labels: Tensor
     names: list[str]
+    draws: tuple[Draw, ...] = ()
+    part: str = ""
 
 
 class Room:
@@ -85,31 +88,53 @@ class Pixels(Dataset[Images]):
     Args:
         items: readable items, and the logit row of each.
         room: of all parts together.
+        views: augmented views of each image, which repeat; 0 makes a new one for each draw.
+        part: "train" or "test".
     """
 
     def __init__(
-        self, items: Sequence[Item], rows: Sequence[int], spec: ModelSpec, config: ImageConfig, room: Room | None = None
-    ) -> None:
+        self, items: Sequence[Item], rows: Sequence[int], spec: ModelSpec, config: ImageConfig,
+        room: Room | None = None, views: int = 0, part: str = "",
+    ) -> None:  # fmt: skip
         self.items, self.names, self.rows = list(items), [i.name for i in items], list(rows)
         self.size, self.config, self.room = spec.size, config, room or Room(config)
         self.kept: dict[int, Tensor] = {}  # uint8 [3, H, W] by position
         self.mean, self.std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (spec.mean, spec.std))
-        self.stem: np.ndarray | None = None  # [items, views, C, h, w] float16, mapped from disk
+        self.views, self.part = views, part
+        self.deferred = False  # whether batches come without images
+        self.digests: dict[int, bytes] = {}  # of items, by position
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, draws: Sequence[Draw]) -> Images:
-        indices = [d.index for d in draws]
-        if self.stem is None:
-            decoded = self._decoded(indices)
-            images = [self.image(d.index, d.seed, decoded[d.index]) for d in draws]
-        else:
-            images = [self._cached(d.index, d.seed, self.stem) for d in draws]
-        labels = torch.tensor([self.rows[i] for i in indices])
-        batch = torch.stack(images)
-        batch = batch if self.stem is not None else self.normalised(batch)
-        return Images(batch, labels, [self.names[i] for i in indices])
+        labels = torch.tensor([self.rows[d.index] for d in draws])
+        names = [self.names[d.index] for d in draws]
+        return Images(None if self.deferred else self.load(draws), labels, names, tuple(draws), self.part)
+
+    def load(self, draws: Sequence[Draw]) -> Tensor:
+        """Normalised images [B, 3, S, S]."""
+        decoded = self._decoded([d.index for d in draws])
+        images = torch.stack([self.image(d.index, d.seed, decoded[d.index]) for d in draws])
+        return (images.float() - self.mean) / self.std
+
+    def repeat(self) -> bool:
+        """Whether a draw's image comes again."""
+        return bool(self.part == "test" or self.views or not self.config.augment)
+
+    def key(self, draw: Draw) -> bytes:
+        """Stands for the picture and the view of it."""
+        if draw.index not in self.digests:
+            self.digests[draw.index] = self.items[draw.index].digest()
+        c, view = self.config, self._view(draw.seed)
+        words = repr((c.keep_aspect, view, (c.flip, c.crop) if view is not None else None))
+        return hashlib.blake2b(self.digests[draw.index] + words.encode(), digest_size=16).digest()
+
+    def _view(self, seed: int | None) -> int | None:
+        """Which of the views a draw's seed stands for; None is that of tests."""
+        if seed is None or not self.config.augment:
+            return None
+        return seed % self.views if self.views else seed
 
     def _decoded(self, indices: Sequence[int]) -> dict[int, Tensor]:
         """uint8 [3, H, W] of these positions; those that are not kept are read by several threads."""
@@ -129,30 +154,19 @@ class Pixels(Dataset[Images]):
         limit, prepare = preparing(self.size, self.config)
         return prepare(self.items[index].open(limit))
 
-    @staticmethod
-    def _cached(index: int, seed: int | None, stem: np.ndarray) -> Tensor:
-        """An image's cached stem output in float32: autocast on a CPU stacks no float16 tensors."""
-        view = 0 if seed is None else seed % stem.shape[1]
-        return torch.from_numpy(stem[index, view].astype(np.float32))
-
     def image(self, index: int, seed: int | None, pixels: Tensor | None = None) -> Tensor:
         """One transformed image, uint8 [3, S, S]; without a seed as in tests."""
         c, pixels = self.config, self._decoded([index])[index] if pixels is None else pixels
-        if seed is None or not c.augment:
+        view = self._view(seed)
+        if view is None:
             return test_transform(self.size, c.keep_aspect)(pixels)
-        return seeded(train_transform(self.size, c.flip, c.crop, c.keep_aspect), pixels, seed)
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> what the model reads."""
-        return (images.float() - self.mean) / self.std
+        if self.views:
+            view = derive(0, "view", self.key(Draw(index, view)))
+        return seeded(train_transform(self.size, c.flip, c.crop, c.keep_aspect), pixels, view)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For workers that are not forks: they read the files themselves, and open maps by name."""
-        return {**self.__dict__, "kept": {}, "stem": None if self.stem is None else self.stem.filename}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.stem = None if state["stem"] is None else np.load(state["stem"], mmap_mode="r")
+        """For workers that are not forks: they read the files themselves."""
+        return {**self.__dict__, "kept": {}}
 
 
 def preparing(size: int, config: ImageConfig) -> tuple[int, Callable[[Image.Image], Tensor]]:
