@@ -15,8 +15,8 @@ from common import adapters, cli, devices, distributed, lora, precision
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
-from common.frozen import FrozenConfig
 from common.files import find_files, unused_name
+from common.frozen import FrozenConfig
 from common.knobs import knob
 from common.record import write_bytes
 from common.report.curves import draw_curves
@@ -133,7 +133,9 @@ def parsed(session: Session, verb: str, argv: Sequence[str]) -> Settings:
 def evaluate(session: Session, argv: list[str]) -> None:
     """Scores a run on its groups again, or a checkpoint on data."""
     parser = _parser(session, "evaluate", ("run", "folder of a finished run, or a checkpoint (then give --data)"))
-    given = _given(session, parser, (ScoreConfig,), (session.source, session.view, FrozenConfig, distributed.LaunchConfig), argv)
+    given = _given(
+        session, parser, (ScoreConfig,), (session.source, session.view, FrozenConfig, distributed.LaunchConfig), argv
+    )
     config = from_values(ScoreConfig, given)
     if distributed.relaunched(from_values(distributed.LaunchConfig, given)):
         return

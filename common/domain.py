@@ -151,6 +151,7 @@ class Domain(Protocol):
 
         like: a model whose adapters tell it, for one that has none.
         """
+        return
 
     def shown(self, batch: Batch) -> Batch:
         """The batch with its pictures, where the loader left them out."""

@@ -137,7 +137,7 @@ class Frozen:
             digest = hashlib.blake2b(repr((self.words, len(stages), str(format), self.config.fast)).encode())
             for t in tensors:
                 digest.update(f"{t.dtype} {tuple(t.shape)}".encode())
-                digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             known = self._names[model] = (stamp, digest.hexdigest()[:24])
         return known[1]
 

@@ -25,7 +25,15 @@ from common.train_config import NEWER, NOT_IDENTITY, TrainConfig
 
 T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)  # of a folder
-EVERY = (PlanConfig, TrainConfig, LoraConfig, FrozenConfig, GuardConfig, RecordConfig, LaunchConfig)  # what the three domains share
+EVERY = (
+    PlanConfig,
+    TrainConfig,
+    LoraConfig,
+    FrozenConfig,
+    GuardConfig,
+    RecordConfig,
+    LaunchConfig,
+)  # what the three domains share
 
 
 @dataclass(frozen=True)

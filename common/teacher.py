@@ -25,6 +25,7 @@ class Teacher:
     def __init__(self, model: nn.Module) -> None:
         frozen = [p for p in model.parameters() if not p.requires_grad]
         self.module = copy.deepcopy(model, {id(p): p for p in frozen}).eval().requires_grad_(False)
+        self.module.answers_stay = True  # type: ignore[assignment]  # a domain may remember them
         shared = {id(p) for p in frozen}
         self.kept = [n for n, t in self.module.state_dict(keep_vars=True).items() if id(t) not in shared]
 

@@ -127,7 +127,10 @@ class Bench:
     ) -> np.ndarray:  # fmt: skip
         each = -(-self.budget.radius // len(classes))
         batches = (b for c in classes[: self.budget.radius] for b in arrays.items(subject.domain, c, False, each, each))
-        found = [radius.radii(subject.domain, subject.model, subject.domain.shown(batch), deviation, leave)[:each] for batch in batches]
+        found = [
+            radius.radii(subject.domain, subject.model, subject.domain.shown(batch), deviation, leave)[:each]
+            for batch in batches
+        ]
         return torch.cat(found).numpy()
 
     def _kept(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

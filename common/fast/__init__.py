@@ -9,4 +9,13 @@ from common.fast.ffn import feed_forward
 from common.fast.products import Linear, linear, short_softmax, switch, use_fast_linears
 from common.fast.store import Store
 
-__all__ = ["Linear", "Store", "feed_forward", "keep_freed_memory", "linear", "short_softmax", "switch", "use_fast_linears"]
+__all__ = [
+    "Linear",
+    "Store",
+    "feed_forward",
+    "keep_freed_memory",
+    "linear",
+    "short_softmax",
+    "switch",
+    "use_fast_linears",
+]

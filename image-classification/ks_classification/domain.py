@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,7 @@ class ClassificationDomain(Domain):
         roles: Mapping[str, str] | None = None, frozen: FrozenConfig = NOTHING,
     ) -> None:  # fmt: skip
         self.pixel_deviation = spec.std
+        self._answers: WeakKeyDictionary[nn.Module, dict[bytes, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
         self.frozen = Frozen(frozen, "classification", spec.size, list(spec.mean), list(spec.std))
         self.spec, self.config, self.base, self.seed = spec, config, base, seed
         images = selection.held_out(images, config.validation) if config.validation else images
@@ -181,11 +183,28 @@ class ClassificationDomain(Domain):
 
     def forward(self, model: nn.Module, batches: Sequence[Images]) -> tuple[Tensor, Tensor]:
         """(logits [B, C], embedding [B, D]) of the joined batches; what never changes of the model comes from the cache."""
+        deferred = all(b.images is None for b in batches)
+        if deferred and getattr(model, "answers_stay", False):
+            return self._remembered(model, batches)
+        return self._computed(model, batches, deferred)
+
+    def _remembered(self, model: nn.Module, batches: Sequence[Images]) -> tuple[Tensor, Tensor]:
+        """The same of a model that never changes, computed once for each view."""
+        known = self._answers.setdefault(model, {})
+        drawn = [(b.part, self.pixels[b.part].key(draw), draw) for b in batches for draw in b.draws]
+        missing = {key: (part, draw) for part, key, draw in drawn if key not in known}
+        if missing:
+            fresh = [Images(None, torch.empty(0), [], (draw,), part) for part, draw in missing.values()]
+            known.update(zip(missing, zip(*self._computed(model, fresh, True), strict=True), strict=True))
+        logits, embedding = zip(*(known[key] for _, key, _ in drawn), strict=True)
+        return torch.stack(logits), torch.stack(embedding)
+
+    def _computed(self, model: nn.Module, batches: Sequence[Images], deferred: bool) -> tuple[Tensor, Tensor]:
         device, depth = next(model.parameters()).device, getattr(model, "frozen_stages", 0)
-        found = stages.chain(model) if depth and all(b.images is None for b in batches) else None
+        found = stages.chain(model) if depth and deferred else None
         parts = [stage.parts for stage in found.stages[:depth]] if found is not None else []
         if found is None or not self.frozen.usable(model, parts):
-            images = torch.cat([self.shown(b).images for b in batches]).to(device, non_blocking=True)
+            images = torch.cat([b.images for b in map(self.shown, batches)]).to(device, non_blocking=True)
             return stages.forward(model, images)
         drawn = [(self.pixels[b.part], draw) for b in batches for draw in b.draws]
 

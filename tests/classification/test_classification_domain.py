@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from colours import COLOURS, domain, image_set, picture, spec
-from ks_classification.data import stem_cache
 from ks_classification.data.images import ImageSet, Item
 from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import build, layers
@@ -294,8 +293,7 @@ def test_a_class_without_images_is_an_error():
 
 @pytest.mark.parametrize(
     "name, value",
-    [("retain_fraction", 0), ("learn_fraction", 1.5), ("shots", -1), ("workers", -1), ("stem_views", 0),
-     ("eval_batch", 0), ("label_smoothing", 1), ("crop", 0)],
+    [("retain_fraction", 0), ("learn_fraction", 1.5), ("shots", -1), ("workers", -1), ("eval_batch", 0), ("label_smoothing", 1), ("crop", 0)],
 )  # fmt: skip
 def test_settings_out_of_range_are_named_as_flags(name, value):
     with pytest.raises(UserError, match=f"`--{name.replace('_', '-')}`") as error:
@@ -357,69 +355,6 @@ def test_settings_for_other_heads_are_errors():
     for make in (lambda: faces("softmax", eval_margin=True), lambda: domain(GROUPS, ImageConfig(eval_margin=True), base=build.build(spec(BASE)), names=BASE)):  # fmt: skip
         with pytest.raises(UserError, match="--eval-margin"):
             make()
-
-
-# ---- the cache of a frozen stem ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory):
-    torch.manual_seed(0)
-    names = ["red", "blue"]
-    s = ModelSpec("hybrid_mobilenetv2", {"img_size": 32, "embed_dim": 48, "depth": 1}, names, size=32)
-    base, images = build.build(s), image_set(names, train=3, test=2)
-    folder = tmp_path_factory.mktemp("stem")
-
-    def make(**config):
-        return ClassificationDomain(s, images, {"retain": names}, ImageConfig(**config), base=base)
-
-    return make, base, folder
-
-
-def test_cached_stem_outputs_equal_the_stem_to_their_precision(cached):
-    make, base, folder = cached
-    direct, kept = make(), make(cache_stem=str(folder), stem_views=2)
-    stem = base.patch_embed.backbone
-    with torch.inference_mode():
-        for raw, features in zip(*(d.loader(["red", "blue"], train=False) for d in (direct, kept)), strict=True):
-            assert raw.names == features.names and features.images.shape[1:] == (96, 2, 2)
-            exact = stem(raw.images)
-            error = (exact - features.images).abs().max() / exact.abs().max()
-            assert error < 0.05, "float16, or bfloat16 where the processor has it"
-            same(layers.forward(base, features.images)[1], layers.forward(base, raw.images)[1], 0.1)
-
-
-def test_the_cache_is_made_once(cached, monkeypatch):
-    make, _, folder = cached
-    one = make(cache_stem=str(folder), stem_views=2)
-    monkeypatch.setattr(stem_cache, "_compute", None)
-    two = make(cache_stem=str(folder), stem_views=2)
-    a, b = (first(d.loader(["red", "blue"], train=True, stream=STREAM), 4) for d in (one, two))
-    same_batches(a, b)
-    copy = pickle.loads(pickle.dumps(one.pixels["train"]))
-    draws = next(STREAM.batches(6))
-    same_batches([copy[draws]], [one.pixels["train"][draws]])
-
-
-def test_a_cache_that_finds_no_room_leaves_nothing_behind(cached, tmp_path, monkeypatch):
-    import errno
-    import os
-
-    make, _, _ = cached
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(UserError, match="`--cache-stem .*No space left") as error:
-        make(cache_stem=str(tmp_path / "stem"), stem_views=1)
-    one_line(error)
-    assert list((tmp_path / "stem").iterdir()) == []
-
-
-def test_a_cache_needs_a_frozen_stem():
-    with pytest.raises(UserError, match="--cache-stem needs"):
-        domain(GROUPS, ImageConfig(cache_stem="unused"), base=build.build(spec(BASE)), names=BASE)
 
 
 def test_the_loop_takes_the_domain_as_it_is(tmp_path):

@@ -39,7 +39,7 @@ OWN = {
     "classification": """
 --img-size -1|--img-size 100000|--patch-size -1|--head-rows 100000000|--head-rows -1|--crop 0|--crop 2|--crop nan|--dropout 1
 --dropout -1|--learn-fraction 0|--learn-fraction 2|--learn-fraction nan|--shots -1|--shots 100000|--validation 1|--validation -1
---label-smoothing 1|--stem-views 0|--split /nonexistent|--split .|--normalize x|--face-head x|--model-args x|--cache-stem x
+--label-smoothing 1|--views -1|--split /nonexistent|--split .|--normalize x|--face-head x|--model-args x|--feature-cache-gb -1
 --stem-weights /nonexistent|--class-names @/nonexistent|--model-args depth=3|--img-size 32|--patch-size 4|--pretrained
 --eval-margin|--learn-data /nonexistent|--data cifar10,/nonexistent|--data hf:/nonexistent""",
     "detection": """

@@ -5,11 +5,8 @@ import math
 import pytest
 import test_segmentation_domain
 import tiny_swap
-import torch
-from colours import COLOURS, domain, image_set, save_folders, spec
-from ks_classification.domain import ClassificationDomain, ImageConfig
+from colours import COLOURS, domain, save_folders, spec
 from ks_classification.models import build
-from ks_classification.models.build import ModelSpec
 from ks_classification.session import SESSION
 from toy import make_trainer
 
@@ -56,11 +53,11 @@ def test_a_swap_with_the_default_method_has_finite_losses_and_all_scores(make, t
     assert [(line["phase"], line["step"]) for line in steps] == [(p, s) for p in (1, 2) for s in (0, 1)]
 
 
-def test_a_cached_stem_serves_batches_under_autocast(tmp_path):
+def test_a_kept_stem_serves_batches_under_autocast(tmp_path):
     """The flags of runs/base_tinyimagenet50.sh on colours, then a swap on what they made."""
     data, base, out = save_folders(tmp_path / "data"), tmp_path / "base", tmp_path / "swap"
     known = [name for name in COLOURS if name != "white"]
-    common = ["--data", data, "--cache-stem", str(tmp_path / "stem"), "--stem-views", "2", "--batch-size", "4", *BF16]
+    common = ["--data", data, "--feature-cache", str(tmp_path / "kept"), "--views", "2", "--batch-size", "4", *BF16]
     model = ["--model", "hybrid_mobilenetv2", "--img-size", "32", "--model-args", "embed_dim=48,depth=1"]
     made = [*model, *common, "--steps", "2", "--classes", ",".join(known), "--output-dir", str(base)]
     assert commands.main(SESSION, "pretrain", made) == 0
@@ -80,16 +77,5 @@ def test_a_cached_stem_serves_batches_under_autocast(tmp_path):
     assert commands.main(SESSION, "swap", [*flags, *common, "--output-dir", str(out)]) == 0
     for folder in (base, out):
         recorded(folder)
-        assert read_json(folder / "config.json")["identity"]["data"]["cached_stem"]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_batch_of_stem_outputs_is_the_same_in_an_autocast_region(dtype, tmp_path):
-    names = ["red", "blue"]
-    hybrid = ModelSpec("hybrid_mobilenetv2", {"img_size": 32, "embed_dim": 48, "depth": 1}, names, size=32)
-    config = ImageConfig(cache_stem=str(tmp_path))
-    own = ClassificationDomain(hybrid, image_set(names), {"retain": names}, config, base=build.build(hybrid))
-    (plain,) = own.loader(names, train=False)
-    with torch.autocast("cpu", dtype):
-        (inside,) = own.loader(names, train=False)
-    assert plain.images.dtype == torch.float32 and torch.equal(inside.images, plain.images)
+        assert read_json(folder / "config.json")["identity"]["data"]["views"] == 2
+    assert list((tmp_path / "kept").glob("*.bin"))

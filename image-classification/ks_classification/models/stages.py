@@ -7,7 +7,7 @@ are run as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -47,7 +47,9 @@ class Chain(NamedTuple):
 
 def chain(model: nn.Module) -> Chain | None:
     """The stages of a model, or None where it is to be run as it is."""
-    find = next((make for kind, make in KINDS.items() if f"{type(model).__module__}.{type(model).__name__}" == kind), None)
+    find = next(
+        (make for kind, make in KINDS.items() if f"{type(model).__module__}.{type(model).__name__}" == kind), None
+    )
     return find(model) if find is not None and fast is not None else None
 
 
@@ -117,9 +119,7 @@ def _timm_attend(block: nn.Module, x: Tensor, first: bool) -> Tensor:
 
 def _first_of_timm(attention: nn.Module, x: Tensor) -> Tensor:
     """[B, 1, D]: what timm's attention gives for the first token."""
-    q, k, v = (
-        _heads(t, attention.num_heads) for t in _first_query(attention.qkv, x, attention.attn_dim)
-    )
+    q, k, v = (_heads(t, attention.num_heads) for t in _first_query(attention.qkv, x, attention.attn_dim))
     q, k = attention.q_norm(q), attention.k_norm(k)
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=attention.attn_drop.p if attention.training else 0.0)
     return attention.proj_drop(attention.proj(attention.norm(out.transpose(1, 2).flatten(2))))
