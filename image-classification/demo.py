@@ -12,7 +12,7 @@ COMMON = "--data digits --no-flip --crop 0.7 --batch-size 64 --precision fp32 --
 DEMO = Demo(
     about=__doc__,
     title="Knowledge swapping on handwritten digits",
-    pretrain=f"{COMMON} {MODEL} --classes 0,1,2,3,4,5,8,9 --epochs 40 --lr 2e-3",
+    pretrain=f"{COMMON} {MODEL} --workers 1 --classes 0,1,2,3,4,5,8,9 --epochs 40 --lr 2e-3",
     swap=f"{COMMON} {AS_PUBLISHED} --learn 6,7 --forget 0,1 --epochs 8 --lr 4e-3 --lora-position all --bound 5 --eval-every 2",
 )
 
