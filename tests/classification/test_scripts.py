@@ -211,9 +211,9 @@ FLAGS = [
 
 @pytest.mark.parametrize("more, word", FLAGS, ids=[" ".join(f) for f, _ in FLAGS])
 def test_bad_flags_are_refused_before_an_image_is_read(place, tmp_path, capsys, monkeypatch, more, word):
-    from ks_classification.data import pixels
+    from ks_classification import domain
 
-    monkeypatch.setattr(pixels, "decode", None)
+    monkeypatch.setattr(domain, "readable", None)
     assert_refused(capsys, "swap", swap_flags(place, "--output-dir", str(tmp_path / "out"), *more), word)
     assert not (tmp_path / "out").exists(), "nothing is left behind"
 
