@@ -36,7 +36,9 @@ class FrozenConfig(Checked):
         f"adapters in the last quarter of the blocks only (--lora-blocks {FAST_BLOCKS}), on {FAST_VIEWS} views of each "
         "training image that repeat; all below is computed once and kept in bf16",
     )
-    views: int = knob(0, "augmented views of each training image, which repeat; 0 draws a new one each time", least=0, most=1000)
+    views: int = knob(
+        0, "augmented views of each training image, which repeat; 0 draws a new one each time", least=0, most=1000
+    )
     feature_cache: str = knob(
         "auto",
         f"folder for the outputs of what does not train, where views repeat; auto is {FOLDER}, none keeps nothing",

@@ -18,8 +18,9 @@ from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
+from common.frozen import NOTHING, Frozen, FrozenConfig, constant
 from common.progress import in_threads, watched
-from common.streams import Draw, Stream, load_batches
+from common.streams import Draw, Stream, derive, load_batches
 from ks_detection import gallery
 from ks_detection.checkpoints.export import export_official
 from ks_detection.data import transforms
@@ -28,8 +29,8 @@ from ks_detection.data.records import DetectionSet, ImageRecord, image_problem, 
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.detectors import build_detector
 from ks_detection.models.parts.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from ks_detection.models.parts.detector import extend_classes
-from ks_detection.models.parts.features import FeatureCache, pad_maps
+from ks_detection.models.parts.detector import Detector, extend_classes
+from ks_detection.models.parts.padding import pad_maps
 from ks_detection.scores import Found, Scores, Truth, coco_scores
 from ks_detection.view import ImageConfig
 
@@ -38,16 +39,18 @@ CANDIDATES = 100  # detections of a picture that count, as in COCO
 
 
 class ImageBatch(NamedTuple):
-    """A batch: normalised images [3, h, w] (or backbone maps), what is on them, file names, image numbers.
+    """A batch: normalised images [3, h, w], what is on them, file names, image numbers.
 
     targets: per image labels [T] (logit rows), boxes [T, 4] and ignore [K, 4], both cxcywh in 0..1.
+    keys: stand for picture and view, where the view repeats; else None.
     """
 
-    images: list[Tensor] | list[list[Tensor]]
+    images: list[Tensor]
     sizes: list[tuple[int, int]]
     targets: list[dict[str, Tensor]]
     names: list[str]
     indices: list[int]
+    keys: list[bytes | None]
 
 
 class DetectionDomain(Domain):
@@ -61,6 +64,7 @@ class DetectionDomain(Domain):
         seed: decides which training images a share holds.
         training: whether training images are needed at all.
         half: whether `save_folder` stores floats in float16.
+        frozen: what is kept of parts that do not train.
     """
 
     name = "detection"
@@ -78,6 +82,7 @@ class DetectionDomain(Domain):
         seed: int = 0,
         training: bool = True,
         half: bool = False,
+        frozen: FrozenConfig = NOTHING,
     ) -> None:
         self.base, self.config, self.seed, self.groups, self.half = base, config, seed, groups, half
         self.recipe = config.recipe()
@@ -85,10 +90,8 @@ class DetectionDomain(Domain):
         self.classes = base.class_table.extended(wanted)
         self.records = {"train": data.train, "test": data.test} if training else {"test": data.test}
         self.criterion = base.criterion()
-        self.cache = None
-        if config.cache_features:
-            sizes = (config.test_size, config.longest)
-            self.cache = FeatureCache(config.cache_features, config.cache_gb, sizes, base)
+        self.frozen = Frozen(frozen, "detection", config.test_size, config.longest)
+        self._digests: dict[str | int, bytes] = {}
         self._transforms = {
             True: transforms.train_transform(self.recipe),
             False: transforms.test_transform(self.recipe),
@@ -162,10 +165,12 @@ class DetectionDomain(Domain):
         return model
 
     def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
-        found = model.adapter_targets()
-        if self.cache:  # the cached maps are those of the plain backbone
-            found = {key: [n for n in names if not n.startswith("backbone.")] for key, names in found.items()}
-        return found
+        return model.adapter_targets()
+
+    def freeze(self, model: nn.Module, like: nn.Module | None = None) -> None:
+        like = model if like is None else like
+        split = self.frozen.on and type(like).decode is not Detector.decode  # else it has no backbone of its own
+        model.frozen_stages = constant(like, [(like.backbone,)]) if split else 0
 
     def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
         return dict.fromkeys(model.class_parameters(), self.classes.rows(classes))
@@ -199,7 +204,7 @@ class DetectionDomain(Domain):
         return collate([self.item(draw, wanted, train) for draw in draws])
 
     def item(self, draw: Draw, wanted: frozenset[str], train: bool) -> tuple:
-        """(image or maps, size, target, name, index) of one record."""
+        """(image, size, target, name, index, key) of one record."""
         record = self._record(draw.index, train)
         annotations = [t for t in record.annotations if not t.crowd and t.label in self.classes.names]
         if self.config.mixed == "remove":
@@ -209,12 +214,23 @@ class DetectionDomain(Domain):
         other = torch.tensor([t.label not in wanted for t in annotations], dtype=torch.bool)
         random = draw.seed is not None and self.config.augment and train
         pixels, seed = self._pixels(draw.index, train), draw.seed if random else None
+        views, key = self.frozen.config.views, None
+        if self.frozen.on and (not random or views):
+            picture = self._digest(record, pixels)
+            key = picture if seed is None else derived(picture, seed % views, self.recipe)
+            seed = seed if seed is None else derive(0, "view", key)
         image, boxes, labels, other = transforms.apply(self._transforms[random], pixels, boxes, labels, other, seed)
         height, width = image.shape[-2:]
         boxes = xyxy_to_cxcywh(boxes) / torch.tensor([width, height, width, height])
         target = {"labels": labels[~other], "boxes": boxes[~other], "ignore": boxes[other]}
-        maps = self.cache.get(str(record.path or _digest(pixels)), image) if self.cache else image
-        return maps, (height, width), target, record.name, draw.index
+        return image, (height, width), target, record.name, draw.index, key
+
+    def _digest(self, record: ImageRecord, pixels: Tensor) -> bytes:
+        """Stands for a picture: its pixels, for names and paths repeat from data set to data set."""
+        name = str(record.path) if record.path is not None else id(record)
+        if name not in self._digests:
+            self._digests[name] = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).digest()
+        return self._digests[name]
 
     def item_names(self, batch: ImageBatch) -> list[str]:
         return batch.names
@@ -222,15 +238,22 @@ class DetectionDomain(Domain):
     # ---- forward and scores ------------------------------------------------------------------------------
 
     def forward(self, model: nn.Module, batch: ImageBatch, targets: list[dict] | None = None) -> dict:
-        """The detector's outputs on a batch, from pixels or from cached maps."""
-        device = next(model.parameters()).device
-        if not self.cache:
+        """The detector's outputs on a batch; the maps of a backbone that never changes come from the cache.
+
+        For these each image runs through the backbone alone. Near the edge of a padded batch that differs a little, so
+        that batches of unequal images do so with --fast only.
+        """
+        device, keys = next(model.parameters()).device, [key for key in batch.keys if key is not None]
+        fits = len(keys) == len(batch.images) and (self.frozen.config.fast or len(set(batch.sizes)) == 1)
+        parts = [(model.backbone,)] if fits and getattr(model, "frozen_stages", 0) else []
+        if not parts or not self.frozen.usable(model, parts):
             return model([image.to(device) for image in batch.images], targets)
-        if model.training and any(p.requires_grad for p in model.backbone.parameters()):
-            raise UserError(
-                "--cache-features needs a frozen backbone; leave it out, or pretrain with --freeze-backbone."
-            )
-        return model.decode(*pad_maps(batch.images, batch.sizes, device), targets)
+
+        def compute(positions: list[int]) -> list[list[Tensor]]:
+            return [[level[0] for level in model.backbone(batch.images[i][None].to(device))] for i in positions]
+
+        maps = self.frozen.outputs(model, parts, keys, compute)
+        return model.decode(*pad_maps([[m.float() for m in levels] for levels in maps], batch.sizes, device), targets)
 
     def predict(self, model: nn.Module, batch: ImageBatch) -> Prediction:
         device = next(model.parameters()).device
@@ -325,13 +348,13 @@ class DetectionDomain(Domain):
         found = fingerprint((path for path, _ in files), repr([annotations for _, annotations in files]))
         return {
             **({"files": found} if found else {}), "model": self.base.config.to_dict(), "classes": list(self.classes.names), "ids": list(self.classes.ids),
-            "images": counts, "cached_features": bool(self.cache), **{key: getattr(self.config, key) for key in keep},
+            "images": counts, **self.frozen.describe(), **{key: getattr(self.config, key) for key in keep},
         }  # fmt: skip
 
 
-def _digest(pixels: Tensor) -> str:
-    """What stands for an image that has no path: names of made images repeat from data set to data set."""
-    return hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
+def derived(picture: bytes, view: int, recipe: transforms.Recipe) -> bytes:
+    """Stands for an augmented view of a picture."""
+    return hashlib.blake2b(picture + repr((view, recipe)).encode(), digest_size=16).digest()
 
 
 def collate(items: list[tuple]) -> ImageBatch:

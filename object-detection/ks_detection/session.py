@@ -13,6 +13,7 @@ from torch import nn
 from common.config import Parser, from_values
 from common.domain import ClassTable, Domain
 from common.errors import UserError
+from common.frozen import FrozenConfig
 from common.knobs import knob
 from common.plan import pretrain_plan
 from common.plan_file import PlanConfig, plan_from
@@ -42,7 +43,7 @@ class BaseConfig:
     backbone_weights: str = knob(
         "", "weights of the backbone alone, such as torchvision's resnet50 or mobilenet_v2 .pth"
     )
-    freeze_backbone: bool = knob(False, "train all but the backbone, whose maps --cache-features can then keep")
+    freeze_backbone: bool = knob(False, "train all but the backbone, whose outputs are then kept where views repeat")
     half: bool = knob(False, "store the result in float16, half the size")
 
 
@@ -82,7 +83,6 @@ class DetectionSession(Session):
     }  # fmt: skip
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "forget_data", "retain_data")
-    own_flags = ("cache_features",)
     suffixes = SUFFIXES
     formats = ("official", "official-half")
 
@@ -114,7 +114,9 @@ class DetectionSession(Session):
             raise UserError(f"the data shows none of the checkpoint's classes: {shorten(names)}.")
         plan = forgetting_plan(forgetting, chosen, known) or plan_from(chosen, known, new)
         images, seed = settings[ImageConfig], settings.train.seed
-        return Opening(plan, lambda: DetectionDomain(model, data, dict(plan.groups), images, seed))
+        return Opening(
+            plan, lambda: DetectionDomain(model, data, dict(plan.groups), images, seed, frozen=settings[FrozenConfig])
+        )
 
     def open_pretrain(self, settings: Settings) -> Opening:
         source, wanted = settings[SourceConfig], settings[BaseConfig]
@@ -130,7 +132,12 @@ class DetectionSession(Session):
         if wanted.freeze_backbone:
             model.backbone.requires_grad_(False)
         plan, images, seed = pretrain_plan(classes), settings[ImageConfig], settings.train.seed
-        return Opening(plan, lambda: DetectionDomain(model, data, dict(plan.groups), images, seed, half=wanted.half))
+        return Opening(
+            plan,
+            lambda: DetectionDomain(
+                model, data, dict(plan.groups), images, seed, half=wanted.half, frozen=settings[FrozenConfig]
+            ),
+        )
 
     # ---- models ------------------------------------------------------------------------------------------
 
@@ -188,8 +195,10 @@ class DetectionSession(Session):
             )
         data, _ = open_data(from_values(SourceConfig, flags))
         groups = loaded.scored(data.classes)
-        config = from_values(ImageConfig, {**flags, "cache_features": ""})
-        return DetectionDomain(model, data, groups, config, training=False), groups
+        config, frozen = from_values(ImageConfig, flags), from_values(FrozenConfig, flags)
+        domain = DetectionDomain(model, data, groups, config, training=False, frozen=frozen)
+        domain.freeze(model)
+        return domain, groups
 
     def predict(self, loaded: Loaded, files: Sequence[Path], device: torch.device) -> Iterator[Answer]:
         config, recipe = from_values(PredictConfig, loaded.flags), from_values(ImageConfig, loaded.flags).recipe()

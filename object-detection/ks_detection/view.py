@@ -41,14 +41,7 @@ class ImageConfig(Checked):
     learn_fraction: float = knob(1.0, "share of training images that a learn phase uses", above=0, most=1)
     forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
     retain_fraction: float = knob(1.0, "the same for all other classes", above=0, most=1)
-    cache_features: str = knob("", "folder in which the frozen backbone's maps are kept; needs --no-augment")
-    cache_gb: float = knob(4.0, "size limit of that folder, gigabytes", least=0)
     workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cache_features and self.augment:
-            raise UserError("--cache-features needs --no-augment: features of an augmented image never come again.")
 
     def recipe(self) -> transforms.Recipe:
         """The sizes as numbers. Raises UserError for text that holds none."""

@@ -23,7 +23,7 @@ torch.save(state, sys.argv[2])
 PYTHON
   WEIGHTS=$OUT/backbone.pth
 fi
-small="--no-augment --test-size 160 --longest 224 --eval-batch 16 --cache-features $OUT/maps --precision fp32"
+small="--no-augment --test-size 160 --longest 224 --eval-batch 16 --feature-cache $OUT/maps --precision fp32"
 if [ ! -f "$OUT/base/done.json" ]; then
   python object-detection/pretrain.py --data "$DATA/neu" --backbone-weights "$WEIGHTS" --freeze-backbone $small \
     -c object-detection/configs/mobilenet_small.py --options "enc_layers=2 num_queries=100" \

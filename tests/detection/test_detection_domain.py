@@ -15,6 +15,7 @@ from tiny_dino import tiny_dino
 from tiny_swap import GROUPS, KINDS, SMALL, base, domain, picture, pictures, run_rank, run_swap, without_noise
 
 from common.errors import UserError
+from common.frozen import FrozenConfig
 from common.streams import Draw, Stream
 
 
@@ -152,19 +153,41 @@ def test_a_whole_swap_writes_scores_and_changes_only_adapters_and_new_rows(tmp_p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cached_features_give_the_same_loss_and_spare_the_backbone(tmp_path, kind):
-    plain, cached = domain(base(kind), eval_batch=1), domain(base(kind), eval_batch=1, cache_features=str(tmp_path))
-    model = plain.build_model().eval()
+def test_kept_maps_give_the_same_loss_and_spare_the_backbone(tmp_path, kind, monkeypatch):
+    frozen = FrozenConfig(feature_cache=str(tmp_path))
+    plain, kept = domain(base(kind), eval_batch=1), domain(base(kind), eval_batch=1, frozen=frozen)
+    model = plain.build_model().eval().requires_grad_(False)
+    kept.freeze(model)
     losses = []
-    for own in (plain, cached, cached):
+    for own in (plain, kept, kept):
         batch = next(iter(own.loader(("a",), train=False)))
         losses.append(own.predict(model, batch).loss.item())
-        if own is cached:
-            model.backbone.stem.down.weight.data.zero_()  # later passes must come from disk
+        if own is kept:
+            monkeypatch.setattr(type(model.backbone), "forward", None)  # later passes must come from disk
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
-    assert list(tmp_path.rglob("*.pt")) and not any("backbone" in n for n in cached.lora_targets(model)["ffn"])
-    with pytest.raises(UserError, match="--no-augment"):
-        ImageConfig(cache_features=str(tmp_path))
+    assert (kept.frozen.computed, kept.frozen.read) == (1, 1)
+
+
+def test_maps_are_kept_where_that_changes_nothing(tmp_path):
+    """Not where the backbone trains; of unequal images, and of augmented views, with --fast only."""
+    for fast in (False, True):
+        frozen = FrozenConfig(fast=fast, feature_cache=str(tmp_path / str(fast)))
+        own = domain(base(), augment=True, frozen=frozen)
+        model = own.build_model().eval().requires_grad_(False)
+        own.freeze(model)
+        draws = [Draw(i, 7 + i) for i in range(2)]
+        batch = own._batch(draws, frozenset("ab"), train=True)
+        assert [key is not None for key in batch.keys] == [fast] * 2
+        own.forward(model, batch)
+        unequal = batch._replace(images=[batch.images[0], batch.images[1][:, 8:]], keys=[b"0" * 16, b"1" * 16])
+        unequal = unequal._replace(sizes=[tuple(image.shape[-2:]) for image in unequal.images])
+        count = own.frozen.computed
+        own.forward(model, unequal)
+        assert own.frozen.computed - count == (2 if fast else 0)
+        again = own._batch([Draw(0, 7), Draw(0, 9)], frozenset("ab"), train=True)
+        assert (again.keys[0] == again.keys[1] == batch.keys[0]) or not fast, "two views of each picture"
+        own.freeze(trained := own.build_model())
+        assert trained.frozen_stages == 0
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +261,7 @@ def test_pictures_of_one_name_in_two_folders_are_cached_apart(tmp_path):
             ImageRecord("same.png", tmp_path / str(number) / "same.png", *image.size, picture(0, "a").annotations)
         )
     data = DetectionSet(rows, rows, ["a"])
-    config = ImageConfig(**(SMALL | {"cache_features": str(tmp_path / "maps")}))
-    own = DetectionDomain(model, data, {"retain": ("a",)}, config)
-    for _ in range(2):  # computed, then read
-        first, second = (own.item(Draw(i, None), frozenset("a"), True)[0] for i in range(2))
-        assert not torch.equal(first[0], second[0])
+    frozen = FrozenConfig(feature_cache=str(tmp_path / "maps"))
+    own = DetectionDomain(model, data, {"retain": ("a",)}, ImageConfig(**SMALL), frozen=frozen)
+    first, second = (own.item(Draw(i, None), frozenset("a"), True)[-1] for i in range(2))
+    assert first != second

@@ -13,6 +13,7 @@ from toy import make_trainer
 
 from common import distributed
 from common.domain import ClassTable
+from common.frozen import NOTHING
 from common.plan import make_plan
 
 SMALL = {"augment": False, "test_size": 64, "longest": 96, "eval_batch": 2}
@@ -42,8 +43,8 @@ def base(kind="dino", **changes):
     return model
 
 
-def domain(model=None, **changes) -> DetectionDomain:
-    return DetectionDomain(model or base(), pictures(), GROUPS, ImageConfig(**(SMALL | changes)))
+def domain(model=None, frozen=NOTHING, **changes) -> DetectionDomain:
+    return DetectionDomain(model or base(), pictures(), GROUPS, ImageConfig(**(SMALL | changes)), frozen=frozen)
 
 
 def run_swap(folder, order="fltf", batch_size=2, model=None, **changes):

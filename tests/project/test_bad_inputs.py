@@ -45,7 +45,7 @@ OWN = {
     "detection": """
 --sizes 0|--sizes x|--sizes -1|--sizes 5-1|--sizes 1-2:0|--sizes=|--sizes 480-800:-1|--sizes 1-100000|--longest 0|--longest -1
 --longest 1000000|--crop 100,50|--crop 0|--crop x|--before-crop 0|--before-crop x|--test-size -1|--test-size 0|--test-size 999999
---keep-decoded -1|--mixed x|--forget-part x|--cache-gb -1|--cache-features x --augment|--learn-fraction 0
+--keep-decoded -1|--mixed x|--forget-part x|--feature-cache-gb -1|--learn-fraction 0
 --options x|--options a.b.c=1|--config-file /nonexistent.py|-c .|--class-names a|--ema|--num-of-first-cls -1
 --num-of-first-cls 2 --seed-cls -1|--num-of-first-cls 99|--learn-data /nonexistent|--forget-data .|--data digits:x""",
     "segmentation": """

@@ -41,3 +41,21 @@ def valid_ratio(mask: Tensor) -> Tensor:
     valid_x = (~mask[:, 0, :]).sum(1) / width
     valid_y = (~mask[:, :, 0]).sum(1) / height
     return torch.stack([valid_x, valid_y], dim=-1)
+
+
+def pad_maps(
+    images: list[list[Tensor]], sizes: list[tuple[int, int]], device: torch.device
+) -> tuple[list[Tensor], Tensor]:
+    """([B, C, h, w] per level, [B, H, W] mask): maps of images of `sizes` pixels padded to the largest."""
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    mask = torch.ones(len(sizes), height, width, dtype=torch.bool, device=device)
+    for row, (h, w) in enumerate(sizes):
+        mask[row, :h, :w] = False
+    levels = []
+    for maps in zip(*images, strict=True):
+        h, w = max(m.shape[-2] for m in maps), max(m.shape[-1] for m in maps)
+        level = torch.zeros(len(maps), maps[0].shape[0], h, w, device=device)
+        for row, found in enumerate(maps):
+            level[row, :, : found.shape[-2], : found.shape[-1]] = found.to(device)
+        levels.append(level)
+    return levels, mask
