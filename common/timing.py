@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.config import Parser, help_formatter
 from common.layers import linear
+from common.lazy import Module
 from common.record import write_json
 
+flop_counter = Module("torch.utils.flop_counter")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -124,7 +125,7 @@ def flops(step: Step) -> int:
     name = "_linear_pointwise"  # oneDNN's product, which torch's counter does not know
     own = {getattr(torch.ops.mkldnn, name)} if hasattr(torch.ops.mkldnn, name) else ()
     rule = {op: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0] for op in own}
-    with FlopCounterMode(display=False, custom_mapping=rule) as counter:
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=rule) as counter:
         step(Stopwatch())
     return counter.get_total_flops()
 

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from common import distributed, splits
 from common.domain import Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig, constant
+from common.lazy import Module
 from common.progress import in_threads, watched
 from common.streams import Draw, Stream, derive, load_batches
 from ks_detection import gallery
@@ -34,6 +33,7 @@ from ks_detection.models.parts.padding import pad_maps
 from ks_detection.scores import Found, Scores, Truth, coco_scores
 from ks_detection.view import ImageConfig
 
+ops, v2 = Module("torchvision.ops"), Module("torchvision.transforms.v2")
 MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights
 CANDIDATES = 100  # detections of a picture that count, as in COCO
 
@@ -194,7 +194,7 @@ class DetectionDomain(Domain):
         """uint8 [3, H, W], kept in memory while there is room."""
         found = self._decoded.get((train, index))
         if found is None:
-            found = pil_to_tensor(self._record(index, train).open())
+            found = v2.functional.pil_to_tensor(self._record(index, train).open())
             if found.numel() <= self._room:
                 self._room -= found.numel()
                 self._decoded[train, index] = found
@@ -278,7 +278,7 @@ class DetectionDomain(Domain):
         for logits, boxes, target in zip(outputs["pred_logits"], outputs["pred_boxes"], batch.targets, strict=True):
             sure, called = logits.float().max(-1)
             top = sure.topk(min(CANDIDATES, len(sure))).indices
-            covers = box_iou(cxcywh_to_xyxy(target["boxes"].to(device)), cxcywh_to_xyxy(boxes[top].float()))
+            covers = ops.box_iou(cxcywh_to_xyxy(target["boxes"].to(device)), cxcywh_to_xyxy(boxes[top].float()))
             same = called[top] == target["labels"].to(device)[:, None]
             found.append(torch.stack([covers.amax(1), (covers * same).amax(1)], dim=1))
         return torch.cat(found)

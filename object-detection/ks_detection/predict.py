@@ -9,14 +9,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from common.errors import UserError
 from common.knobs import Checked, knob
+from common.lazy import Module
 from common.session import Answer
 from ks_detection import gallery
 from ks_detection.data import transforms
 from ks_detection.data.records import ImageRecord
+
+v2 = Module("torchvision.transforms.v2")
 
 
 @dataclass
@@ -45,7 +47,7 @@ def answers(
                 raise
             print(f"left out: {file} is no readable image", file=sys.stderr)
             continue
-        outputs = model([transforms.normalise(resize(pil_to_tensor(image))).to(device)])
+        outputs = model([transforms.normalise(resize(v2.functional.pil_to_tensor(image))).to(device)])
         found = model.post_process(outputs, [(image.height, image.width)], config.threshold)[0]
         rows = zip(*(found[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
         objects = [

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
+from common.lazy import Module
+
+tv_tensors, v2 = Module("torchvision.tv_tensors"), Module("torchvision.transforms.v2")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, for values in 0..1
 
 
@@ -28,32 +29,10 @@ class Recipe:
     augment: bool = True
 
 
-class RandomSizeCrop(v2.Transform):
-    """A crop whose sides are drawn from a range, at most as large as the image."""
-
-    def __init__(self, low: int, high: int) -> None:
-        super().__init__()
-        self.low, self.high = low, high
-
-    def make_params(self, flat_inputs: list) -> dict[str, int]:
-        height, width = v2.functional.get_size(next(x for x in flat_inputs if isinstance(x, tv_tensors.Image)))
-        h, w = (_draw(min(self.low, side), min(side, self.high)) for side in (height, width))
-        return {"top": _draw(0, height - h), "left": _draw(0, width - w), "height": h, "width": w}
-
-    _get_params = make_params  # torchvision before 0.21
-
-    def transform(self, inpt, params: dict[str, int]):
-        return self._call_kernel(v2.functional.crop, inpt, **params)
-
-    _transform = transform
-
-
-def _draw(low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, ()))
-
-
 def train_transform(recipe: Recipe) -> v2.Compose:
     """Mirror image, then either a resize or a resize, a crop and a resize."""
+    from ks_detection.data.random_crop import RandomSizeCrop  # its base class is torchvision's
+
     resize = v2.RandomShortestSize(list(recipe.sizes), recipe.longest, antialias=True)
     cropped = v2.Compose(
         [v2.RandomShortestSize(list(recipe.before_crop), antialias=True), RandomSizeCrop(*recipe.crop), resize]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as TF
 
+from common.lazy import Module
 from ks_segmentation.config.load import Config
 from ks_segmentation.models.inference import shortest_edge
 
+tv_tensors, v2 = Module("torchvision.tv_tensors"), Module("torchvision.transforms.v2")
+TF = Module("torchvision.transforms.v2.functional")
 PAD_VALUE = 128  # grey, for pixels outside the image
 TRIES = 10  # crops drawn to satisfy a condition, as published
 

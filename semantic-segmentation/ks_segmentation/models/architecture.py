@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from common.backbones.mobilenet import WIDTHS, MobileNet
 from common.errors import UserError
 from common.layers import fast, use_fast_linears
+from common.lazy import Module
 from ks_segmentation.config.load import Config, load_config
 from ks_segmentation.models.mask2former import Mask2Former
 from ks_segmentation.models.swin import use_fast_blocks
@@ -204,7 +204,7 @@ def _finish_backbone(pixel_level: nn.Module, config: Config) -> None:
 
 def _normalise_with(backbone: nn.Module, norm: str) -> None:
     make = {
-        "FrozenBN": lambda channels: FrozenBatchNorm2d(channels, eps=1e-5),
+        "FrozenBN": lambda channels: Module("torchvision.ops").FrozenBatchNorm2d(channels, eps=1e-5),
         "GN": lambda channels: nn.GroupNorm(min(32, channels // 2), channels),
         "SyncBN": nn.SyncBatchNorm,
         "BN": nn.BatchNorm2d,

@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from common import distributed
 from common.errors import UserError
 from common.layers import linear
+from common.lazy import Module
 from ks_segmentation.config.load import Config
 from ks_segmentation.models.points import random_points, sample, uncertain_points
 
+optimize = Module("scipy.optimize")
 LEAST = 1e-37  # share of a point at which the logarithm stops
 UNKNOWN = -1  # label of a pixel whose class is not told: some class of another group
 
@@ -147,7 +148,7 @@ class Criterion:
         chance = logits.softmax(-1)[..., target.classes]
         cost = self.weights["mask"] * mask + self.weights["dice"] * dice - self.weights["ce"] * chance
         cost = torch.nan_to_num(cost, nan=1e30, posinf=1e30, neginf=-1e30).cpu().numpy()
-        pairs = [linear_sum_assignment(one.T) for one in cost]  # transposed, so that segments come in order
+        pairs = [optimize.linear_sum_assignment(one.T) for one in cost]  # transposed, so that segments come in order
         query = torch.stack([torch.as_tensor(pair[1]) for pair in pairs])
         segment = torch.stack([torch.as_tensor(pair[0]) for pair in pairs])
         return Matched(query.to(features.device), segment.to(features.device), excused)
