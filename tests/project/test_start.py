@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-HEAVY = ("torchvision", "transformers", "timm", "scipy", "sklearn", "sympy", "torch._dynamo", "torch.utils.flop_counter")
+HEAVY = (
+    "torchvision",
+    "transformers",
+    "timm",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "torch._dynamo",
+    "torch.utils.flop_counter",
+)
 
 
 def test_help_waits_for_torch_alone():
