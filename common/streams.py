@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,18 @@ def derive(seed: int, *words: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+@cache
+def accelerated() -> bool:
+    """Whether there is a device besides the CPU."""
+    return torch.accelerator.is_available()
+
+
 def seed_all(seed: int) -> None:
     """Seeds torch, and Python's and numpy's own generators for methods and domains that use them."""
-    torch.manual_seed(seed)
+    if accelerated():
+        torch.manual_seed(seed)
+    else:  # without an accelerator manual_seed formats a stack trace for each kind of one, a millisecond in all
+        torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 

@@ -30,5 +30,5 @@ def train_transform(size: int, flip: bool, crop: float, keep_aspect: bool = True
 def seeded(transform: Callable[[Tensor], Tensor], image: Tensor, seed: int) -> Tensor:
     """`transform(image)` with its random numbers drawn from `seed`, leaving torch's generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # manual_seed would reseed the GPU's too, which is not restored
         return transform(image)

@@ -70,7 +70,7 @@ def apply(
     wrapped = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:])
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # manual_seed would reseed the GPU's too, which is not restored
         image, boxes, labels, ignored = transform(tv_tensors.Image(image), wrapped, labels, ignored)
     return normalise(image.as_subclass(Tensor)), boxes.as_subclass(Tensor), labels, ignored
 
