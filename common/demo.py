@@ -1,4 +1,4 @@
-"""The demonstration of a domain: a base model, swaps in both orders, one report that compares them."""
+"""The demonstration of a domain: a base model, swaps in both orders, a proof, one report that compares them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 from common import cli, commands, report
 from common.config import Parser, help_formatter
+from common.errors import UserError
+from common.evaluation.prove import ProveConfig
+from common.evaluation.retrained import References
 from common.session import Session
 from common.splits import read_list
+from common.sweep.engines import EngineConfig, Task
+from common.sweep.rows import Row
 
 AS_PUBLISHED = "--method gs_lora --no-keep-until-forgotten --guard none"  # Knowledge Swapping, arXiv:2502.08075
 
@@ -27,6 +33,7 @@ class Demo(NamedTuple):
     about:    what it shows, for --help; title: of its page.
     pretrain: flags that train the base model; swap: flags of every swap.
     weights:  a base model that lies ready; None trains one for every seed.
+    proof:    flags of `prove` for the first run; "" proves nothing. Its references are trained beside everything else.
     """
 
     about: str
@@ -34,6 +41,7 @@ class Demo(NamedTuple):
     pretrain: str
     swap: str
     weights: Path | None = None
+    proof: str = ""
 
 
 def main(session: Session, demo: Demo, argv: Sequence[str] | None = None) -> int:
@@ -55,8 +63,26 @@ def _run(session: Session, demo: Demo, argv: list[str]) -> None:
         )
     text = "runs at a time, each with its share of the processor cores"
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help=text)
+    if demo.proof:
+        parser.add_argument(
+            "--prove", action=argparse.BooleanOptionalAction, default=True, help="attack what the first run forgot"
+        )
     args = parser.parse_args(argv)
     folder, began = Path(args.output_dir), time.monotonic()
+    proves = bool(demo.proof and args.prove)
+    with _beside(_references(session, demo, folder / "base-seed0", args.overwrite) if proves else []):
+        runs = _commands(session, demo, args, folder)
+        _swaps(session, runs, args.jobs)
+        if proves:
+            print("\nWaiting for the models that never saw the forgotten classes, trained in the meantime")
+    if proves:
+        commands.prove(session, [str(next(iter(runs))), *shlex.split(demo.proof)])
+    report.write(list(runs), folder / "report.html", title=demo.title)
+    print(f"\n{time.monotonic() - began:.0f} s. Open {folder / 'report.html'} in a browser.")
+
+
+def _commands(session: Session, demo: Demo, args: argparse.Namespace, folder: Path) -> dict[Path, list[str]]:
+    """The flags of every swap by its folder, base models trained where none lies ready."""
     again = ["--overwrite"] if args.overwrite else []
     runs: dict[Path, list[str]] = {}
     for seed in range(args.seeds):
@@ -64,15 +90,12 @@ def _run(session: Session, demo: Demo, argv: list[str]) -> None:
         if base is None or args.pretrain:
             base = folder / f"base-seed{seed}"
             print(f"Pretraining the base model (seed {seed})")
-            flags = ["--seed", str(seed), "--output-dir", str(base), "--no-report", *again]
-            commands.pretrain(session, session.tidy([*shlex.split(demo.pretrain), *flags]))
+            commands.pretrain(session, _pretrain(session, demo, base, seed, *again))
         for order in read_list(args.orders):
             run = folder / f"{order}-seed{seed}"
             flags = ["--checkpoint", str(base), "--order", order, "--seed", str(seed), "--output-dir", str(run)]
             runs[run] = session.tidy([*shlex.split(demo.swap), *flags, *again])
-    _swaps(session, runs, args.jobs)
-    report.write(list(runs), folder / "report.html", title=demo.title)
-    print(f"\n{time.monotonic() - began:.0f} s. Open {folder / 'report.html'} in a browser.")
+    return runs
 
 
 def _swaps(session: Session, runs: dict[Path, list[str]], jobs: int) -> None:
@@ -94,3 +117,38 @@ def _swap(session: Session, flags: list[str], run: Path) -> str:
         commands.swap(session, flags)
         file.seek(0)
         return file.read()
+
+
+def _pretrain(session: Session, demo: Demo, base: Path, seed: int, *more: str) -> list[str]:
+    """The flags that train a base model."""
+    flags = ["--seed", str(seed), "--output-dir", str(base), "--no-report", *more]
+    return session.tidy([*shlex.split(demo.pretrain), *flags])
+
+
+def _references(session: Session, demo: Demo, base: Path, anew: bool) -> list[Row]:
+    """The commands that train what the proof compares with, where the proof will look for it."""
+    flags = commands.parsed(session, "pretrain", _pretrain(session, demo, base, 0)).flags
+    asked = commands.parsed(session, "swap", session.tidy(shlex.split(demo.swap))).flags
+    learned, forgotten = read_list(asked["learn"]), read_list(asked["forget"])
+    classes = [*(c for c in read_list(flags["classes"]) if c not in forgotten), *learned]
+    base.mkdir(parents=True, exist_ok=True)
+    found = References(session, flags, classes, base, base)
+    if anew:
+        shutil.rmtree(found.place, ignore_errors=True)
+    return found.rows(ProveConfig.references)
+
+
+@contextlib.contextmanager
+def _beside(rows: Sequence[Row]) -> Iterator[None]:
+    """Inside, the rows are carried out one after the other on another core; waits for them at the end."""
+    tasks = [Task(row, EngineConfig(), row.folder.with_suffix(".txt"), threads=1) for row in rows]
+    with ThreadPoolExecutor(1) as pool:
+        found = [pool.submit(task) for task in tasks]
+        try:
+            yield
+        except BaseException:
+            for task in tasks:
+                task.stop()
+            raise
+    if errors := [error for future in found if (error := future.result())]:
+        raise UserError(f"a model to compare with could not be trained: {errors[0]}")

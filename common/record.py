@@ -28,7 +28,8 @@ from common.schema import checked_json, read_json, typed
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 REFERENCES = "references.json"
-FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json")
+FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json",
+         "proof.json", "proof.html")  # fmt: skip
 RESULTS = (
     *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"),
     *("model/swap.json", "model/model.safetensors"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from common.streams import derive
 
 
 def read_list(text: str) -> list[str]:
-    """Class names from a flag: 'a,b,c', or '@file' with one per line (# starts a comment)."""
+    """Names from a flag: 'a,b,c', '"salt, pepper",c', or '@file' with one per line (# starts a comment)."""
     if text.startswith("@"):
         try:
             lines = Path(text[1:]).read_text().splitlines()
@@ -21,7 +22,13 @@ def read_list(text: str) -> list[str]:
         except UnicodeDecodeError:
             raise UserError(f"class list {text[1:]} is no text file.") from None
         return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
-    return [piece.strip() for piece in text.split(",") if piece.strip()]
+    return [piece.strip() for piece in next(csv.reader([text], skipinitialspace=True), []) if piece.strip()]
+
+
+def write_list(names: Iterable[str]) -> str:
+    """The text that `read_list` takes apart into these names."""
+    quoted = ('"' + name.replace('"', '""') + '"' if "," in name or name[:1] in ('"', "@") else name for name in names)
+    return ",".join(quoted)
 
 
 def resolve(wanted: str | Sequence[object], available: Sequence[str], what: str) -> list[str]:

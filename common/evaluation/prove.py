@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from common.knobs import Checked, knob
 from common.record import write_json
 from common.report import proof as page
 from common.session import Session
+from common.splits import read_list
 
 SCHEMA = 1
 
@@ -33,6 +35,7 @@ class ProveConfig(Checked):
 
     references: int = knob(3, "models without the forgotten classes to train and compare with; 0: none", least=0)
     reference_runs: str = knob("", "run folders of such models, comma separated, instead of training some")
+    jobs: int = knob(0, "references trained at a time; 0: one per core of the CPU, one on a GPU")
     budget: str = knob("quick", "how much the attacker may spend", list(BUDGETS))
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")
 
@@ -76,14 +79,14 @@ class Proof:
     def _references(self) -> tuple[list[Path], str]:
         """(folders, why there are none)."""
         if self.config.reference_runs:
-            named = [Path(text.strip()) for text in self.config.reference_runs.split(",")]
-            return self.case.given_references(named), ""
+            return self.case.given_references([Path(text) for text in read_list(self.config.reference_runs)]), ""
         if not self.config.references:
             return [], "none was wanted"
-        flags, reason = self.case.recipe()
-        if flags is None:
+        found, reason = self.case.references()
+        if found is None:
             return [], reason
-        return list(self.case.train_references(flags, self.config.references, self.folder / "references")), ""
+        cores = 1 if self.device.type != "cpu" else os.cpu_count() or 1
+        return found.train(self.config.references, self.config.jobs or min(self.config.references, cores)), ""
 
     def _record(self, references: list[Path], no_reference: str) -> dict[str, Any]:
         case, bench = self.case, self.bench

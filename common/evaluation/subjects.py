@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from common import adapters
 from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
+from common.evaluation.retrained import References, recipe
 from common.evaluation.run_measures import standing
 from common.plan import from_record
 from common.record import read_run_config
 from common.session import Session
 from common.settings import Settings, settings_from
-from common.trainer import run_plan
+from common.splits import write_list
 
 
 @dataclass
@@ -113,43 +114,28 @@ class Case:
                 raise UserError(f"--reference-runs: {folder} has seen class {seen[0]!r}, which {self.folder} forgets.")
         return list(folders)
 
-    def recipe(self) -> tuple[dict[str, Any] | None, str]:
-        """(flags of the pretraining run of the base model, or None, why there are none)."""
-        base = Path(str(self.flags.get("checkpoint") or ""))
-        if self.model is not None or not self.flags.get("checkpoint"):
-            return None, "the base model was given from Python or fetched by name"
-        if not self.session.is_run(base):
-            return None, f"{base} holds no record of how the base model was trained"
-        record = read_run_config(base)
-        if record["identity"]["plan"]["name"] != "pretrain":
-            return None, f"{base} is an earlier swap, not a model trained from scratch"
-        if record["flags"].get("checkpoint") or record["flags"].get("pretrained"):
-            return None, "the base model itself started from a checkpoint, which may have seen the classes"
-        return record["flags"], ""
-
-    def train_references(self, flags: Mapping[str, Any], count: int, folder: Path) -> Iterator[Path]:
-        """Trains the base model again without the forgotten classes, with other seeds; finished ones are kept.
+    def references(self) -> tuple[References | None, str]:
+        """(the models that the base's recipe gives without the forgotten classes, or None, why there are none).
 
         They see what the result has seen besides: learned classes too, where those lie in the same data.
         """
+        if self.model is not None or not self.flags.get("checkpoint"):
+            return None, "the base model was given from Python or fetched by name"
+        base = Path(str(self.flags["checkpoint"]))
+        flags, reason = recipe(self.session, base)
+        if flags is None:
+            return None, reason
         same_data = not any(self.flags.get(name) for name in self.session.data_flags)
-        base = read_run_config(Path(self.flags["checkpoint"]))["identity"]["plan"]["groups"]["base"]
-        classes = [c for c in base if c not in self.forgotten] + (self.learned if same_data else [])
-        for number in range(1, count + 1):
-            place = folder / f"seed{int(flags['seed']) + number}"
-            if not (place / "done.json").exists():
-                changed = {"classes": ",".join(classes), "seed": int(flags["seed"]) + number, "output_dir": str(place),
-                           "report": False, "overwrite": False, "config": "", "gallery": 0, "save_every": 20.0}  # fmt: skip
-                settings = self._settings("pretrain", {**flags, **changed})
-                run_plan(self.session.open_pretrain(settings), settings, self.session.name)
-            yield place
+        known = read_run_config(base)["identity"]["plan"]["groups"]["base"]
+        classes = [c for c in known if c not in self.forgotten] + (self.learned if same_data else [])
+        return References(self.session, flags, classes, base, self.folder / "proof"), ""
 
     def reference(self, number: int, folder: Path) -> Subject:
         """A reference with rows for the classes that it never saw; those rows are as a swap would start them."""
         seen = [c for classes in read_run_config(folder)["identity"]["plan"]["groups"].values() for c in classes]
         new = [c for c in (*self.forgotten, *self.known) if c not in seen]
-        changes = {"checkpoint": str(folder), "learn": ",".join(new), "forget": "", "plan": "", "order": "learn",
-                   "retain": ",".join(c for c in self.known if c in seen)}  # fmt: skip
+        changes = {"checkpoint": str(folder), "learn": write_list(new), "forget": "", "plan": "", "order": "learn",
+                   "retain": write_list(c for c in self.known if c in seen)}  # fmt: skip
         domain = self._domain(changes)
         return Subject(f"{REFERENCE}-{number}", domain, domain.build_model().eval(), folder=folder)
 

@@ -9,7 +9,7 @@ from colours import save_folders
 from ks_classification.session import SESSION
 
 from common import commands
-from common.evaluation import subjects
+from common.evaluation import retrained
 from common.evaluation.attacks import relearn
 from common.report import proof as page
 
@@ -33,8 +33,13 @@ def place(tmp_path_factory):
     swap += ["--batch-size", "6", "--lora-rank", "2", "--allow-chance"]
     assert started("swap", *swap, *HERE, "--output-dir", root / "run") == 0
     shutil.copytree(root / "run", root / "bare")
-    assert started("prove", root / "run", "--references", "2", "--device", "cpu") == 0
+    assert started("prove", root / "run", "--references", "2", "--jobs", "1", "--device", "cpu") == 0
     return root
+
+
+def references(base):
+    """The folders of the models that a proof trained beside a base model."""
+    return sorted((base / "references").glob("*/seed*/"))
 
 
 def proved(folder):
@@ -64,8 +69,10 @@ def test_the_record_holds_every_number_with_its_interval(place):
 
 
 def test_references_never_saw_the_class_and_learned_all_others(place):
-    for seed in (1, 2):
-        config = json.loads((place / f"run/proof/references/seed{seed}/config.json").read_text())
+    found = references(place / "base")
+    assert [folder.name for folder in found] == ["seed1", "seed2"]
+    for seed, folder in enumerate(found, 1):
+        config = json.loads((folder / "config.json").read_text())
         assert sorted(config["identity"]["plan"]["groups"]["base"]) == ["black", "blue", "green", "white"]
         assert config["flags"]["seed"] == seed and config["identity"]["train"]["epochs"] == 3
 
@@ -86,8 +93,8 @@ def test_a_second_proof_attacks_nothing_again(place, monkeypatch):
         raise AssertionError("attacked again")
 
     monkeypatch.setattr(relearn, "relearn", refuse)
-    monkeypatch.setattr(subjects, "run_plan", refuse)
-    assert started("prove", place / "run", "--references", "2", "--device", "cpu") == 0
+    monkeypatch.setattr(retrained, "run_plan", refuse)
+    assert started("prove", place / "run", "--references", "2", "--jobs", "1", "--device", "cpu") == 0
     assert proved(place / "run")["figures"] == before["figures"]
 
 
@@ -112,13 +119,13 @@ def test_a_run_that_forgets_nothing_is_refused(place, capsys):
 
 
 def test_another_base_is_refused_in_one_line(place, tmp_path, capsys):
-    shutil.copytree(place / "run/proof/references/seed1", tmp_path / "other")
+    shutil.copytree(references(place / "base")[0], tmp_path / "other")
     assert started("prove", place / "bare", "--references", "0", "--checkpoint", tmp_path / "other") == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_the_same_proof_from_python(place):
-    found = ks_classification.load_run(place / "run").prove(references=2, device="cpu")
+    found = ks_classification.load_run(place / "run").prove(references=2, jobs=1, device="cpu")
     assert found["figures"] == proved(place / "run")["figures"]
 
 

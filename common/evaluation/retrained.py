@@ -1,0 +1,102 @@
+"""References: the base model's recorded recipe again, without the forgotten classes, side by side, once for all runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from common.record import read_run_config, write_bytes
+from common.session import Session
+from common.settings import settings_from
+from common.splits import write_list
+from common.sweep.engines import EngineConfig, Outcome, local
+from common.sweep.rows import Row
+from common.trainer import run_plan
+
+PLACE = "references"
+UNSAID = ("seed", "output_dir", "overwrite", "report", "config", "gallery", "save_every", "device", "threads", "num_gpus",
+          "tensorboard", "wandb", "classes")  # flags that do not say what a reference is  # fmt: skip
+
+
+def recipe(session: Session, base: Path) -> tuple[dict[str, Any] | None, str]:
+    """(flags of the pretraining run of a base model, or None, why it has none that starts from nothing)."""
+    if not session.is_run(base):
+        return None, f"{base} holds no record of how the base model was trained"
+    record = read_run_config(base)
+    if record["identity"]["plan"]["name"] != "pretrain":
+        return None, f"{base} is an earlier swap, not a model trained from scratch"
+    if record["flags"].get("checkpoint") or record["flags"].get("pretrained"):
+        return None, "the base model itself started from a checkpoint, which may have seen the classes"
+    return record["flags"], ""
+
+
+@dataclass
+class References:
+    """Models of one recipe that know `classes`, with the seeds behind the base's own.
+
+    folder: where proofs keep their work; the models lie beside the base model instead, where that can be written, under
+        a hash of recipe and classes: every run of this base that forgets the same classes finds them.
+    """
+
+    session: Session
+    flags: Mapping[str, Any]
+    classes: Sequence[str]
+    base: Path
+    folder: Path
+
+    @property
+    def place(self) -> Path:
+        """The folder of these models."""
+        told = {name: value for name, value in self.flags.items() if name not in UNSAID}
+        text = json.dumps([told, list(self.classes)], sort_keys=True, default=str)
+        parent = self.base if os.access(self.base, os.W_OK) else self.folder
+        return parent / PLACE / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def rows(self, count: int, *more: str) -> list[Row]:
+        """The commands that train them; the first writes the recipe that they read. more: further flags."""
+        changed = {"classes": write_list(self.classes), "report": False, "overwrite": False, "config": "", "gallery": 0,
+                   "save_every": 20.0, "threads": self.flags.get("threads") or 1, "num_gpus": 1}  # fmt: skip
+        values = {name: value for name, value in {**self.flags, **changed}.items() if name != "output_dir"}
+        place, package = self.place, type(self.session).__module__.partition(".")[0]
+        write_bytes(place / "recipe.yaml", yaml.safe_dump(values, allow_unicode=True).encode())
+        rows = []
+        for seed in range(int(self.flags["seed"]) + 1, int(self.flags["seed"]) + count + 1):
+            words = ("-m", package, "pretrain", "--config", str(place / "recipe.yaml"), "--seed", str(seed), *more)
+            folder = place / f"seed{seed}"
+            rows.append(Row(folder.name, folder.name, (*words, "--output-dir", str(folder)), folder))
+        return rows
+
+    def train(self, count: int, jobs: int) -> list[Path]:
+        """Their folders, once they are trained, `jobs` at a time; finished ones are kept.
+
+        Raises:
+            UserError: the training of one failed.
+        """
+        rows = self.rows(count)
+        todo = [row for row in rows if not row.done]
+        outcomes = (
+            self._here(todo) if jobs == 1 else local(todo, EngineConfig(jobs=min(jobs, max(1, len(todo)))), self.place)
+        )
+        for number, (row, seconds, error) in enumerate(outcomes, 1):
+            if error:
+                raise UserError(f"{row.folder}, a model without the forgotten classes, could not be trained: {error}")
+            print(f"proof: reference {number}/{len(todo)} trained in {seconds:.0f} s", file=sys.stderr, flush=True)
+        return [row.folder for row in rows]
+
+    def _here(self, rows: Sequence[Row]) -> Iterator[Outcome]:
+        """One after the other in this process."""
+        values = yaml.safe_load((self.place / "recipe.yaml").read_bytes())
+        for row in rows:
+            changed = {"seed": int(row.name.removeprefix("seed")), "output_dir": str(row.folder)}
+            settings = settings_from(self.session.run_kinds("pretrain"), values | changed)
+            run_plan(self.session.open_pretrain(settings), settings, self.session.name)
+            yield row, 0.0, ""
