@@ -111,6 +111,9 @@ class Domain(Protocol):
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
     plain_loss: bool = True  # the supervised loss is the cross-entropy of `scores`, label smoothing aside
     pixel_deviation: Sequence[float] | None = None  # per channel of a batch's `images`, one item each; None: no such
+    recovery: str | None = (
+        None  # figure of an `Evaluation` that shows if objects are found again; "": its scores; None: no objects
+    )
     curve_axes: tuple[str, str] = ("", "")  # what the curves of an `Evaluation` show: ("recall", "precision")
 
     def build_model(self, pretrained: bool = True) -> nn.Module:
@@ -162,9 +165,15 @@ class Domain(Protocol):
         ...
 
     def located(self, model: nn.Module, batch: Batch) -> Tensor | None:
-        """[N, 2] how well what the model finds covers each annotated item: the best IoU, 0..1, of any prediction
-        whatever it is called, and of those called by the item's class. None where an item is the whole picture."""
+        """[N, 3] how well what the model finds covers each annotated item: the best IoU, 0..1, of any prediction
+        whatever it is called, and of those called by the item's class; and the row by which the first of the two is
+        called, one behind the last for "no object". None where an item is the whole picture."""
         return None
+
+    def sightings(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+        """Up to `count` test pictures of `classes`, in each the predictions that cover the items best, whatever they are
+        called; `correct` tells whether all are called right. Empty where an item is the whole picture."""
+        return []
 
     def confidence(self, scores: Tensor) -> Tensor:
         """[N] how sure [N, C] scores are of their best class, 0..1."""

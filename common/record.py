@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -292,8 +292,13 @@ class Run:
         """Stores the pictures and answers of one moment ("before", "1 learn", ...) for the report."""
         path = self.path("gallery.json")
         gallery = read_json(path) if path.exists() else {}
-        gallery[moment] = [{**item._asdict(), "picture": base64.b64encode(item.picture).decode()} for item in items]
+        gallery[moment] = pictures(items)
         write_json(path, gallery)
+
+
+def pictures(items: Iterable[Any]) -> list[dict[str, Any]]:
+    """Gallery items as plain data."""
+    return [{**item._asdict(), "picture": base64.b64encode(item.picture).decode()} for item in items]
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:

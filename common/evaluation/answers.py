@@ -20,7 +20,7 @@ from common.sparsity import block_of
 from common.streams import Ordered, derive, seed_all
 
 EMBEDDING = "embedding"
-FORM = 3  # of the arrays on disk; another one is made anew
+FORM = 4  # of the arrays on disk; another one is made anew
 OTHERS = ("labels", "logits", "confidence", "located")  # what a part holds besides features
 
 
@@ -31,8 +31,8 @@ class Part:
     labels:   [N] position in the list of classes that was asked for.
     logits:   [N, C], the columns of those classes first and in their order.
     confidence: [N] how sure the best class is, 0..1.
-    located:  [M, 3] label, and the best IoU of any prediction with the item, of any class and of its own; M is 0 where
-        items are whole pictures.
+    located:  [M, 4] label, the best IoU of any prediction with the item, the same of those called by its class, and the
+        column by which the first is called (C: "no object"); M is 0 where items are whole pictures.
     features: block name -> [N, D], the last one "embedding", which the classifier reads.
     """
 
@@ -108,7 +108,9 @@ def _part(
             prediction = domain.predict(model, batch)
             covers = domain.located(model, batch) if locate else None
         if covers is not None:
-            where = torch.cat([torch.full((len(covers), 1), classes.index(name)).to(covers), covers], dim=1)
+            column = torch.tensor([*(order.index(row) for row in range(len(order))), len(order)]).to(covers)
+            called = column[covers[:, 2:].long().clamp_max(len(order))]
+            where = torch.cat([torch.full_like(called, classes.index(name)), covers[:, :2], called], dim=1)
             columns.setdefault("located", []).append(where.float().cpu().numpy())
         own = prediction.labels == domain.classes.row(name)
         found = {block: out for block, out in seen.items() if len(out) == len(own)}
@@ -119,7 +121,7 @@ def _part(
         columns.setdefault("labels", []).append(np.full(int(own.sum()), classes.index(name)))
     arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
     count = len(arrays["labels"])
-    located = arrays.get("located", np.zeros((0, 3), np.float32))
+    located = arrays.get("located", np.zeros((0, 4), np.float32))
     features = {k: v for k, v in arrays.items() if k not in OTHERS and len(v) == count}
     return Part(arrays["labels"], arrays["logits"], arrays["confidence"], located, features)
 

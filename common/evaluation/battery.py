@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,14 @@ from scipy.special import softmax
 from common.evaluation.answers import EMBEDDING, Answers, Part
 from common.evaluation.attacks import membership, output, probe, prototype
 from common.evaluation.attacks.prototype import Recovered
+from common.evaluation.attacks.relearn import OVERLAP
 from common.evaluation.attacks.shots import title
 from common.evaluation.budget import Budget
 from common.evaluation.figures import ORIGINAL, RESULT, Figure, distance, references_of, share
 from common.evaluation.intervals import Statistic
 
 HEADLINE_SHOTS = 5  # of the probe that counts for the verdict
-OVERLAP = 0.5  # IoU above which a prediction covers an object or segment
+NO_OBJECT, NOT_FOUND = "no object", "not found"
 FEW = 200  # resamples and items of distances, whose cost grows with the square of the items
 
 
@@ -46,8 +48,9 @@ class Battery:
 
     def output(self) -> Iterator[Figure]:
         """Accuracy on forgotten training and test items and on retained ones; distance of the answers."""
+        whole = not len(self.answers[RESULT].test.located)
         for what, split, group, headline in (
-            ("forgotten test items", "test", self.forgotten, True),
+            ("forgotten test items", "test", self.forgotten, whole),
             ("forgotten training items", "train", self.forgotten, False),
             ("retained test items", "test", self.shared, False),
         ):
@@ -62,17 +65,20 @@ class Battery:
             yield self._distance("output", "energy distance to the references", "energy distance", vectors, _energy)
 
     def _located(self) -> Iterator[Figure]:
-        """Objects or segments of forgotten classes that are still found: under any name, and only under another one."""
+        """Objects or segments of forgotten classes that are still found: under their name, under any, only under another."""
         found = {s: a.test.located for s, a in self._forgotten().items()}
         if not all(len(one) for one in found.values()):
             return
         kinds = {
+            "found and named": lambda any_class, own: own >= OVERLAP,
             "found under any name": lambda any_class, own: any_class >= OVERLAP,
             "seen but unnamed": lambda any_class, own: (any_class >= OVERLAP) & (own < OVERLAP),
         }
         for name, rule in kinds.items():
             values = {s: rule(one[:, 1], one[:, 2])[None].astype(float) for s, one in found.items()}
-            yield share("output", f"forgotten items, {name}", values, self.budget.replicates, overlap=OVERLAP)
+            headline = name == "found and named"
+            yield share("output", f"forgotten items, {name}", values, self.budget.replicates, headline=headline,
+                        overlap=OVERLAP)  # fmt: skip
 
     def membership(self) -> Iterator[Figure]:
         """Total variation to the references' answers, and a machine that tells seen from unseen classes."""
@@ -150,6 +156,8 @@ class Battery:
             columns = [*self.names, *(f"unused {i}" for i in range(others))]
             part = _of(answers.test, self.forgotten)
             answered = output.confusion(part.logits, part.confidence, part.labels, columns)
+            for label, called in _called(part.located, [*columns, NO_OBJECT]).items():
+                answered[label]["answers"] = called
             found[subject] = {self.names[label]: one for label, one in answered.items()}
         return found
 
@@ -183,6 +191,16 @@ def _of(part: Part, labels: Sequence[int]) -> Part:
     features = {name: value[own] for name, value in part.features.items()}
     found = part.located[np.isin(part.located[:, 0], labels)]
     return Part(part.labels[own], part.logits[own], part.confidence[own], found, features)
+
+
+def _called(located: np.ndarray, columns: Sequence[str]) -> dict[int, dict[str, int]]:
+    """Label -> how often its items are called what, by the prediction that covers them best; see `Part.located`."""
+    found: dict[int, dict[str, int]] = {}
+    for label in np.unique(located[:, 0]):
+        own = located[located[:, 0] == label]
+        names = [columns[int(row[3])] if row[1] >= OVERLAP else NOT_FOUND for row in own]
+        found[int(label)] = dict(Counter(names).most_common())
+    return found
 
 
 def _pair(part: Part, layer: str) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,11 @@ from common.evaluation.attacks.shots import title
 from common.evaluation.budget import Budget
 from common.evaluation.figures import ORIGINAL, RESULT, Figure, references_of, share
 from common.evaluation.subjects import Subject
+from common.record import pictures, write_json
+from common.schema import read_json
 
 NO_MEMBERS = "the references never saw the forgotten classes and give them no probability; it asks for single images"
+PICTURES = 8  # of forgotten objects or segments
 Arrays = dict[str, np.ndarray]
 
 
@@ -45,7 +48,9 @@ class Bench:
         self.hits: dict[str, dict[str, np.ndarray]] = {}  # attack and variant -> subject -> [1, n]
         self.radii: dict[str, dict[str, np.ndarray]] = {}
         self.curves: dict[str, dict[str, Any]] = {}
+        self.pictures: dict[str, list[dict[str, Any]]] = {}
         self.keys: dict[str, str] = {}
+        self.score, self.unit = float("nan"), "test items named (%)"  # of the original; of the curves
         self.not_run: dict[str, str] = {"rmia": NO_MEMBERS}
         self.watch = Watch(3 * subjects + 4 if subjects else 0)
 
@@ -63,10 +68,16 @@ class Bench:
                 lambda: arrays.pack(arrays.collect(domain, model, self.names, blocks, budget.items, self.batch)),
             )
         )
+        if name in (ORIGINAL, RESULT):
+            self._sightings(subject, key)
         self.watch.at(f"{name}: rounded weights")
         found = self._kept(f"weights-{key}-{budget.dropped}", lambda: dict(self._variants(subject)))
         self.watch.at(f"{name}: relearning")
-        if name != ORIGINAL:
+        if name == ORIGINAL:
+            if domain.recovery is not None:
+                self.unit = f"{domain.recovery} (%)" if domain.recovery else domain.metric_label
+            self.score = float(self._kept(f"score-{key}", lambda: self._score(subject))["score"])
+        else:
             found |= self._relearn(subject, key)
         for variant, hits in found.items():
             self.hits.setdefault(variant, {})[name] = hits[None]
@@ -88,12 +99,26 @@ class Bench:
             for rate in budget.relearn_rates:
                 name = f"relearn-{key}-{shots}-{budget.relearn_steps}-{rate:g}"
                 kept = self._kept(name, partial(self._attempt, subject, shots, rate * self.lr))
-                tried.append((float(kept["hits"][-1].mean()), rate, kept))
+                tried.append((float(kept["hits"].mean()), rate, kept))
             _, rate, best = max(tried, key=lambda one: one[:2])
-            found[variant] = best["hits"][-1]
-            curve = {"steps": best["steps"].tolist(), "share": best["hits"].mean(1).tolist(), "rate": rate}
+            found[variant] = best["hits"]
+            curve = {"steps": best["steps"].tolist(), "share": best["scores"].tolist(), "rate": rate}
             self.curves.setdefault(variant, {})[subject.name] = curve
         return found
+
+    def _sightings(self, subject: Subject, key: str) -> None:
+        """Pictures of forgotten objects or segments with what covers them, however it is called."""
+        if self.folder is None or subject.domain.recovery is None:
+            return
+        path = self.folder / f"sightings-{key}.json"
+        if not path.exists():
+            with relearn.evaluated(subject.model):
+                write_json(path, pictures(subject.domain.sightings(subject.model, self.forgotten, PICTURES)))
+        self.pictures[subject.name] = read_json(path)
+
+    def _score(self, subject: Subject) -> Arrays:
+        found = relearn.score(subject.domain, subject.model, self.forgotten, self.budget.items, self.batch)
+        return {"score": np.array(found)}
 
     def _attempt(self, subject: Subject, shots: int, lr: float) -> dict[str, np.ndarray]:
         budget = self.budget
@@ -101,7 +126,7 @@ class Bench:
             subject.domain, subject.model, self.forgotten, self.retained, shots, budget.relearn_steps, lr,
             most=budget.items, batch=min(16, self.batch),
         )  # fmt: skip
-        return {"steps": np.array(found.steps), "hits": found.hits}
+        return {"steps": np.array(found.steps), "scores": found.scores, "hits": found.hits}
 
     def _radius(self, subject: Subject, key: str) -> None:
         """Recovery radius of forgotten images, and how fragile the answers about retained ones are."""
@@ -170,9 +195,13 @@ class Bench:
         return battery.Battery(self.answers, self.names, len(self.forgotten), self.retained, self.budget)
 
     def plain(self) -> dict[str, np.ndarray]:
-        """Subject -> [1, n] whether forgotten test items are named without any attack."""
+        """Subject -> [1, n] whether forgotten test items are named without any attack, as `relearn.hits` says."""
         found = {}
         for name, own in self.answers.items():
+            if len(located := own.test.located):
+                gone = located[located[:, 0] < len(self.forgotten)]
+                found[name] = (gone[:, 2] >= relearn.OVERLAP)[None].astype(float)
+                continue
             asked = own.test.labels < len(self.forgotten)
             found[name] = (own.test.logits[asked].argmax(1) == own.test.labels[asked])[None].astype(float)
         return found
@@ -180,7 +209,7 @@ class Bench:
     def anamnesis(self) -> dict[str, Any]:
         """Variant -> steps back to 80 % of the original's accuracy, and the index against the references' median."""
         found: dict[str, Any] = {}
-        level = 0.8 * float(self.plain()[ORIGINAL].mean())
+        level = 0.8 * self.score
         for variant, curves in self.curves.items():
             if not variant.startswith("relearn"):
                 continue

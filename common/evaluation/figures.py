@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from common.evaluation.intervals import Estimate, Statistic, clopper_pearson, percentile, replicates, resamples
 
@@ -23,7 +24,8 @@ class Figure:
     original, result, references: None or [] where that model was not attacked.
     leak:       (result - mean reference) / (original - mean reference): 0 like a model that never saw the classes,
         1 like the original; None with the reason in `no_leak`.
-    above:      the lower end of the result's interval lies above every reference.
+    chance:     probability of so high a value, were the highest reference the truth; None without references.
+    above:      the lower end of the result's interval lies above every reference (see `verdict.above` for headlines).
     headline:   counts for the verdict; the others explain.
     """
 
@@ -37,6 +39,7 @@ class Figure:
     leak: Estimate | None
     no_leak: str
     headline: bool
+    chance: float | None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -99,8 +102,16 @@ def _figure(attack, name, unit, statistics, n, count, seed, headline, parameters
     estimates = {s: refined(s, percentile(values[s], moved[s], n)) for s in statistics}
     found, reason = leak(values, moved, n, seed)
     references = [estimates[s] for s in references_of(estimates)]
+    top = max((r.value for r in references), default=None)
+    chance = None if top is None else exceeding(values[RESULT], float(moved[RESULT].std()), top, n)
     return Figure(attack, name, unit, n, estimates.get(ORIGINAL), estimates[RESULT], references, found, reason, headline,
-                  parameters)  # fmt: skip
+                  chance, parameters)  # fmt: skip
+
+
+def exceeding(value: float, deviation: float, top: float, n: int) -> float:
+    """Probability that a quantity whose truth is `top` comes out at `value` or higher: normal, with the deviation of its
+    bootstrap replicates, and at least that of one item in n."""
+    return float(stats.norm.sf((value - top) / max(deviation, 1 / n)))
 
 
 def leak(

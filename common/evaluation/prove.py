@@ -69,7 +69,7 @@ class Proof:
         found = self._record(folders, no_reference)
         found["seconds"] = {"wall": time.monotonic() - began[0], "cpu": time.process_time() - began[1]}
         write_json(self.case.folder / "proof.json", found)
-        page.write(found, self.case.folder / "proof.html")
+        page.write(found, self.case.folder / "proof.html", self.bench.pictures)
         if (self.case.folder / "report.html").exists():
             report.write([self.case.folder], self.case.folder / "report.html")
         return found
@@ -94,6 +94,7 @@ class Proof:
         labels = bench.answers[RESULT].test.labels
         counts = {name: int((labels == i).sum()) for i, name in enumerate(case.forgotten)}
         adapter = (case.folder / "adapter").is_dir()
+        flagged = verdict.above(figures)
         found = verdict.verdicts(figures, bench.not_run, self.budget.name, adapter, no_reference)
         return {
             "schema": SCHEMA,
@@ -103,7 +104,9 @@ class Proof:
             "known": case.known,
             "verdicts": verdict.plain(found),
             "warnings": verdict.warnings(counts),
-            "figures": [figure.record() for figure in figures],
+            "errors": verdict.errors(len(references)),
+            "curve": bench.unit,
+            "figures": [f.record() | ({"above": f in flagged} if f.headline else {}) for f in figures],
             "not_run": bench.not_run,
             "no_reference": no_reference,
             "answers": bench.battery().confusions(),

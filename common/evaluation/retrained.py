@@ -23,7 +23,7 @@ from common.sweep.rows import Row
 from common.trainer import run_plan
 
 PLACE = "references"
-UNSAID = ("seed", "output_dir", "overwrite", "report", "config", "gallery", "save_every", "device", "threads", "num_gpus",
+UNSAID = ("seed", "output_dir", "overwrite", "report", "config", "help_all", "gallery", "save_every", "device", "threads", "num_gpus",
           "tensorboard", "wandb", "classes")  # flags that do not say what a reference is  # fmt: skip
 
 
@@ -63,9 +63,13 @@ class References:
 
     def rows(self, count: int, *more: str) -> list[Row]:
         """The commands that train them; the first writes the recipe that they read. more: further flags."""
-        changed = {"classes": write_list(self.classes), "report": False, "overwrite": False, "config": "", "gallery": 0,
+        changed = {"classes": write_list(self.classes), "report": False, "overwrite": False, "gallery": 0,
                    "save_every": 20.0, "threads": self.flags.get("threads") or 1, "num_gpus": 1}  # fmt: skip
-        values = {name: value for name, value in {**self.flags, **changed}.items() if name != "output_dir"}
+        values = {
+            name: value
+            for name, value in {**self.flags, **changed}.items()
+            if name not in ("output_dir", "help_all", "config")
+        }
         place, package = self.place, type(self.session).__module__.partition(".")[0]
         write_bytes(place / "recipe.yaml", yaml.safe_dump(values, allow_unicode=True).encode())
         rows = []

@@ -19,7 +19,7 @@ from common.evaluation.attacks.relearn import quiet
 from common.evaluation.bench import Bench
 from common.evaluation.budget import BUDGETS
 from common.evaluation.cka import linear_cka
-from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT, Figure
+from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT, Figure, exceeding
 from common.evaluation.intervals import clopper_pearson, percentile, replicates, resamples
 from common.evaluation.subjects import Subject
 from common.evaluation.synthetic import Blobs
@@ -32,10 +32,14 @@ from common.trainer import Trainer
 FORGOTTEN, RETAINED = ("c0", "c1"), tuple(f"c{i}" for i in range(2, 8))
 REFERENCES, HELD_OUT = 3, 10
 EVERY_ITEM = 40  # shots: with five of them no model of the blobs comes back to 80 %, which would leave no index
+WIDTH = 3.92  # standard deviations that a 95 % interval spans
 DATA: dict[str, Any] = {"classes": 8, "items": EVERY_ITEM, "inputs": 24, "width": 16, "spread": 0.8, "noise": 1.0}
 BUDGET = replace(BUDGETS["quick"], draws=4, replicates=200, relearn_shots=(5, EVERY_ITEM), relearn_steps=64)
 LR = 1e-2
-ALLOWED = 2  # held-out models of ten that may be flagged: each is one draw from the cloud that it is compared with
+ALLOWED = (
+    0.2  # share of the held-out models that may be flagged: each is one draw from the cloud that it is compared with
+)
+CHOICES = 1000  # of references and one held-out model, among all held-out ones
 
 
 class Line(NamedTuple):
@@ -86,7 +90,7 @@ class Attacked:
 
     def above(self) -> list[str]:
         """Attacks with a headline figure above every reference."""
-        return sorted({f.attack for f in self.figures if f.headline and f.above})
+        return sorted({f.attack for f in verdict.above(self.figures)})
 
 
 class Bank:
@@ -107,12 +111,12 @@ class Bank:
         return Attacked(figures, found, self.bench.anamnesis()[f"relearn, {EVERY_ITEM} shots"]["index"])
 
 
-def lines() -> Iterator[Line]:
-    """All tests, one after the other."""
+def lines(models: int = HELD_OUT) -> Iterator[Line]:
+    """All tests, one after the other. models: held-out ones."""
     original = trained(0, FORGOTTEN + RETAINED)
     bank = Bank(original, [trained(100 + i, RETAINED) for i in range(REFERENCES)])
     yield _head_only(bank, original)
-    yield from _held_out(bank)
+    yield from _held_out(bank, models)
     yield _canaries()
     yield _random_labels()
     yield from _similarity(original)
@@ -127,19 +131,39 @@ def _head_only(bank: Bank, original: nn.Module) -> Line:
     return Line("head-only forgetting", "output 0 %, caught by probe and prototype", told, caught and output == 0)
 
 
-def _held_out(bank: Bank) -> Iterator[Line]:
-    found = [bank.result(trained(200 + i, RETAINED)) for i in range(HELD_OUT)]
+def _held_out(bank: Bank, models: int) -> Iterator[Line]:
+    found = [bank.result(trained(200 + i, RETAINED)) for i in range(models)]
     flagged = [f for f in found if f.verdicts[-1].level == verdict.SUPPRESSED]
-    rate = clopper_pearson(len(flagged), HELD_OUT)
+    rate = clopper_pearson(len(flagged), models)
     attacks = sorted({a for f in flagged for a in f.above()})
-    told = (
-        f"{len(flagged)} of {HELD_OUT} flagged, {verdict.percent(rate)}{': ' + ', '.join(attacks) if attacks else ''}"
-    )
-    yield Line("held-out retrained models", f"at most {ALLOWED} flagged", told, len(flagged) <= ALLOWED)
+    told = f"{len(flagged)} of {models} flagged, {verdict.percent(rate)}{': ' + ', '.join(attacks) if attacks else ''}"
+    most = round(ALLOWED * models)
+    yield Line("held-out retrained models", f"at most {most} flagged", told, len(flagged) <= most)
+    for count in (n for n in verdict.FALSE_ALARMS if n < models):
+        alarms, expected = false_alarms(found, count), ALLOWED if count == REFERENCES else ALLOWED / 2
+        told = f"{100 * alarms:.1f} %"
+        yield Line(f"false alarms with {count} references", f"at most {100 * expected:.0f} %", told, alarms <= expected)
     indices = [f.index for f in found if f.index is not None]
     middle = float(np.median(indices)) if indices else float("nan")
     told = f"{middle:.2f}, median of {len(indices)}"
     yield Line("relearning a never-saw model", "anamnesis about 1 (0.5 to 2)", told, 0.5 <= middle <= 2)
+
+
+def false_alarms(found: Sequence[Attacked], references: int, seed: int = 0) -> float:
+    """How often a held-out model is flagged against others of its kind, over `CHOICES` of both."""
+    random = np.random.default_rng(seed)
+    results = [[f for f in one.figures if f.headline] for one in found]
+    hits = 0
+    for _ in range(CHOICES):
+        own, *others = random.permutation(len(results))[: references + 1]
+        figures = []
+        for column, figure in enumerate(results[own]):
+            top = max(results[i][column].result.value for i in others)
+            e = figure.result
+            chance = exceeding(e.value, (e.high - e.low) / WIDTH, top, e.n)
+            figures.append(replace(figure, chance=chance))
+        hits += bool(verdict.above(figures))
+    return hits / CHOICES
 
 
 def _canaries() -> Line:

@@ -13,6 +13,8 @@ REVERSIBLE, SUPPRESSED, NOT_RECOVERED, INCONCLUSIVE = "reversible", "suppressed"
 ANSWERED = 0.1  # of the original's accuracy; above, the output itself still names the classes
 ENOUGH = 3  # references
 WIDE = 0.15  # half-width of an interval above which a figure decides nothing
+LEVEL = 0.025  # one-sided, of all headline figures together
+FALSE_ALARMS = {3: 6, 5: 3, 8: 1}  # references -> percent; `python -m common.evaluation validate --models 40`
 FEW_ITEMS = 10  # test items of a class below which a warning is due
 
 
@@ -41,15 +43,45 @@ def verdicts(
     headlines = [f for f in figures if f.headline]
     found = [_reversible(figures)] if adapter else []
     answered = [f for f in headlines if f.attack == "output" and _answered(f)]
-    above = [f for f in headlines if f.above and f.attack != "output"]
+    flagged = above(headlines)
     if answered:
         found.append(_suppressed("Not even suppressed at the output.", answered[0]))
-    elif above:
-        worst = max(above, key=lambda f: f.leak.value if f.leak else f.result.value)
-        found.append(_suppressed("Suppressed at the output.", worst, [f for f in above if f is not worst]))
+    elif flagged:
+        worst = max(flagged, key=lambda f: f.leak.value if f.leak else f.result.value)
+        found.append(_suppressed("Suppressed at the output.", worst, [f for f in flagged if f is not worst]))
     else:
         found.append(_open(headlines, not_run, budget, no_reference))
     return found
+
+
+def above(figures: Sequence[Figure]) -> list[Figure]:
+    """The headline figures of attacks that stand above every reference, by the probabilities `Figure.chance`.
+
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979, at LEVEL over all of them: as many as there are, the
+    smallest must be below LEVEL / m, the next below LEVEL / (m - 1), and so on until one is not.
+    """
+    tested = sorted(
+        (f for f in figures if f.headline and f.attack != "output" and f.chance is not None),
+        key=lambda f: f.chance or 0.0,
+    )
+    found: list[Figure] = []
+    for left, figure in zip(range(len(tested), 0, -1), tested, strict=True):
+        if (figure.chance or 0.0) > LEVEL / left:
+            break
+        found.append(figure)
+    return found
+
+
+def errors(references: int) -> str:
+    """What is known of false alarms, in words."""
+    text = f"They are tested together against the highest reference (Holm, {100 * LEVEL:g} %)."
+    measured = [share for count, share in FALSE_ALARMS.items() if count <= references]
+    if not measured:
+        return text
+    return (
+        f"{text} With {references} references, about {measured[-1]} of 100 models that never saw the classes are still "
+        "called suppressed (measured on synthetic data)."
+    )
 
 
 def _reversible(figures: Sequence[Figure]) -> Verdict:

@@ -17,5 +17,5 @@ def write(folders: Sequence[str | Path], path: str | Path, title: str = "") -> P
         UserError: a folder is no run.
     """
     path = Path(path)
-    write_bytes(path, render([read_run(folder) for folder in folders], title).encode())
+    write_bytes(path, render([read_run(folder) for folder in folders], title, place=path.parent).encode())
     return path

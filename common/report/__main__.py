@@ -41,7 +41,7 @@ def body(argv: list[str]) -> int:
     if args.json:
         write_json(Path(args.json), [summary(run) for run in runs])
     if args.html:
-        write_bytes(Path(args.html), render(runs, args.title, columns).encode())
+        write_bytes(Path(args.html), render(runs, args.title, columns, place=Path(args.html).parent).encode())
         print(f"page in {args.html}", file=sys.stderr)
     return 0
 

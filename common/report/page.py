@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from markupsafe import Markup
+from pathlib import Path
 
 from common.report import sections, verdict
 from common.report.runs import RunRecord
 from common.report.table import FOOTNOTE, NO_NAMES, Names, tables
-from common.report.templates import HERE, template
+from common.report.templates import style, template
 
 
-def render(runs: Sequence[RunRecord], title: str = "", columns: Sequence[str] = (), names: Names = NO_NAMES) -> str:
-    """The page of one run, or of several: their table first (see `tables`), then each set of seeds with its first run."""
+def render(runs: Sequence[RunRecord], title: str = "", columns: Sequence[str] = (), names: Names = NO_NAMES,
+           place: Path | None = None) -> str:  # fmt: skip
+    """The page of one run, or of several: their table first (see `tables`), then each set of seeds with its first run.
+
+    place: the folder that the page will lie in, for links to other pages; by default that of the run.
+    """
     found = tables(runs, columns, names)
     shown = [(row[0], members[0]) for table in found for row, members in zip(table.rows, table.sets, strict=True)]
     called, firsts = [name for name, _ in shown], [run for _, run in shown]
@@ -26,9 +29,9 @@ def render(runs: Sequence[RunRecord], title: str = "", columns: Sequence[str] = 
         rules=verdict.RULES,
         several=several,
         runs=len(runs),
-        sections=[sections.section(run, name, top) for name, run in shown],
+        sections=[sections.section(run, name, top, place) for name, run in shown],
         shared=sections.shared_pictures(firsts, called) if several else [],
-        style=Markup((HERE / "style.css").read_text()),
+        style=style(),
     )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from common.record import write_bytes
+from common.report.sections import by_picture
 from common.report.svg import Axes, Line, chart
+from common.report.templates import style, template
 
-HERE = Path(__file__).parent
-HUES = {"original": 210.0, "result": 18.0, "reference": 150.0}
-DASHES = {"original": "7 4", "result": "", "reference": "2 3"}
+Pictures = Mapping[str, Sequence[Mapping[str, Any]]]
+KINDS = ("original", "result", "reference")
+HUES = {"result": 18.0, "reference": 150.0}
+DASHES = {"result": "", "reference": "2 3"}
 GRADES = {"reversible": "fair", "suppressed": "bad", "not recovered": "good", "inconclusive": "open"}
 ATTACKS = {
     "output": "What the model says",
@@ -21,30 +25,35 @@ ATTACKS = {
     "relearn": "Relearning with fresh adapters",
     "weights": "Rounded and rescaled weights",
     "radius": "Small changes of the input",
+    "rmia": "Was this very picture used? (membership of single items)",
 }
 
 
-def write(found: Mapping[str, Any], path: Path) -> Path:
-    """Writes the page of the content of proof.json; its path."""
-    write_bytes(path, render(found).encode())
+def write(found: Mapping[str, Any], path: Path, pictures: Pictures = MappingProxyType({})) -> Path:
+    """Writes the page of the content of proof.json; its path. pictures: see `render`."""
+    write_bytes(path, render(found, pictures).encode())
     return path
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """The page as HTML, nothing loaded from anywhere."""
-    import jinja2
-    from markupsafe import Markup
+def render(found: Mapping[str, Any], pictures: Pictures = MappingProxyType({})) -> str:
+    """The page as HTML, nothing loaded from anywhere.
 
-    loader, strict = jinja2.FileSystemLoader(HERE), jinja2.StrictUndefined
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
-    return env.get_template("proof.html").render(
+    Args:
+        pictures: subject -> gallery items of objects or segments and what covers them.
+    """
+    shown = found["forgotten"][:8]
+    more = len(found["forgotten"]) - len(shown)
+    names = ", ".join(shown) + (f" and {more} more" if more else "")
+    return template("proof.html").render(
+        title=f"Proof: how much of {names} is left in {found['run']}?",
         found=found,
         grades=GRADES,
         attacks=[one for name in ATTACKS if (one := _attack(found, name))],
         answers=_answers(found),
         subjects=list(found["answers"]),
-        legend=[(name, HUES[name], DASHES[name]) for name in HUES if any(s.startswith(name) for s in found["answers"])],
-        style=Markup((HERE / "style.css").read_text()),
+        kinds=[name for name in KINDS if any(s.startswith(name) for s in found["answers"])],
+        pictures=by_picture(list(pictures.items())),
+        style=style(),
     )
 
 
@@ -52,70 +61,55 @@ def _attack(found: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     own = [f for f in found["figures"] if f["attack"] == name]
     if not own:
         return None
-    plots = [*_plots(own), *(_curves(found["curves"]) if name == "relearn" else [])]
-    return {"title": ATTACKS[name], "rows": [_row(f) for f in own], "plots": plots}
+    curves = _curves(found["curves"], found.get("curve", "test items named (%)")) if name == "relearn" else []
+    return {"title": ATTACKS[name], "rows": [_row(f) for f in own], "curves": curves}
 
 
 def _row(figure: Mapping[str, Any]) -> dict[str, Any]:
     share = figure["unit"] == "share"
+    form, factor = ("{:.0f} [{:.0f}, {:.0f}]", 100) if share else ("{:.3f} [{:.3f}, {:.3f}]", 1)
 
     def text(e: Mapping[str, float] | None) -> str:
-        if e is None:
-            return "not run"
-        form = "{:.0f} [{:.0f}, {:.0f}]" if share else "{:.3f} [{:.3f}, {:.3f}]"
-        factor = 100 if share else 1
-        return form.format(*(factor * e[key] for key in ("value", "low", "high")))
+        return "not run" if e is None else form.format(*(factor * e[key] for key in ("value", "low", "high")))
 
-    references = [r["value"] for r in figure["references"]]
-    mean = (
-        {"value": sum(references) / len(references), "low": min(references), "high": max(references)}
-        if references
-        else None
-    )
+    values = [r["value"] for r in figure["references"]]
+    mean = {"value": sum(values) / len(values), "low": min(values), "high": max(values)} if values else None
     leak = figure["leak"]
+    cells = {"original": text(figure["original"]), "result": text(figure["result"]), "never saw": text(mean)}
     return {
         "name": figure["name"] + (" (%)" if share else f" ({figure['unit']})"),
-        "cells": [text(figure["original"]), text(figure["result"]), text(mean)],
-        "leak": "{value:.2f} [{low:.2f}, {high:.2f}]".format(**leak) if leak else f"none: {figure['no_leak']}",
+        "cells": cells,
+        "leak": "{value:.2f} [{low:.2f}, {high:.2f}]".format(**leak) if leak else "none",
         "n": figure["n"],
         "above": figure["above"],
         "headline": figure["headline"],
+        "strip": _strip(figure, share),
+        "label": ", ".join(f"{kind} {told}" for kind, told in cells.items()),
     }
 
 
-def _plots(figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One chart per series: figures whose names differ only behind the last comma."""
-    series: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for figure in figures:
-        series.setdefault((figure["name"].rpartition(", ")[0], figure["unit"]), []).append(figure)
-    plots = []
-    for (title, unit), own in series.items():
-        labels = [f["name"].rpartition(", ")[2] for f in own]
-        share, count = unit == "share", max(len(f["references"]) for f in own)
-        factor = 100 if share else 1
-        clouds = [[f["references"][i] if i < len(f["references"]) else None for f in own] for i in range(count)]
-        rows = [("original", [f["original"] for f in own]), *(("reference", c) for c in clouds),
-                ("result", [f["result"] for f in own])]  # fmt: skip
-        lines = [
-            Line(name, HUES[name], [(i, e and factor * e["value"]) for i, e in enumerate(es)], True, DASHES[name])
-            for name, es in rows
-        ]
-        axes = Axes("", "test items named (%)" if share else unit, (0, 100) if share else None, labels=labels)
-        plots.append({"title": title or own[0]["attack"], "svg": chart(lines, axes)})
-    return plots
+def _strip(figure: Mapping[str, Any], share: bool) -> dict[str, Any]:
+    """Where the marks of a figure lie on a line from 0 to 1 (shares) or to the largest value, 0..100."""
+    own, result = figure["original"], figure["result"]
+    every = [r["value"] for r in figure["references"]]
+    top = 1.0 if share else max([*every, result["high"], own["value"] if own else 0.0]) or 1.0
+
+    def at(value: float) -> float:
+        return round(100 * min(max(value / top, 0.0), 1.0), 1)
+
+    ends = {key: at(result[key]) for key in ("value", "low", "high")}
+    return {"original": at(own["value"]) if own else None, "references": [at(v) for v in every], **ends}
 
 
-def _curves(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _curves(curves: Mapping[str, Any], unit: str) -> list[dict[str, Any]]:
     plots = []
     for variant, own in curves.items():
-        if not variant.startswith("relearn"):
-            continue
         lines = []
         for subject, curve in own.items():
             kind = subject.split("-")[0]
             points = [(x, 100 * y) for x, y in zip(curve["steps"], curve["share"], strict=True)]
             lines.append(Line(subject, HUES[kind], points, True, DASHES[kind]))
-        plots.append({"title": variant, "svg": chart(lines, Axes("step", "test items named (%)", (0, 100)))})
+        plots.append({"title": variant, "svg": chart(lines, Axes("step", unit, (0, 100)))})
     return plots
 
 
@@ -124,12 +118,12 @@ def _answers(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name in found["forgotten"]:
         cells = []
-        for answers in found["answers"].values():
+        for subject, answers in found["answers"].items():
             one = answers.get(name)
             if one is None:
-                cells.append("no test item")
+                cells.append((subject, "no test item"))
                 continue
             told = ", ".join(f"{answer} {count}" for answer, count in list(one["answers"].items())[:4])
-            cells.append(f"{told} (mean confidence {one['confidence']:.2f})")
+            cells.append((subject, f"{told} (mean confidence {one['confidence']:.2f})"))
         rows.append({"name": name, "cells": cells})
     return rows

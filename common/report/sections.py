@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from common.report import details, plots
@@ -12,14 +14,19 @@ from common.report.table import NONE, duration, memory
 from common.report.verdict import verdicts
 from common.schema import read_json
 
-PROOF = "proof.json"  # of `prove`, with proof.html beside it
+PROOF, PROOF_PAGE = "proof.json", "proof.html"  # of `prove`
 MANY = 120  # classes of a group; above, the bars show those that changed most
 COMPARED = 4  # runs whose answers fit below one picture
 NAME = 16  # characters of a class name that always fit; longer names are cut, with the whole as a tooltip
 
 
-def section(run: RunRecord, title: str, moved: float | None = None) -> dict[str, Any]:
-    """Everything the template needs to show a run. `moved`: top of the axis of the adapters' movement."""
+def section(
+    run: RunRecord, title: str, moved: float | None = None, place: Path | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Everything the template needs to show a run.
+
+    moved: top of the axis of the adapters' movement; place: folder of the page.
+    """
     colour = plots.hues(run)
     curves = [p for p in (plots.scores(run),) if p]
     return {
@@ -40,6 +47,7 @@ def section(run: RunRecord, title: str, moved: float | None = None) -> dict[str,
         "class_curves": details.curves(run),
         "pictures": pictures(run),
         "proof": read_json(run.folder / PROOF) if (run.folder / PROOF).exists() else None,
+        "proof_page": Path(os.path.relpath(run.folder / PROOF_PAGE, place or run.folder)).as_posix(),
         "config": json.dumps(run.config, indent=1, ensure_ascii=False),
     }
 
@@ -189,13 +197,19 @@ def shared_pictures(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dic
 def _by_group(run: RunRecord, answers: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[dict[str, Any]]:
     owner = {str(c): g for g, members in run.groups.items() for c in members}
     result: dict[str, list[dict[str, Any]]] = {}
+    for shown in by_picture(answers):
+        result.setdefault(owner.get(shown["truth"], ""), []).append(shown)
+    return [{"group": g, "items": items} for g, items in result.items()]
+
+
+def by_picture(answers: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[dict[str, Any]]:
+    """Per test picture its name, its truth and its views with their answers, from (title, gallery items) pairs."""
+    result = []
     for name in dict.fromkeys(item["name"] for _, items in answers for item in items):
         named = ((title, [item for item in items if item["name"] == name]) for title, items in answers)
         seen = [(title, items[0]) for title, items in named if items]  # a picture of two groups was answered twice
-        truth = str(seen[0][1]["truth"])
-        group = owner.get(truth, "")
-        result.setdefault(group, []).append({"name": name, "truth": truth, "views": _views(seen)})
-    return [{"group": g, "items": items} for g, items in result.items()]
+        result.append({"name": name, "truth": str(seen[0][1]["truth"]), "views": _views(seen)})
+    return result
 
 
 def _views(seen: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -6,10 +6,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 if TYPE_CHECKING:
     import jinja2
 
 HERE = Path(__file__).parent
+
+
+@cache
+def style() -> Markup:
+    """The style sheet of every page."""
+    return Markup((HERE / "style.css").read_text())
 
 
 @cache

@@ -127,7 +127,7 @@ def write_tables(sweep: Sweep) -> None:
     write_bytes(sweep.out / "table.md", text.encode())
     write_bytes(sweep.out / "table.csv", "\n".join(map(csv_text, tables(runs, columns, names))).encode())
     write_json(sweep.out / "figures.json", [summary(run) for run in runs])
-    write_bytes(sweep.out / "report.html", render(runs, sweep.out.name, columns, names).encode())
+    write_bytes(sweep.out / "report.html", render(runs, sweep.out.name, columns, names, sweep.out).encode())
     print(f"{text}\n{len(done)} of {len(sweep.rows)} rows; page in {sweep.out / 'report.html'}")
 
 

@@ -71,6 +71,7 @@ class DetectionDomain(Domain):
     exclusive = plain_loss = False  # sigmoids with a focal loss
     metric = "map"
     metric_label = "COCO AP (%)"
+    recovery = "AP50"
     curve_axes = ("recall", "precision at IoU 0.5")
 
     def __init__(
@@ -272,15 +273,18 @@ class DetectionDomain(Domain):
         return Prediction(self.criterion.total(terms), scores, embedding, labels, missed, reversible)
 
     def located(self, model: nn.Module, batch: ImageBatch) -> Tensor:
-        """Over the CANDIDATES queries that are surest of any class; one is called by its best class."""
+        """Over the CANDIDATES queries that are surest of any class; one is called by its best class, and "no object" where
+        the score of that is not shown."""
         outputs, device = self.forward(model, batch), next(model.parameters()).device
         found = []
         for logits, boxes, target in zip(outputs["pred_logits"], outputs["pred_boxes"], batch.targets, strict=True):
             sure, called = logits.float().max(-1)
             top = sure.topk(min(CANDIDATES, len(sure))).indices
+            shown = called.where(sure.sigmoid() >= gallery.THRESHOLD, logits.shape[-1])
             covers = ops.box_iou(cxcywh_to_xyxy(target["boxes"].to(device)), cxcywh_to_xyxy(boxes[top].float()))
             same = called[top] == target["labels"].to(device)[:, None]
-            found.append(torch.stack([covers.amax(1), (covers * same).amax(1)], dim=1))
+            best = shown[top][covers.argmax(1)].to(covers)
+            found.append(torch.stack([covers.amax(1), (covers * same).amax(1), best], dim=1))
         return torch.cat(found)
 
     def confidence(self, scores: Tensor) -> Tensor:
@@ -332,6 +336,18 @@ class DetectionDomain(Domain):
             size = (record.height, record.width)
             (found,) = model.post_process(outputs, [size], gallery.THRESHOLD)
             items.append(gallery.item(record, found, self.classes.names, wanted))
+        return items
+
+    def sightings(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+        wanted, items = frozenset(classes), []
+        for index in self._showing(classes, "test")[:count]:
+            batch = self._batch([Draw(index, None)], wanted, train=False)
+            record, outputs = self._record(index, False), self.forward(model, batch)
+            found = post_process(outputs, [(record.height, record.width)], model.config.num_select)[0]
+            truths = [t for t in record.annotations if t.label in wanted and not t.crowd]
+            covers = box_iou(torch.tensor([t.box for t in truths]).to(found["boxes"]), found["boxes"])
+            best = {key: value[covers.argmax(1)] for key, value in found.items()}
+            items.append(gallery.sighting(record, truths, best, covers.amax(1).tolist(), self.classes.names))
         return items
 
     def save_folder(self, model: nn.Module, folder: Path) -> None:

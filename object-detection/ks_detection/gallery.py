@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -41,6 +43,22 @@ def item(record: ImageRecord, found: dict[str, Tensor], names: tuple[str, ...], 
     answer = ", ".join(sorted(name for name in answers if name in wanted)) or "none of these"
     name = f"{record.name} ({truth})"  # an image may stand for two groups
     return GalleryItem(name, buffer.getvalue(), truth, answer, truth == answer)
+
+
+def sighting(
+    record: ImageRecord, truths: Sequence[Any], best: dict[str, Tensor], covers: Sequence[float], names: tuple[str, ...]
+) -> GalleryItem:  # fmt: skip
+    """An image with the detection that covers each true object best. best: scores, labels and boxes, one per object."""
+    buffer = io.BytesIO()
+    draw(record.open(), best, names, SIDE).save(buffer, "PNG", optimize=True)
+    called = [names[label] for label in best["labels"].tolist()]
+    words = [
+        f"{truth.label} is called {name} ({100 * score:.0f} %), IoU {cover:.2f}"
+        for truth, name, score, cover in zip(truths, called, best["scores"].tolist(), covers, strict=True)
+    ]
+    truth = ", ".join(t.label for t in truths)
+    right = all(t.label == name for t, name in zip(truths, called, strict=True))
+    return GalleryItem(record.name, buffer.getvalue(), truth, "; ".join(words), right)
 
 
 def png(image: Image.Image) -> bytes:

@@ -28,7 +28,7 @@ from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.scan import scan
 from ks_segmentation.data.sets import Item, MaskItem, MaskSet
 from ks_segmentation.forgetting import miss_loss
-from ks_segmentation.gallery import shown
+from ks_segmentation.gallery import shown, sighting
 from ks_segmentation.models.architecture import build_mask2former
 from ks_segmentation.models.criterion import UNKNOWN, Criterion, SegmentationLoss
 from ks_segmentation.scores import Confusion, Scores
@@ -87,6 +87,7 @@ class SegmentationDomain(Domain):
     exclusive = False  # scores are those of one query, while all queries answer a segment
     metric = "miou"
     metric_label = "mean IoU (%)"
+    recovery = ""
 
     def __init__(
         self, base: nn.Module, known: Sequence[str], sets: Sequence[MaskSet], groups: dict[str, Sequence[str]],
@@ -275,8 +276,10 @@ class SegmentationDomain(Domain):
             truth = torch.stack([labels.flatten() == row for row in rows]).to(masks.device)
             shared = truth.float() @ masks.float().T
             covers = shared / (truth.sum(1)[:, None] + masks.sum(1)[None] - shared).clamp_min(1)
-            same = logits.argmax(-1)[None] == torch.tensor(rows, device=masks.device)[:, None]
-            found.append(torch.stack([covers.amax(1), (covers * same).amax(1)], dim=1))
+            called = logits.argmax(-1)
+            same = called[None] == torch.tensor(rows, device=masks.device)[:, None]
+            best = called[covers.argmax(1)].to(covers)
+            found.append(torch.stack([covers.amax(1), (covers * same).amax(1), best], dim=1))
         return torch.cat(found)
 
     def confusions(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
@@ -314,6 +317,16 @@ class SegmentationDomain(Domain):
         return batch.names
 
     def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+        names = self.classes.names
+        everything = [names[row] for row in sorted(self.wanted)]
+        picked = self._holding(classes, count)
+        return [shown(model, k.item, self.labels_of(k, everything, IGNORE), names) for k in picked]
+
+    def sightings(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+        picked = self._holding(classes, count)
+        return [sighting(model, k.item, self.labels_of(k, classes, IGNORE), self.classes.names) for k in picked]
+
+    def _holding(self, classes: Sequence[str], count: int) -> list[Known]:
         """Test images that hold as many of the classes as possible."""
         by_class = [[k for k in self.test_items if row in k.present] for row in self.classes.rows(classes)]
         picked: dict[str, Known] = {}
@@ -321,9 +334,7 @@ class SegmentationDomain(Domain):
             for found in by_class:
                 if turn < len(found) and len(picked) < count:
                     picked.setdefault(found[turn].item.name, found[turn])
-        names = self.classes.names
-        everything = [names[row] for row in sorted(self.wanted)]
-        return [shown(model, k.item, self.labels_of(k, everything, IGNORE), names) for k in picked.values()]
+        return list(picked.values())
 
     def describe(self) -> dict[str, Any]:
         items = [known.item for known in (*self.train_items, *self.test_items)]

@@ -18,11 +18,14 @@ def test_a_detection_under_another_name_is_seen_but_unnamed(monkeypatch):
     boxes[:, 1] = torch.tensor([0.9, 0.9, 0.02, 0.02])
     logits = torch.full((count, 2, len(own.classes)), -4.0)
     logits[:, 0, own.classes.row("a")] = 3
-    any_class, named = covered(model, monkeypatch, own, boxes, logits).T
+    any_class, named, called = covered(model, monkeypatch, own, boxes, logits).T
     assert torch.allclose(any_class, torch.ones(count)) and float(named.max()) == 0
+    assert torch.equal(called, torch.full((count,), float(own.classes.row("a"))))
     logits[:, 0, own.classes.row("b")] = 5
-    any_class, named = covered(model, monkeypatch, own, boxes, logits).T
+    any_class, named, called = covered(model, monkeypatch, own, boxes, logits).T
     assert torch.allclose(named, torch.ones(count))
+    *_, called = covered(model, monkeypatch, own, boxes, logits - 9).T  # below what is shown
+    assert torch.equal(called, torch.full((count,), float(len(own.classes))))
 
 
 def test_classification_has_no_places():

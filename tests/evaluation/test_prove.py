@@ -133,5 +133,10 @@ def test_the_page_escapes_names_and_shows_every_attack(place):
     found = proved(place / "run")
     found["run"] = "<script>"
     text = page.render(found)
-    assert "<script>" not in text and text.count('<svg class="chart"') >= 6 and "http" not in text.split("</style>")[1]
+    assert (
+        "<script>" not in text
+        and text.count('<svg class="strip"') == len(found["figures"])
+        and '<svg class="chart"' in text
+        and "http" not in text.split("</style>")[1]
+    )
     assert "Reversible by construction" in text and found["sha256"]["data"]["list"] in text

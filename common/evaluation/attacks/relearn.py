@@ -24,16 +24,19 @@ from common.streams import Chosen, Ordered, Stream, derive
 from common.trainer import Trainer
 
 RANK, LOOKS = 4, 16
+OVERLAP = 0.5  # IoU from which on a prediction covers an object or segment
 
 
 @dataclass(frozen=True)
 class Attempt:
     """One run of the attacker.
 
-    steps:  after how many steps the answers were taken; hits: [steps, n] whether each forgotten test item is named.
+    steps:  after how many steps the score was taken; scores: [steps] what `score` gives.
+    hits:   [n] whether each forgotten test item is named after the last step.
     """
 
     steps: tuple[int, ...]
+    scores: np.ndarray
     hits: np.ndarray
 
 
@@ -61,34 +64,58 @@ def relearn(
               "schedule": "constant", "warmup": 0.0, "precision": "fp32", "gallery": 0, "device": _device(model),
               "save_every": 1e9, "train_head_rows": bool(shots)}  # fmt: skip
     taken: list[int] = []
-    found: list[np.ndarray] = []
+    found: list[float] = []
     wanted = {1, 2, *(round(steps * i / LOOKS) for i in range(1, LOOKS + 1))}
     with tempfile.TemporaryDirectory() as folder, quiet():
 
         def look(kind: str, record: Mapping[str, Any]) -> None:
             if kind == "steps" and record["step"] + 1 in wanted:
                 taken.append(record["step"] + 1)
-                found.append(hits(domain, trainer.model, forgotten, most, batch))
+                found.append(score(domain, trainer.model, forgotten, most, batch))
 
         run = Run(folder, callbacks=[look])
         trainer = Trainer(own, plan, settings_from((), values | dict(flags or {})), run)
-        start = hits(domain, trainer.model, forgotten, most, batch)
+        start = score(domain, trainer.model, forgotten, most, batch)
         trainer.swap()
-    return Attempt((0, *taken), np.stack([start, *found]))
+        last = hits(domain, trainer.model, forgotten, most, batch)
+    return Attempt((0, *taken), np.array([start, *found]), last)
+
+
+def score(domain: Domain, model: nn.Module, classes: Sequence[str], most: int, batch_size: int) -> float:
+    """How well the classes are known, 0..1: the share of `hits`, or, where a picture holds several items, what
+    `Domain.recovery` names (AP50 of a detector, mean IoU of a segmenter) on all test pictures."""
+    if domain.recovery is None:
+        return float(hits(domain, model, classes, most, batch_size).mean())
+    with evaluated(model):
+        found = domain.evaluate_groups(model, {"": classes})[""]
+    return (found.figures[domain.recovery] if domain.recovery else found.scores)["total"] / 100
 
 
 def hits(domain: Domain, model: nn.Module, classes: Sequence[str], most: int, batch_size: int) -> np.ndarray:
-    """[n] whether each test item of the classes is named by the largest logit; the model's mode stays as it was."""
-    training, found = model.training, []
-    model.eval()
-    with torch.inference_mode(), lora.merged(model):
+    """[n] whether each test item of the classes is named: a picture by the largest logit, an object or a segment by a
+    prediction of its class that covers it. The model's mode stays as it was."""
+    found = []
+    with evaluated(model):
         for name in classes:
             for batch in items(domain, name, False, most, batch_size):
+                covers = domain.located(model, batch)
+                if covers is not None:
+                    found.append((covers[:, 1] >= OVERLAP).cpu().numpy())
+                    continue
                 prediction = domain.predict(model, batch)
                 own = prediction.labels == domain.classes.row(name)
                 found.append((prediction.scores.argmax(-1) == prediction.labels)[own].cpu().numpy())
-    model.train(training)
     return np.concatenate(found).astype(float)
+
+
+@contextlib.contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Inside, the model answers with its adapters merged; its mode stays as it was."""
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), lora.merged(model):
+        yield
+    model.train(training)
 
 
 def first_step(steps: Sequence[int], shares: Sequence[float], level: float) -> int | None:
