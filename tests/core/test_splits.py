@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from common.splits import groups_from_flags, read_list, resolve, shorten, subset
+from common.splits import groups_from_flags, read_list, resolve, shorten, subset, write_list
 
 BASE, NEW = ["cat", "dog", "fox", "7"], ["owl", "yak"]
 LABELS = [0] * 40 + [1] * 10 + [2] * 3
@@ -15,6 +15,12 @@ def test_lists_come_from_text_or_a_file(tmp_path):
     assert read_list(f"@{tmp_path}/list") == ["a", "b"]
     with pytest.raises(UserError, match="cannot read class list"):
         read_list(f"@{tmp_path}/none")
+
+
+def test_names_with_commas_and_quotes_survive_a_flag():
+    assert read_list('"salt, pepper",c') == ["salt, pepper", "c"]
+    names = ["a", "salt, pepper", '"quoted", twice', "@home", "5'7\" tall", "a#b"]
+    assert read_list(write_list(names)) == names and write_list(["a", "b"]) == "a,b"
 
 
 def test_names_win_over_indices():

@@ -1,5 +1,6 @@
 """Attacks as functions of arrays: known answers on made-up data."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -7,12 +8,12 @@ import pytest
 import torch
 
 from common.domain import Prediction
-from common.evaluation import intervals
+from common.evaluation import intervals, verdict
 from common.evaluation.attacks import membership, output, probe, prototype, radius, relearn, rmia, weights
 from common.evaluation.attacks.shots import few, title
 from common.evaluation.bench import Bench
 from common.evaluation.budget import BUDGETS
-from common.evaluation.figures import leak, share
+from common.evaluation.figures import exceeding, leak, share
 
 
 def blobs(n=30, classes=4, width=6, spread=0.3, seed=0):
@@ -131,6 +132,30 @@ def test_a_leak_that_cannot_be_measured_is_none_with_a_reason():
     assert figure.leak is None and figure.no_leak == "no reference" and not figure.above
     found, reason = leak({"original": 0.3, "result": 0.2, "reference-1": 0.3}, {}, 10)
     assert found is None and "no better" in reason
+
+
+def headlines(*chances):
+    values = {"original": outcomes(0.9), "result": outcomes(0.5), "reference-1": outcomes(0.3)}
+    figure = share("probe", "x", values, 20, headline=True)
+    return [replace(figure, name=str(i), chance=chance) for i, chance in enumerate(chances)]
+
+
+@pytest.mark.parametrize(
+    ("chances", "names"),
+    [
+        ((0.02, 0.5, 0.5), []),  # alone it would be above
+        ((0.008, 0.012, 0.5), ["0", "1"]),
+        ((0.009, 0.001, 0.02), ["1", "0", "2"]),
+        ((0.009, 0.001, 0.03), ["1", "0"]),
+    ],
+)
+def test_headline_figures_are_tested_together(chances, names):
+    assert [f.name for f in verdict.above(headlines(*chances))] == names
+
+
+def test_a_single_item_above_references_at_zero_is_no_finding():
+    assert exceeding(1 / 72, 1 / 72, 0.0, 72) > 0.025
+    assert exceeding(0.5, 0.05, 0.3, 72) < 1e-4 and exceeding(0.3, 0.05, 0.3, 72) == 0.5
 
 
 def test_rounding_to_integers_keeps_each_row_within_half_a_step():

@@ -77,6 +77,26 @@ def test_references_never_saw_the_class_and_learned_all_others(place):
         assert config["flags"]["seed"] == seed and config["identity"]["train"]["epochs"] == 3
 
 
+def test_references_lie_where_every_run_of_the_base_looks(place):
+    base = json.loads((place / "base/config.json").read_text())["flags"]
+    classes = ["green", "blue", "black", "white"]
+    found = retrained.References(SESSION, base, classes, place / "base", place)
+    assert found.place == references(place / "base")[0].parent
+    other = {**base, "seed": 7, "output_dir": "elsewhere", "device": "cuda"}
+    assert retrained.References(SESSION, other, classes, place / "base", place).place == found.place
+    assert retrained.References(SESSION, base, classes[:3], place / "base", place).place != found.place
+    assert retrained.References(SESSION, {**base, "lr": 1.0}, classes, place / "base", place).place != found.place
+
+
+@pytest.mark.slow
+def test_a_reference_of_its_own_process_equals_one_of_this(place, tmp_path):
+    base = json.loads((place / "base/config.json").read_text())["flags"]
+    found = retrained.References(SESSION, base, ["green", "blue", "black", "white"], tmp_path, tmp_path)
+    (folder,) = found.train(1, jobs=2)
+    mine, theirs = (f / "model/model.safetensors" for f in (folder, references(place / "base")[0]))
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
 def test_two_references_and_three_images_are_inconclusive(place):
     found = proved(place / "run")
     assert [v["level"] for v in found["verdicts"]][0] == "reversible"
