@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from common.domain import Domain
 from common.evaluation import answers as arrays
-from common.evaluation import battery
+from common.evaluation import battery, shadows
 from common.evaluation.attacks import radius, relearn, weights
 from common.evaluation.attacks.shots import title
 from common.evaluation.budget import Budget
 from common.evaluation.figures import ORIGINAL, RESULT, Figure, references_of, share
+from common.evaluation.shadows import Shadows
 from common.evaluation.subjects import Subject
 from common.record import pictures, write_json
 from common.schema import read_json
 
-NO_MEMBERS = "the references never saw the forgotten classes and give them no probability; it asks for single images"
+NO_MEMBERS = "asks for single pictures; name models that know the classes but not all their pictures with --shadow-runs"
 PICTURES = 8  # of forgotten objects or segments
 Arrays = dict[str, np.ndarray]
 
@@ -52,6 +55,7 @@ class Bench:
         self.keys: dict[str, str] = {}
         self.score, self.unit = float("nan"), "test items named (%)"  # of the original; of the curves
         self.not_run: dict[str, str] = {"rmia": NO_MEMBERS}
+        self.shadows = Shadows()
         self.watch = Watch(3 * subjects + 4 if subjects else 0)
 
     # ---- attacks on one model ----------------------------------------------------------------------------
@@ -82,6 +86,15 @@ class Bench:
         for variant, hits in found.items():
             self.hits.setdefault(variant, {})[name] = hits[None]
         self._radius(subject, key)
+
+    def shadow(self, domain: Domain, model: nn.Module, seen: set[str] | None = None, name: str = "") -> None:
+        """What a shadow model, trained on the pictures `seen`, or else the attacked model `name` says of single pictures."""
+        found = (shadows.shares(domain, model, self.forgotten, t, self.budget.items, self.batch) for t in (True, False))
+        train, test = found
+        if seen is None:
+            self.shadows.attacked[name] = train, test
+        else:
+            self.shadows.shadows.append((train, test, seen))
 
     def _variants(self, subject: Subject) -> Iterator[tuple[str, np.ndarray]]:
         variants = dict(weights.rounded_variants(subject.model))
@@ -188,6 +201,9 @@ class Bench:
             values = {s: np.isfinite(r)[None].astype(float) for s, r in radii.items()}
             medians = {s: float(np.median(np.nan_to_num(r, posinf=1))) for s, r in radii.items()}
             found.append(share("radius", name, values, self.budget.replicates, median_radius=medians))
+        if self.shadows.shadows:
+            found += self.shadows.figures(min(battery.FEW, self.budget.replicates))
+            self.not_run.pop("rmia", None)
         return found
 
     def battery(self) -> battery.Battery:

@@ -14,7 +14,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from common import devices, report
-from common.evaluation import verdict
+from common.evaluation import shadows, verdict
 from common.evaluation.bench import Bench
 from common.evaluation.budget import BUDGETS
 from common.evaluation.figures import RESULT
@@ -35,6 +35,7 @@ class ProveConfig(Checked):
 
     references: int = knob(3, "models without the forgotten classes to train and compare with; 0: none", least=0)
     reference_runs: str = knob("", "run folders of such models, comma separated, instead of training some")
+    shadow_runs: str = knob("", "base models that know the forgotten classes but not all their pictures, for RMIA")
     jobs: int = knob(0, "references trained at a time; 0: one per core of the CPU, one on a GPU")
     budget: str = knob("quick", "how much the attacker may spend", list(BUDGETS))
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")
@@ -66,6 +67,7 @@ class Proof:
             self.bench.attack(moved_to(subject, self.device))
         for number, folder in enumerate(folders, 1):
             self.bench.attack(moved_to(case.reference(number, folder), self.device))
+        self._shadows()
         found = self._record(folders, no_reference)
         found["seconds"] = {"wall": time.monotonic() - began[0], "cpu": time.process_time() - began[1]}
         write_json(self.case.folder / "proof.json", found)
@@ -73,6 +75,17 @@ class Proof:
         if (self.case.folder / "report.html").exists():
             report.write([self.case.folder], self.case.folder / "report.html")
         return found
+
+    def _shadows(self) -> None:
+        """RMIA, where models for it are named."""
+        for number, text in enumerate(read_list(self.config.shadow_runs)):
+            folder = self.case.shadow(Path(text))
+            if not number:
+                for subject in self.case.own():
+                    moved_to(subject, self.device)
+                    self.bench.shadow(subject.domain, subject.model, name=subject.name)
+            subject = moved_to(self.case.reference(number, folder), self.device)
+            self.bench.shadow(subject.domain, subject.model, shadows.used(folder))
 
     # ---- references --------------------------------------------------------------------------------------
 

@@ -114,6 +114,16 @@ class Case:
                 raise UserError(f"--reference-runs: {folder} has seen class {seen[0]!r}, which {self.folder} forgets.")
         return list(folders)
 
+    def shadow(self, folder: Path) -> Path:
+        """A run named by the user. Raises UserError where it does not know a forgotten class, or items are no pictures."""
+        if not self.session.is_run(folder):
+            raise UserError(f"--shadow-runs: {folder} is no run (config.json is missing).")
+        groups = read_run_config(folder)["identity"]["plan"]["groups"].values()
+        unknown = [c for c in self.forgotten if not any(c in classes for classes in groups)]
+        if unknown:
+            raise UserError(f"--shadow-runs: {folder} does not know class {unknown[0]!r}, which {self.folder} forgets.")
+        return folder
+
     def references(self) -> tuple[References | None, str]:
         """(the models that the base's recipe gives without the forgotten classes, or None, why there are none).
 
@@ -135,7 +145,7 @@ class Case:
         seen = [c for classes in read_run_config(folder)["identity"]["plan"]["groups"].values() for c in classes]
         new = [c for c in (*self.forgotten, *self.known) if c not in seen]
         changes = {"checkpoint": str(folder), "learn": write_list(new), "forget": "", "plan": "", "order": "learn",
-                   "retain": write_list(c for c in self.known if c in seen)}  # fmt: skip
+                   "retain": write_list(c for c in (*self.forgotten, *self.known) if c in seen)}  # fmt: skip
         domain = self._domain(changes)
         return Subject(f"{REFERENCE}-{number}", domain, domain.build_model().eval(), folder=folder)
 

@@ -14,7 +14,7 @@ ANSWERED = 0.1  # of the original's accuracy; above, the output itself still nam
 ENOUGH = 3  # references
 WIDE = 0.15  # half-width of an interval above which a figure decides nothing
 LEVEL = 0.025  # one-sided, of all headline figures together
-FALSE_ALARMS = {3: 6, 5: 3, 8: 1}  # references -> percent; `python -m common.evaluation validate --models 40`
+FALSE_ALARMS = {3: 9, 5: 5, 8: 3}  # references -> percent; `python -m common.evaluation validate --models 40`
 FEW_ITEMS = 10  # test items of a class below which a warning is due
 
 

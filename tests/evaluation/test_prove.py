@@ -133,6 +133,31 @@ def test_given_references_must_not_have_seen_the_class(place, capsys):
     assert "is no run" in capsys.readouterr().err
 
 
+def test_membership_is_asked_of_models_that_used_other_pictures(place, capsys):
+    half = [
+        "--classes",
+        ",".join(KNOWN),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+        "--learn-fraction",
+        "0.5",
+        "--seed",
+        "9",
+    ]
+    assert started("pretrain", "--data", place / "data", *MODEL, *HERE, *half, "--output-dir", place / "half") == 0
+    bare = ["prove", place / "bare", "--references", "0", "--device", "cpu", "--shadow-runs"]
+    assert started(*bare, place / "half") == 0
+    (figure,) = [f for f in proved(place / "bare")["figures"] if f["attack"] == "rmia"]
+    used = json.loads((place / "half/split.json").read_text())["train"]
+    members = 6 - sum("red" in name for name in used)
+    assert figure["unit"] == "AUC" and figure["parameters"]["members"] == members and figure["n"] == members + 2
+    assert 0 <= figure["result"]["value"] <= 1 and "rmia" not in proved(place / "bare")["not_run"]
+    assert started(*bare, place / "base") == 2 and "used by all of them" in capsys.readouterr().err
+    assert started(*bare, references(place / "base")[0]) == 2 and "does not know class 'red'" in capsys.readouterr().err
+
+
 def test_a_run_that_forgets_nothing_is_refused(place, capsys):
     assert started("prove", place / "base") == 2
     assert "forgets no class" in capsys.readouterr().err
