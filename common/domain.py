@@ -17,6 +17,7 @@ from common.splits import shorten
 from common.streams import Stream
 
 Batch = Any  # the loop never looks inside
+OVERLAP = 0.5  # IoU from which on a prediction covers an object or segment
 USUAL_BATCH = 256  # up to here a batch may be larger than the data; its items then repeat
 
 
@@ -166,13 +167,13 @@ class Domain(Protocol):
 
     def located(self, model: nn.Module, batch: Batch) -> Tensor | None:
         """[N, 3] how well what the model finds covers each annotated item: the best IoU, 0..1, of any prediction
-        whatever it is called, and of those called by the item's class; and the row by which the first of the two is
-        called, one behind the last for "no object". None where an item is the whole picture."""
+        whatever it is called, and of those called by the item's class; and the row by which the surest prediction that
+        covers it is called, one behind the last for "no object". None where an item is the whole picture."""
         return None
 
     def sightings(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
-        """Up to `count` test pictures of `classes`, in each the predictions that cover the items best, whatever they are
-        called; `correct` tells whether all are called right. Empty where an item is the whole picture."""
+        """Up to `count` test pictures of `classes`, in each the surest predictions that cover the items, whatever they
+        are called; `correct` tells whether all are called right. Empty where an item is the whole picture."""
         return []
 
     def confidence(self, scores: Tensor) -> Tensor:

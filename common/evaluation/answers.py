@@ -32,7 +32,7 @@ class Part:
     logits:   [N, C], the columns of those classes first and in their order.
     confidence: [N] how sure the best class is, 0..1.
     located:  [M, 4] label, the best IoU of any prediction with the item, the same of those called by its class, and the
-        column by which the first is called (C: "no object"); M is 0 where items are whole pictures.
+        column by which the surest that covers it is called (C: "no object"); M is 0 where items are whole pictures.
     features: block name -> [N, D], the last one "embedding", which the classifier reads.
     """
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from common.domain import OVERLAP
 from common.evaluation.answers import EMBEDDING, Answers, Part
 from common.evaluation.attacks import membership, output, probe, prototype
 from common.evaluation.attacks.prototype import Recovered
-from common.evaluation.attacks.relearn import OVERLAP
 from common.evaluation.attacks.shots import title
 from common.evaluation.budget import Budget
 from common.evaluation.figures import ORIGINAL, RESULT, Figure, distance, references_of, share
@@ -194,7 +194,7 @@ def _of(part: Part, labels: Sequence[int]) -> Part:
 
 
 def _called(located: np.ndarray, columns: Sequence[str]) -> dict[int, dict[str, int]]:
-    """Label -> how often its items are called what, by the prediction that covers them best; see `Part.located`."""
+    """Label -> how often its items are called what, by the surest prediction that covers them; see `Part.located`."""
     found: dict[int, dict[str, int]] = {}
     for label in np.unique(located[:, 0]):
         own = located[located[:, 0] == label]

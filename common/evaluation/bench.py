@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.domain import Domain
+from common.domain import OVERLAP, Domain
 from common.evaluation import answers as arrays
 from common.evaluation import battery, shadows
 from common.evaluation.attacks import radius, relearn, weights
@@ -216,7 +216,7 @@ class Bench:
         for name, own in self.answers.items():
             if len(located := own.test.located):
                 gone = located[located[:, 0] < len(self.forgotten)]
-                found[name] = (gone[:, 2] >= relearn.OVERLAP)[None].astype(float)
+                found[name] = (gone[:, 2] >= OVERLAP)[None].astype(float)
                 continue
             asked = own.test.labels < len(self.forgotten)
             found[name] = (own.test.logits[asked].argmax(1) == own.test.labels[asked])[None].astype(float)

@@ -283,8 +283,8 @@ class DetectionDomain(Domain):
             shown = called.where(sure.sigmoid() >= gallery.THRESHOLD, logits.shape[-1])
             covers = ops.box_iou(cxcywh_to_xyxy(target["boxes"].to(device)), cxcywh_to_xyxy(boxes[top].float()))
             same = called[top] == target["labels"].to(device)[:, None]
-            best = shown[top][covers.argmax(1)].to(covers)
-            found.append(torch.stack([covers.amax(1), (covers * same).amax(1), best], dim=1))
+            best = gallery.surest(covers, sure[top].sigmoid())
+            found.append(torch.stack([covers.amax(1), (covers * same).amax(1), shown[top][best].to(covers)], dim=1))
         return torch.cat(found)
 
     def confidence(self, scores: Tensor) -> Tensor:
@@ -346,8 +346,10 @@ class DetectionDomain(Domain):
             found = post_process(outputs, [(record.height, record.width)], model.config.num_select)[0]
             truths = [t for t in record.annotations if t.label in wanted and not t.crowd]
             covers = box_iou(torch.tensor([t.box for t in truths]).to(found["boxes"]), found["boxes"])
-            best = {key: value[covers.argmax(1)] for key, value in found.items()}
-            items.append(gallery.sighting(record, truths, best, covers.amax(1).tolist(), self.classes.names))
+            best = gallery.surest(covers, found["scores"])
+            chosen = {key: value[best] for key, value in found.items()}
+            overlaps = covers.gather(1, best[:, None])[:, 0].tolist()
+            items.append(gallery.sighting(record, truths, chosen, overlaps, self.classes.names))
         return items
 
     def save_folder(self, model: nn.Module, folder: Path) -> None:

@@ -6,10 +6,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from common.domain import GalleryItem
+from common.domain import OVERLAP, GalleryItem
 from ks_detection.data.records import ImageRecord
 
 THRESHOLD = 0.3  # detections below are not shown
@@ -45,10 +46,15 @@ def item(record: ImageRecord, found: dict[str, Tensor], names: tuple[str, ...], 
     return GalleryItem(name, buffer.getvalue(), truth, answer, truth == answer)
 
 
+def surest(covers: Tensor, scores: Tensor) -> Tensor:
+    """[T] the prediction that covers each object with the largest of [P] scores; of covers [T, P] the best where none does."""
+    return torch.where(covers >= OVERLAP, 1 + scores, covers).argmax(1)
+
+
 def sighting(
     record: ImageRecord, truths: Sequence[Any], best: dict[str, Tensor], covers: Sequence[float], names: tuple[str, ...]
 ) -> GalleryItem:  # fmt: skip
-    """An image with the detection that covers each true object best. best: scores, labels and boxes, one per object."""
+    """An image with the surest detection that covers each true object. best: scores, labels and boxes, one per object."""
     buffer = io.BytesIO()
     draw(record.open(), best, names, SIDE).save(buffer, "PNG", optimize=True)
     called = [names[label] for label in best["labels"].tolist()]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import distributed
-from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
+from common.domain import OVERLAP, ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
 from common.knobs import Checked, knob
@@ -278,7 +278,8 @@ class SegmentationDomain(Domain):
             covers = shared / (truth.sum(1)[:, None] + masks.sum(1)[None] - shared).clamp_min(1)
             called = logits.argmax(-1)
             same = called[None] == torch.tensor(rows, device=masks.device)[:, None]
-            best = called[covers.argmax(1)].to(covers)
+            sure = logits.softmax(-1)[:, :-1].amax(-1)
+            best = called[torch.where(covers >= OVERLAP, 1 + sure, covers).argmax(1)].to(covers)
             found.append(torch.stack([covers.amax(1), (covers * same).amax(1), best], dim=1))
         return torch.cat(found)
 

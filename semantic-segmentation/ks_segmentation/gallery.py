@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
 
-from common.domain import GalleryItem
+from common.domain import OVERLAP, GalleryItem
 from ks_segmentation.data.augment import scoring_view
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.sets import Item
@@ -77,7 +77,7 @@ def shown(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[str])
 
 
 def sighting(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:
-    """An image with the mask of the query that covers each true segment best, whatever that query is called.
+    """An image with the mask of the surest query that covers each true segment, whatever that query is called.
 
     Args:
         truth: [H, W] of the classes asked for, `IGNORE` elsewhere.
@@ -86,16 +86,17 @@ def sighting(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[st
     view = scoring_view(torch.from_numpy(pixels).permute(2, 0, 1), model.config.INPUT)
     outputs = model(model.normalise(view[None].to(model.pixel_mean.device)))
     masks = F.interpolate(outputs["pred_masks"].float(), truth.shape, mode="bilinear")[0].cpu().numpy() > 0
-    share, called = outputs["pred_logits"][0].softmax(-1).max(-1)
+    shares = outputs["pred_logits"][0].softmax(-1).cpu()
+    sure, called = shares[:, :-1].amax(-1).numpy(), shares.argmax(-1)
     answer, words, right = np.full_like(truth, IGNORE), [], True
     for row in (int(r) for r in np.unique(truth[truth != IGNORE])):
         own = truth == row
         covers = (masks & own).sum((1, 2)) / np.maximum((masks | own).sum((1, 2)), 1)
-        best = int(covers.argmax())
+        best = int(np.where(covers >= OVERLAP, 1 + sure, covers).argmax())
         now = int(called[best])
         answer[masks[best]] = now if now < len(names) else row
         name = names[now] if now < len(names) else "no object"
-        words.append(f"{names[row]} is called {name} ({100 * float(share[best]):.0f} %), IoU {covers[best]:.2f}")
+        words.append(f"{names[row]} is called {name} ({100 * float(shares[best].max()):.0f} %), IoU {covers[best]:.2f}")
         right &= now == row
     sheet = side_by_side([pixels, painted(pixels, truth), painted(pixels, answer)], ["image", "truth", "best mask"])
     return GalleryItem(item.name, sheet, _named(truth, names), "; ".join(words), right)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from common import lora
-from common.domain import Batch, Domain, Evaluation, GalleryItem
+from common.domain import OVERLAP, Batch, Domain, Evaluation, GalleryItem
 from common.evaluation.answers import items
 from common.plan import Plan
 from common.record import Run
@@ -24,7 +24,6 @@ from common.streams import Chosen, Ordered, Stream, derive
 from common.trainer import Trainer
 
 RANK, LOOKS = 4, 16
-OVERLAP = 0.5  # IoU from which on a prediction covers an object or segment
 
 
 @dataclass(frozen=True)
