@@ -343,7 +343,7 @@ class DetectionDomain(Domain):
         for index in self._showing(classes, "test")[:count]:
             batch = self._batch([Draw(index, None)], wanted, train=False)
             record, outputs = self._record(index, False), self.forward(model, batch)
-            found = post_process(outputs, [(record.height, record.width)], model.config.num_select)[0]
+            (found,) = model.post_process(outputs, [(record.height, record.width)])
             truths = [t for t in record.annotations if t.label in wanted and not t.crowd]
             covers = box_iou(torch.tensor([t.box for t in truths]).to(found["boxes"]), found["boxes"])
             best = gallery.surest(covers, found["scores"])
