@@ -345,7 +345,7 @@ class DetectionDomain(Domain):
             record, outputs = self._record(index, False), self.forward(model, batch)
             (found,) = model.post_process(outputs, [(record.height, record.width)])
             truths = [t for t in record.annotations if t.label in wanted and not t.crowd]
-            covers = box_iou(torch.tensor([t.box for t in truths]).to(found["boxes"]), found["boxes"])
+            covers = ops.box_iou(torch.tensor([t.box for t in truths]).to(found["boxes"]), found["boxes"])
             best = gallery.surest(covers, found["scores"])
             chosen = {key: value[best] for key, value in found.items()}
             overlaps = covers.gather(1, best[:, None])[:, 0].tolist()
