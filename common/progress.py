@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common import distributed
 
 EVERY = 30.0  # seconds between two lines in a log
-CHUNK = 4096  # items handed to the threads at a time
+CHUNK, PIECE = 4096, 16  # items handed to the threads at a time, and to one of them
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -82,6 +82,12 @@ def watched(items: Iterable[T], total: int, title: str, unit: str = "batch") -> 
 
 def in_threads(function: Callable[[T], R], items: Sequence[T], title: str, unit: str = "image") -> Iterator[R]:
     """`function` of every item, in order, by several threads, with the progress shown; few are in work at a time."""
+
+    def some(start: int) -> list[R]:
+        return [function(item) for item in items[start : start + PIECE]]
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        chunks = (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
-        yield from watched((found for chunk in chunks for found in pool.map(function, chunk)), len(items), title, unit)
+        starts = range(0, len(items), PIECE)
+        chunks = (starts[i : i + CHUNK // PIECE] for i in range(0, len(starts), CHUNK // PIECE))
+        found = (one for chunk in chunks for piece in pool.map(some, chunk) for one in piece)
+        yield from watched(found, len(items), title, unit)

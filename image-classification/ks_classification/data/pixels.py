@@ -35,7 +35,7 @@ class ImageConfig(Checked):
         512, "MiB of decoded images kept in memory; the others are read again when drawn", most=2**20
     )
     label_smoothing: float = knob(0.0, "share of the target spread over all classes", least=0, below=1)
-    eval_batch: int = knob(256, "images per batch when scoring", least=1, most=65_536)
+    eval_batch: int = knob(64, "images per batch when scoring", least=1, most=65_536)
     eval_margin: bool = knob(False, "score faces with the head's margin on the true class (the published face numbers)")
     learn_fraction: float = knob(1.0, "share of each class's training images that a learn phase uses", above=0, most=1)
     forget_fraction: float = knob(1.0, "the same for classes to be forgotten", above=0, most=1)
