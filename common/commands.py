@@ -25,7 +25,7 @@ from common.settings import Settings, settings_from, settings_parser
 from common.trainer import run_plan
 
 EVERYDAY = ("data", "learn_data", "checkpoint", "learn", "forget", "retain", "order", "method", "epochs", "batch_size", "lr",
-            "seed", "output_dir", "overwrite", "config")  # fmt: skip
+            "seed", "output_dir", "overwrite", "dry_run", "config")  # fmt: skip
 
 
 @dataclass
@@ -123,8 +123,10 @@ def run_parser(session: Session, verb: str, argv: Sequence[str]) -> Parser:
 
 def parsed(session: Session, verb: str, argv: Sequence[str]) -> Settings:
     """The settings of swap or pretrain from flags."""
-    args = run_parser(session, verb, argv).parse_args(list(argv))
-    return settings_from(session.run_kinds(verb), vars(args))
+    args = vars(run_parser(session, verb, argv).parse_args(list(argv)))
+    if args["dry_run"]:
+        args |= {"feature_cache": "none", **dict.fromkeys(session.cache_flags, "")}
+    return settings_from(session.run_kinds(verb), args)
 
 
 # ---- evaluate ------------------------------------------------------------------------------------------------

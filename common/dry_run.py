@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from common import adapters, distributed, lora, precision, trainable
+from common import adapters, distributed, trainable
+from common.domain import check_items
 from common.methods._base import Position
 from common.plan import Phase
 from common.splits import shorten
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
 STEPS = 3  # taken on trial in a phase of each action; the first one warms up
 
 
+def tell(trainer: Trainer) -> None:
+    """Prints what the trainer would do; nothing is written, but its model has moved then."""
+    check_items(trainer.domain, trainer.plan, trainer.config.batch_size)
+    told = lines(trainer)
+    if distributed.is_main():
+        print(*told, sep="\n")
+
+
 def lines(trainer: Trainer) -> list[str]:
-    """A description of the run that the trainer would carry out; nothing is written, but its model has moved then."""
+    """What `tell` prints."""
     domain, plan, method = trainer.domain, trainer.plan, trainer.config.method
     told = [f"dry run of {plan.name} by {method}; it would go to {trainer.run.folder}, nothing is written", ""]
     told.append(f"  {'group':<16}{'train':>8}{'test':>8}  classes")
@@ -45,10 +54,13 @@ def lines(trainer: Trainer) -> list[str]:
         told.append(f"  {action:<16}{1000 * step:.0f} ms a step, {begin:.1f} s before the first of a phase")
     told.append(f"  scoring         {scoring:.1f} s, {len(plan.phases) + 1} times")
     begins = sum(seconds[phase.action][0] for phase in plan.phases if phase.action in seconds)
-    steps = sum(seconds[action][1] * total[action] for action in seconds)
-    whole = begins + steps + scoring * (len(plan.phases) + 1)
-    place = f"{trainer.device} with {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else trainer.device
-    told.append(f"  about           {tqdm.format_interval(round(whole))} on {place}, {trainer.format}")
+    stepping = sum(step * total[action] for action, (_, step) in seconds.items())
+    whole = begins + stepping + scoring * (len(plan.phases) + 1)
+    place = (
+        f"{trainer.device} with {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else trainer.device
+    )
+    word = "at most" if trainer.settling.on else "about"
+    told.append(f"  {word:<16}{tqdm.format_interval(round(whole))} on {place}, {trainer.format}")
     told.append(f"  memory          {peak_memory(trainer.device) / 2**20:,.0f} MiB at most in these steps")
     return told
 
@@ -56,8 +68,9 @@ def lines(trainer: Trainer) -> list[str]:
 def _scoring(trainer: Trainer) -> float:
     """Seconds of one scoring of all groups, from two test batches of the largest group."""
     domain, groups = trainer.domain, trainer.plan.groups.values()
-    sizes = {classes: domain.size(classes, train=False) for classes in groups}
-    batches = iter(domain.loader(max(sizes, key=lambda classes: sizes[classes]), train=False))
+    _, largest = max((domain.size(classes, train=False), classes) for classes in groups)
+    total = sum(domain.size(classes, train=False) for classes in groups)
+    batches = iter(domain.loader(largest, train=False))
     per_item = 0.0
     with trainer.observer.answering():
         for _ in range(2):
@@ -67,7 +80,7 @@ def _scoring(trainer: Trainer) -> float:
                 break
             domain.predict(trainer.model, batch)
             per_item = (time.perf_counter() - began) / len(domain.item_names(batch))
-    return per_item * sum(sizes.values()) / distributed.world()
+    return per_item * total / distributed.world()
 
 
 def _step(trainer: Trainer, action: str) -> tuple[float, float]:

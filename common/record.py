@@ -71,6 +71,7 @@ class RecordConfig:
     output_dir: str = knob("", "folder of the run; default results/<domain>/<name of plan and method>")
     overwrite: bool = knob(False, "start anew in a folder that holds another run")
     report: bool = knob(True, "write report.html at the end")
+    dry_run: bool = knob(False, "tell what the run would do, from a few steps on trial, and write nothing")
     tensorboard: bool = knob(False, "also write TensorBoard events (needs tensorboard)")
     wandb: str = knob("", "also log to this Weights & Biases project (needs wandb and your login)")
 

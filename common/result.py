@@ -86,6 +86,8 @@ def swap(
     callbacks: Sequence[Callback] = (), **settings: Any,
 ) -> Result:  # fmt: skip
     """One swap; see `swap` of a domain's package."""
+    if settings.get("dry_run"):
+        raise UserError("`dry_run` is for the command line: `swap.py --dry-run` prints what a run would do.")
     temporary = "" if settings.get("output_dir") else tempfile.mkdtemp(prefix="swap-")
     if temporary:
         settings |= {"output_dir": f"{temporary}/run"}

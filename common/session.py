@@ -94,6 +94,7 @@ class Session:
     reference: YAML file of the published settings.
     data_flags: flags besides --data that name data; another --data takes their place.
     base_flags: flags that also reach a base model which is an earlier swap.
+    cache_flags: flags that name folders for caches, which a dry run does without.
     own_flags: flags that fetch or write something, so that a run folder's record of them is not followed.
     suffixes:  endings of image files.
     formats:   what `export` can write; the first is the default.
@@ -113,6 +114,7 @@ class Session:
     data_flags: Sequence[str] = ()
     base_flags: Sequence[str] = ()
     own_flags: Sequence[str] = ()
+    cache_flags: Sequence[str] = ()
     suffixes: Sequence[str] = ()
     formats: Sequence[str] = ()
 

@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import adapters, devices, distributed, layers, lora, precision, references, report, schedule, trainable
+from common import (
+    adapters,
+    devices,
+    distributed,
+    dry_run,
+    layers,
+    lora,
+    precision,
+    references,
+    report,
+    schedule,
+    trainable,
+)
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain, check_items
 from common.errors import UserError
@@ -51,6 +63,9 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
         references.reference_plans(plan)
     domain = opening.domain()
     trainer = Trainer(domain, plan, settings, Run(folder, settings.flags, callbacks))
+    if settings.record.dry_run:
+        dry_run.tell(trainer)
+        return trainer
     trainer.swap()
     run, folders = trainer.run, [folder]
     if distributed.is_main() and run.path(f"model/{adapters.SWAP}").exists():

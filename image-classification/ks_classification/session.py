@@ -88,7 +88,7 @@ class ClassificationSession(Session):
         base_images = self._images(settings)
         images = base_images
         if source.learn_data:
-            images = base_images.joined(data.load(source.learn_data, source.cache_dir))
+            images = base_images.joined(data.load(source.learn_data, source.cache_dir, not settings.record.dry_run))
         base = self._base(settings, base_images)
         new = [c for c in images.classes if c not in base.classes]
         plan = plan_from(chosen, [c for c in base.classes if c in images.classes], new)
@@ -121,7 +121,7 @@ class ClassificationSession(Session):
         source = settings[SourceConfig]
         if settings.data is not None:
             return data.from_datasets(settings.data, read_list(source.data_classes))
-        return data.load(source.data, source.cache_dir)
+        return data.load(source.data, source.cache_dir, not settings.record.dry_run)
 
     def _base(self, settings: Settings, images: data.ImageSet) -> Base:
         if settings.model is not None:

@@ -92,7 +92,7 @@ class SegmentationSession(Session):
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "data_classes", *PUBLISHED)
     base_flags = ("opts",)
-    own_flags = ("cache_dir",)
+    own_flags = cache_flags = ("cache_dir",)
     suffixes = layouts.SUFFIXES
     formats = ("detectron2", "folder")
 

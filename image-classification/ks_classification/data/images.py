@@ -188,7 +188,9 @@ def cifar(name: str, cache: str, fetch: bool = True) -> ImageSet:
 
 def _check_fetch(name: str, allowed: bool) -> None:
     if not allowed:
-        raise UserError(f"the run's data {name} would be downloaded; give --data {name} to allow that, or a folder.")
+        raise UserError(
+            f"{name} is not here; neither a dry run nor a run's record downloads: give --data {name}, or a folder."
+        )
 
 
 def hugging_face(name: str, fetch: bool = True) -> ImageSet:
