@@ -16,7 +16,7 @@ from common.evaluation import spill
 from common.evaluation.run_measures import class_history_of, history_of, measures, weights_of
 from common.guard import Guard
 from common.plan import Phase, Plan
-from common.record import METRICS, Run
+from common.record import METRICS, Run, name_of, read_run_config
 from common.rows import TrainedRows
 from common.sparsity import block_of, group_norms, groups, zero_group_ratio
 
@@ -124,6 +124,7 @@ class Observer:
         if not distributed.is_main():
             return
         info = {"classes": list(self.domain.classes.names), "method": method, "plan": self.plan.record()}
+        info["run"] = name_of(self._identity())
         if lora.adapters(self.model):
             head = self.domain.head_rows(self.model, self.domain.classes.names)
             adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info, head)
@@ -132,16 +133,18 @@ class Observer:
             adapters.save_model(self.model, self.run.path("model"), info)
 
     def exported(self) -> bool:
-        """Whether what `export` wrote is there, whole."""
+        """Whether what `export` wrote is there, whole, and of this run."""
         if not distributed.is_main():
             return True
+        read, place = (adapters.read, "adapter") if lora.adapters(self.model) else (adapters.read_model, "model")
         try:
-            adapters.read(self.run.path("adapter")) if lora.adapters(self.model) else adapters.read_model(
-                self.run.path("model")
-            )
+            return adapters.belongs(read(self.run.path(place))[0], self._identity())
         except UserError:
             return False
-        return True
+
+    def _identity(self) -> dict[str, Any]:
+        identity: dict[str, Any] = read_run_config(self.run.folder)["identity"]
+        return identity
 
     def end_phase(self, phase: Phase, epoch: int, step: int, before: Factors, guard: Guard) -> None:
         """Everything that is recorded at the end of a phase; `before` are the factors that it began with."""

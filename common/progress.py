@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common import distributed
 
 EVERY = 30.0  # seconds between two lines in a log
-CHUNK, PIECE = 4096, 16  # items handed to the threads at a time, and to one of them
+CHUNK, PIECE = 256, 16  # pieces handed to the threads at a time, and items of a piece
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -88,6 +88,6 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], title: str, unit:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         starts = range(0, len(items), PIECE)
-        chunks = (starts[i : i + CHUNK // PIECE] for i in range(0, len(starts), CHUNK // PIECE))
+        chunks = (starts[i : i + CHUNK] for i in range(0, len(starts), CHUNK))
         found = (one for chunk in chunks for piece in pool.map(some, chunk) for one in piece)
         yield from watched(found, len(items), title, unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -114,6 +115,12 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     advice = "it is not the record of a run; name the --output-dir of a finished run"
     data: dict[str, Any] = checked_json(folder / "config.json", RunConfig, advice)
     return data
+
+
+def name_of(identity: Mapping[str, Any]) -> str:
+    """A short name of a run's identity, which its result carries: an adapter of another seed has another one."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read_lines(path: Path, kind: Any = None) -> list[dict[str, Any]]:

@@ -210,6 +210,7 @@ class Session:
             return Loaded(self.base(flags), flags, {}, {})
         record = read_run_config(folder)
         flags = self.joined(record.get("flags", {}), given)
+        self._check_result(folder, record["identity"])
         groups = {name: tuple(classes) for name, classes in record["identity"]["plan"]["groups"].items()}
         if (folder / "model").is_dir() and model is not None:
             info = read_json(folder / "model" / adapters.SWAP)
@@ -224,13 +225,17 @@ class Session:
         base.model.eval()
         return Loaded(base, flags, groups, record)
 
+    @staticmethod
+    def _check_result(folder: Path, identity: Mapping[str, Any]) -> None:
+        """Raises UserError where the result beside a record was copied from another run."""
+        for place in ("model", "adapter"):
+            path = folder / place / adapters.SWAP
+            info = read_json(path, advice=adapters.AGAIN) if path.exists() else None
+            if isinstance(info, dict) and not adapters.belongs(info, identity):
+                raise UserError(f"{folder / place} is of another run; the command of this one writes its own again.")
+
     def _with_adapter(self, folder: Path, flags: Flags, model: nn.Module | None) -> Base:
         info, _ = adapters.read(folder / "adapter")
-        plan = read_run_config(folder)["identity"]["plan"]
-        if info.get("plan", plan) != plan:
-            raise UserError(
-                f"{folder / 'adapter'} is of another run; take it away, and the command of this one writes its own."
-            )
         path = self.base_path(flags) if model is None else ""
         if path and not Path(path).expanduser().exists():
             raise UserError(f"the base model of {folder}, {path}, is not there; name it with --checkpoint.")

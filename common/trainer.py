@@ -174,7 +174,7 @@ class Trainer:
                 if not self.observer.metrics:
                     self.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
                     self.observer.expect()
-                self.observer.show("before")
+                    self.observer.show("before")
                 for phase in self.plan.phases[self.done["phase"] - 1 :]:
                     self._train(phase)
             if not self.observer.exported():  # taken away or damaged since

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.lora import Adapter, adapters, inject, put_back
-from common.record import write_bytes, write_json
+from common.record import name_of, write_bytes, write_json
 from common.rows import put_rows
 from common.schema import checked_json
 
@@ -107,6 +107,11 @@ def write(folder: Path, data: bytes, config: Mapping[str, Any], info: Mapping[st
     write_json(folder / CONFIG, config)
     write_bytes(folder / CARD, card(info).encode())
     write_json(folder / SWAP, info)  # last: its digest tells whether the three belong together
+
+
+def belongs(info: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether swap.json is that of the run with this identity; older files name the plan only."""
+    return info.get("plan", identity["plan"]) == identity["plan"] and info.get("run") in (None, name_of(identity))
 
 
 def digest(data: bytes) -> str:

@@ -37,6 +37,7 @@ def test_long_reading_shows_rate_and_time_left(clock, capsys):
 
 def test_threads_keep_the_order_and_pass_errors_on(monkeypatch):
     monkeypatch.setattr(progress, "CHUNK", 3)
+    monkeypatch.setattr(progress, "PIECE", 2)
     assert list(in_threads(lambda x: x * x, range(10), "squares")) == [x * x for x in range(10)]
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda x: 1 // x, range(10), "quotients"))

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.files import fingerprint
 from common.plan import Plan
 from common.record import write_bytes
+from common.session import Session
 from common.settings import settings_from
 
 
@@ -42,6 +43,20 @@ def test_the_same_command_writes_a_lost_result_again(tmp_path, harm, method, pla
     else:
         harm(tmp_path / place)
     assert run() == whole
+
+
+def test_a_result_copied_from_another_seed_is_refused_and_written_again(tmp_path):
+    mine, other = (tmp_path / name for name in ("mine", "other"))
+    for seed, folder in enumerate((mine, other)):
+        trainer(folder, seed=seed).swap()
+    own = (mine / "adapter" / adapters.WEIGHTS).read_bytes()
+    shutil.copytree(other / "adapter", mine / "adapter", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="is of another run"):
+        Session().load(mine, {})
+    trainer(mine).swap()
+    assert (mine / "adapter" / adapters.WEIGHTS).read_bytes() == own
+    with pytest.raises(NotImplementedError):  # past the check; this session has no models
+        Session().load(mine, {})
 
 
 def test_a_finished_run_without_its_state_is_not_trained_again_unasked(tmp_path):
