@@ -206,6 +206,10 @@ class Domain(Protocol):
                 found[name].append(scores[labels == row])
         return {name: torch.cat(parts) for name, parts in found.items() if parts}
 
+    def subset(self, batch: Batch, items: Tensor) -> Batch | None:
+        """The batch with some of its items only, [N] bool; None where it has none, or cannot be divided."""
+        return None
+
     def item_names(self, batch: Batch) -> list[str]:
         """File names of a batch, for error messages."""
         ...

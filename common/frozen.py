@@ -93,7 +93,7 @@ class Frozen:
         if torch.is_grad_enabled() and any(p.requires_grad for p in _tensors(pieces)):
             return False
         modules = (module for piece in pieces if isinstance(piece, nn.Module) for module in piece.modules())
-        return self.config.fast or not any(_random(module) for module in modules)
+        return self.config.fast or not any(draws(module) for module in modules)
 
     def outputs(
         self, model: nn.Module, stages: Sequence[Part], keys: Sequence[bytes],
@@ -149,7 +149,7 @@ def _tensors(pieces: Part) -> Iterator[Tensor]:
         yield from (piece,) if isinstance(piece, Tensor) else (*piece.parameters(), *piece.buffers())
 
 
-def _random(module: nn.Module) -> bool:
+def draws(module: nn.Module) -> bool:
     """Whether a module gives another output at each call, or changes with it."""
     if not module.training:
         return False

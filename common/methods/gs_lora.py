@@ -35,6 +35,8 @@ class GSLoRA(Replay):
             False, "shrink groups after each step instead of adding a penalty, so that they become exactly zero"
         )
 
+    spares = True
+
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         loss = super().swap_loss(step, target, keep)
         if step.phase.action == "forget" and step.at.number + 1 == step.at.total:

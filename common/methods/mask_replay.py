@@ -37,6 +37,11 @@ class MaskReplay(Replay, Taught):
         )
         mask_temperature: float = knob(0.3, "below 1 makes these answers surer than the old model's", above=0)
 
+    spares = True
+
+    def _spares(self, step: Step) -> bool:
+        return self.teacher is None and super()._spares(step)
+
     def begin_phase(self, phase: Phase) -> None:
         self.teacher = Teacher(self.model) if phase.action == "forget" and self.domain.exclusive else None
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.domain import Prediction
+from common.domain import Domain, Prediction
 from common.knobs import knob
 from common.losses import bounded_forgetting
 from common.methods._base import Method, Step, for_phase
+from common.methods._spare import WORTH, can_spare, predict_spared, within
 
 
 class Replay(Method):
@@ -30,6 +32,31 @@ class Replay(Method):
         )
         bound: float = knob(10.0, "loss (nats) at which an item counts as forgotten; BND in the paper", above=0)
         bound_per_item: bool = knob(True, "bound the loss of every item, not their mean (published: the mean)")
+
+    saved: tuple[str, ...] = ("active",)
+    spares = True  # whether target items count through their bounded loss alone; a subclass says so itself
+
+    def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
+        super().__init__(config, domain, model)
+        self.active = 1.0  # share of the last step's target items that had a gradient
+
+    def loss(self, step: Step) -> Tensor:
+        spares = self._spares(step)
+        spared = spares and step.keep is not None and self.active < WORTH
+        if not spared:
+            batches = [step.target] if step.keep is None else [step.target, step.keep]
+            target, *rest = self.domain.predict_together(self.model, batches)
+        else:
+            target, *rest = predict_spared(self.domain, self.model, step.target, step.keep, self.config.bound)
+        near = within(target, self.config.bound) if spares else None
+        if near is not None and len(near):
+            self.active = near.float().mean().item()
+            step.log("spared", target.loss.new_tensor((1 - self.active) * spared))  # share without a backward pass
+        return self.swap_loss(step, target, rest[0] if rest else None)
+
+    def _spares(self, step: Step) -> bool:
+        stated = bool(vars(type(self)).get("spares")) and step.phase.action == "forget"
+        return stated and self.config.bound_per_item and can_spare(self.model)
 
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         kept = 0.0 if keep is None else step.log("keep", keep.loss)

@@ -246,6 +246,14 @@ class ClassificationDomain(Domain):
         rows = self.classes.rows(classes)
         return scores | {c: (100 * right[r] / count[r]).item() for c, r in zip(classes, rows, strict=True)}
 
+    def subset(self, batch: Images, items: Tensor) -> Images | None:
+        chosen = items.nonzero().flatten().tolist()
+        if not chosen:
+            return None
+        images = None if batch.images is None else batch.images[chosen]
+        names, draws = [batch.names[i] for i in chosen], tuple(batch.draws[i] for i in chosen)
+        return Images(images, batch.labels[chosen], names, draws, batch.part)
+
     def item_names(self, batch: Images) -> list[str]:
         return batch.names
 
