@@ -206,7 +206,7 @@ class Domain(Protocol):
                 found[name].append(scores[labels == row])
         return {name: torch.cat(parts) for name, parts in found.items() if parts}
 
-    def subset(self, batch: Batch, items: Tensor) -> Batch | None:
+    def part_of(self, batch: Batch, items: Tensor) -> Batch | None:
         """The batch with some of its items only, [N] bool; None where it has none, or cannot be divided."""
         return None
 

@@ -32,7 +32,7 @@ def predict_spared(domain: Domain, model: nn.Module, target: Batch, keep: Batch,
     with torch.no_grad():
         (seen,) = domain.predict_together(model, [target])
     near = within(seen, bound)
-    part = None if near is None else domain.subset(target, near)
+    part = None if near is None else domain.part_of(target, near)
     if near is None or (part is None and near.any()):  # not to be divided
         return domain.predict_together(model, [target, keep])
     if part is None:

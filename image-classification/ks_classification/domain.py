@@ -246,7 +246,7 @@ class ClassificationDomain(Domain):
         rows = self.classes.rows(classes)
         return scores | {c: (100 * right[r] / count[r]).item() for c, r in zip(classes, rows, strict=True)}
 
-    def subset(self, batch: Images, items: Tensor) -> Images | None:
+    def part_of(self, batch: Images, items: Tensor) -> Images | None:
         chosen = items.nonzero().flatten().tolist()
         if not chosen:
             return None

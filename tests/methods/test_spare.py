@@ -30,6 +30,7 @@ def made(tmp_path, method="gs_lora", dropout=0.0, **settings):
 
 def gradient(trainer, step, active):
     trainer.method.active = active
+    trainer._train_mode()
     trainer.model.zero_grad()
     loss = trainer.method.loss(step)
     loss.backward()
