@@ -2,7 +2,8 @@
 
 Between the two layers stand the largest tensors of a transformer. Here the relu is part of the first product, its
 derivative is written over the gradient, and an adapter is not run beside its layer: the product is taken with
-W + scale B A, while only the factors get a gradient.
+W + scale B A, while only the factors get a gradient. In an autocast region with bfloat16 the products are in that
+format, W + scale B A is summed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.fast.products import Linear, linear, outer, product, usable
+from common.fast.products import Linear, half_products, linear, outer, product, usable
 
 FEW = 256  # rows below which updating the weights costs more than it saves
 
@@ -37,11 +38,14 @@ class _Layer(NamedTuple):
         """Those of weight, bias, a and b that are wanted, from rows [N, in] and the gradient [N, out] of the answers."""
         weight, bias, a, b = wanted
         return [
-            outer(grad, rows) if weight else None,
-            grad.sum(0) if bias else None,
-            outer(linear(grad, self.b.t()), rows).mul_(self.scale) if a and self.b is not None else None,
-            outer(grad, linear(rows, self.a)).mul(self.scale) if b and self.a is not None else None,
+            outer(grad, rows).to(self.weight.dtype) if weight else None,
+            grad.sum(0, dtype=self.weight.dtype) if bias else None,
+            self._factor(linear(grad, self.b.t().to(grad.dtype)), rows) if a and self.b is not None else None,
+            self._factor(grad, linear(rows, self.a.to(grad.dtype))) if b and self.a is not None else None,
         ]
+
+    def _factor(self, left: Tensor, right: Tensor) -> Tensor:
+        return outer(left, right).to(self.weight.dtype).mul(self.scale)
 
 
 def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str) -> Tensor | None:
@@ -52,9 +56,14 @@ def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str
         activation: "relu" or "gelu" (exact).
     """
     one, two = _layer(first), _layer(second)
-    if one is None or two is None or x.numel() < FEW * x.shape[-1] or not usable(x, one.weight, two.weight):
+    if one is None or two is None or x.numel() < FEW * x.shape[-1] or not usable(one.weight, two.weight, autocast=True):
         return None
-    return _FeedForward.apply(x, activation, *one, *two)
+    if not torch.is_autocast_enabled("cpu"):
+        return _FeedForward.apply(x, activation, *one, *two) if usable(x) else None
+    if not half_products(x):
+        return None
+    with torch.autocast("cpu", enabled=False):
+        return _FeedForward.apply(x.to(torch.bfloat16), activation, *one, *two)
 
 
 def _layer(module: Any) -> _Layer | None:
@@ -76,9 +85,10 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str, *numbers: Any) -> Tensor:
         first, second = _Layer(*numbers[:5]), _Layer(*numbers[5:])
-        into, out = first.updated(), second.updated()
-        kept = product(_rows(x), into, first.bias, "relu" if activation == "relu" else "none")
-        answer = product(kept if activation == "relu" else F.gelu(kept), out, second.bias)
+        into, out = (weight.updated().to(x.dtype) for weight in (first, second))
+        before, after = (None if b is None else b.to(x.dtype) for b in (first.bias, second.bias))
+        kept = product(_rows(x), into, before, "relu" if activation == "relu" else "none")
+        answer = product(kept if activation == "relu" else F.gelu(kept), out, after)
         ctx.save_for_backward(x, kept, into, out, *numbers[:4], *numbers[5:9])
         ctx.activation, ctx.scales = activation, (first.scale, second.scale)
         return torch.ops.aten._unsafe_view(answer, [*x.shape[:-1], len(out)])
@@ -109,9 +119,9 @@ def _rows(x: Tensor) -> Tensor:
 
 def _differentiable(ctx: Any, grad: Tensor, x: Tensor, first: _Layer, second: _Layer) -> tuple[Tensor | None, ...]:
     """The gradients as a graph of their own, for second derivatives."""
-    hidden = linear(x, first.updated(), first.bias)
+    hidden = linear(x.float(), first.updated(), first.bias)
     hidden = F.relu(hidden) if ctx.activation == "relu" else F.gelu(hidden)
-    answer = linear(hidden, second.updated(), second.bias)
+    answer = linear(hidden, second.updated(), second.bias).to(x.dtype)
     inputs = (x, None, *first[:4], None, *second[:4], None)
     asked = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=True) if need and t is not None]
     found = iter(torch.autograd.grad(answer, asked, grad, create_graph=True))

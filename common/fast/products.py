@@ -58,11 +58,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Product.apply(x, weight, bias) if usable(x, weight) else F.linear(x, weight, bias)
 
 
-def usable(*tensors: Tensor) -> bool:
-    """Whether products of these go through oneDNN: float32 on a CPU, not empty, outside autocast and compilation."""
+def half_products(x: Tensor) -> bool:
+    """Whether an autocast region makes bfloat16 products of x that oneDNN can do."""
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
+    return fits and torch.get_autocast_dtype("cpu") is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def usable(*tensors: Tensor, autocast: bool = False) -> bool:
+    """Whether products of these go through oneDNN: float32 on a CPU, not empty, outside compilation, and outside autocast
+    unless that is allowed."""
     if not _on or any(t.device.type != "cpu" or t.dtype != torch.float32 or t.numel() == 0 for t in tensors):
         return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if (torch.is_autocast_enabled("cpu") and not autocast) or torch.compiler.is_compiling():
         return False
     flags = torch.backends.mkldnn
     return bool(flags.is_available() and flags.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise"))

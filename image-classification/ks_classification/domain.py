@@ -20,6 +20,7 @@ from common.domain import ClassTable, Domain, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig
+from common.layers import use_fast_linears
 from common.progress import watched
 from common.streams import Draw, Stream, load_batches
 from ks_classification.data import selection
@@ -137,6 +138,7 @@ class ClassificationDomain(Domain):
                 frozen |= {n for n, _ in self.base.named_buffers()}
                 state = self.base.state_dict()
                 model.load_state_dict({n: state[n] for n in frozen if n in state}, strict=False)
+        use_fast_linears(model)
         return layers.widen(model, len(self.classes), self.seed)
 
     def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:

@@ -90,3 +90,19 @@ def test_autocast_and_double_precision_take_the_plain_path():
     with torch.autocast("cpu", torch.bfloat16):
         assert feed_forward(x, *layers, "relu").dtype == torch.bfloat16
     assert feed_forward(x.double(), *layers.double(), "relu").dtype == torch.float64
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("adapted", [(), (0, 1)])
+def test_under_autocast_it_is_as_near_to_float32_as_the_parts_are(activation, adapted):
+    """One product with W + scale B A, rounded once, in the place of a product beside two narrow ones."""
+    layers, x = net(adapted), torch.randn(2, FEW, 12)
+    exact = results(plain, layers, x, activation)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, parts = (results(f, layers, x, activation) for f in (feed_forward, plain))
+        fused = feed_forward(x, *layers, activation)
+    assert fused.dtype is torch.bfloat16 and "_FeedForward" in str(fused.grad_fn)
+    for mine, other, right in zip(found, parts, exact, strict=True):
+        assert mine.dtype == other.dtype
+        far, usual = ((value.float() - right).norm() / right.norm() for value in (mine, other))
+        assert far <= 1.5 * usual + 2e-3

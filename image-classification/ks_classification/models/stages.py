@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import frozen
-from common.layers import fast, linear
+from common.layers import Linear, fast, feed_forward, linear
 from ks_classification.models import layers
 from ks_classification.models.face import FaceTransformer
 from ks_classification.models.hybrid import FrozenStem
@@ -85,9 +85,11 @@ def _plain(*modules: nn.Module) -> bool:
 
 
 def _timm(model: nn.Module) -> Chain | None:
+    from timm.layers import Mlp
     from timm.models.vision_transformer import Attention, Block
 
-    plain = all(type(b) is Block and type(b.attn) is Attention for b in model.blocks) and _plain(*model.blocks)
+    parts = (Block, Attention, Mlp)
+    plain = all((type(b), type(b.attn), type(b.mlp)) == parts for b in model.blocks) and _plain(*model.blocks)
     if not plain or model.attn_pool is not None or model.grad_checkpointing:
         return None
     tokens = [p for p in (model.cls_token, model.reg_token, model.pos_embed) if p is not None]
@@ -126,12 +128,16 @@ def _first_of_timm(attention: nn.Module, x: Tensor) -> Tensor:
 
 
 def _timm_feed(block: nn.Module, x: Tensor, first: bool) -> Tensor:
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    mlp, tokens = block.mlp, block.norm2(x)
+    drops = mlp.training and (mlp.drop1.p or mlp.drop2.p)
+    exact = type(mlp.act) is nn.GELU and mlp.act.approximate == "none" and type(mlp.norm) is nn.Identity
+    out = feed_forward(tokens, mlp.fc1, mlp.fc2, "gelu") if exact and not drops else mlp(tokens)
+    return x + block.drop_path2(block.ls2(out))
 
 
 def _first_query(layer: nn.Module, x: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The query [B, 1, W] of the first token, keys and values [B, T, W] of all, from a packed projection."""
-    if type(layer) is not nn.Linear:  # an adapted one
+    if type(layer) not in (nn.Linear, Linear):  # an adapted one
         q, k, v = layer(x).split(width, dim=-1)
         return q[:, :1], k, v
     bias = layer.bias
