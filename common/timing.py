@@ -10,7 +10,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ def make_parser(description: str, steps: int = 3, warm_up: int = 3) -> Parser:
     parser.add_argument("--steps", type=int, default=steps, help="steps timed")
     parser.add_argument("--warm-up", type=int, default=warm_up, help="steps before, until memory has grown")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: time of all threads, for busy machines")
+    parser.add_argument("--growth", action="store_true", help="time and memory against sizes instead")
     parser.add_argument("--json", default="", metavar="FILE", help="also write the figures here, beside other ones")
     return parser
 
@@ -118,6 +119,32 @@ def compare(
         figures[name]["ratio"], least, most = statistics.median(ratios), min(ratios), max(ratios)
         print(f"{last} is {figures[name]['ratio']:.2f} times as fast as {name} ({least:.2f} to {most:.2f})")
     return figures
+
+
+def growth(
+    axes: Mapping[str, tuple[Sequence[int], Callable[[int], Step]]], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Prints time and memory of a step against one size after another, and the power of it that fits best; the figures.
+
+    Args:
+        axes: name of what grows -> its sizes, and what makes the step at one of them.
+    """
+    figures: dict[str, dict[str, Any]] = {}
+    for name, (sizes, make) in axes.items():
+        found = [measure({name: make(size)}, args)[name] for size in sizes]
+        seconds, peaks = [one.medians()["step"] for one in found], [one.peak / 2**30 for one in found]
+        powers = {what: _power(sizes, values) for what, values in (("time", seconds), ("memory", peaks))}
+        figures[name] = {"sizes": list(sizes), "seconds": seconds, "peak GiB": peaks, "powers": powers}
+        print(f"{name}: time ~ size^{powers['time']:.2f}, memory ~ size^{powers['memory']:.2f}")
+        for row in zip(sizes, seconds, peaks, strict=True):
+            print(f"  {row[0]:>7}{1000 * row[1]:9.0f} ms{row[2]:8.2f} GiB", flush=True)
+        gc.collect()
+    return figures
+
+
+def _power(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """The slope of log(value) over log(size), least squares."""
+    return statistics.linear_regression(list(map(math.log, sizes)), list(map(math.log, values))).slope
 
 
 def flops(step: Step) -> int:

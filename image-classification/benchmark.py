@@ -11,6 +11,7 @@ import argparse
 import itertools
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import nn
 from common import cli, precision, timing
 from common.frozen import FAST_BLOCKS, FrozenConfig
 from common.methods._base import Position
-from common.plan import make_plan
+from common.plan import Plan
 from common.record import Run
 from common.settings import settings_from
 from common.streams import Stream
@@ -44,6 +45,9 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(args.threads)
     size = f"{args.batch_size} + {args.batch_size} images, {args.threads} threads"
     print(f"{args.model}, {size}, torch {torch.__version__}")
+    if args.growth:
+        timing.save(args, timing.growth(axes(args), args))
+        return
     own = precision.choose(args.precision, torch.device("cpu"))
     fast = f"--fast, {args.lora_blocks}"
     formats = {"plain loop": "fp32", "this loop": own, "prefix": own, fast: own}
@@ -52,18 +56,27 @@ def main(argv: list[str]) -> None:
     timing.save(args, timing.compare(makers, args, formats, in_turn=True))
 
 
-def made(args: argparse.Namespace, blocks: str, cache: str) -> tuple[Trainer, timing.Step]:
-    """The loop on fixed batches, with adapters in `blocks` and features of the others kept in a folder; its step."""
-    noise = np.random.default_rng(0).integers(0, 256, (2 * args.batch_size, 224, 224, 3), dtype=np.uint8)
-    items = [Item(f"{i}", "ab"[i % 2], pixels) for i, pixels in enumerate(noise)]
-    plan, images = make_plan("forget", [], ["a"], ["b"]), ImageSet(["a", "b"], items, items[:2])
-    spec = spec_of(args.model, {}, ["a", "b"])
+def made(
+    args: argparse.Namespace, blocks: str = "", cache: str = "none", *, classes: int = 2, images: int = 0,
+    phases: int = 1, rank: int = 8, size: int = 224, batch: int = 0,
+) -> tuple[Trainer, timing.Step]:  # fmt: skip
+    """The loop on fixed batches in its last phase, and its step; with adapters in `blocks`, features of the others kept."""
+    batch = batch or args.batch_size
+    names = [f"{i}" for i in range(max(classes, phases + 1))]
+    noise = np.random.default_rng(0).integers(0, 256, (2 * batch, size, size, 3), dtype=np.uint8)
+    count = max(images, 2 * batch, len(names))
+    items = [Item(f"{i}", names[i % len(names)], noise[i % len(noise)]) for i in range(count)]
+    groups = {f"forget {i}": (names[i],) for i in range(phases)} | {"retain": tuple(names[phases:])}
+    plan = Plan("benchmark", groups, tuple(("forget", (f"forget {i}",)) for i in range(phases)))
+    spec = spec_of(args.model, {"img_size": size}, names)
     frozen = FrozenConfig(fast=bool(blocks), feature_cache=cache)
-    domain = ClassificationDomain(spec, images, plan.groups, ImageConfig(augment=False), frozen=frozen)
-    flags = {name: getattr(args, name) for name in ("batch_size", "precision", "threads")}
+    domain = ClassificationDomain(
+        spec, ImageSet(names, items, items[: len(names)]), plan.groups, ImageConfig(augment=False), frozen=frozen
+    )
+    flags = {"batch_size": batch, "precision": args.precision, "threads": args.threads, "lora_rank": rank}
     settings = settings_from((), {**flags, "device": "cpu", "lora_blocks": blocks})
     trainer = Trainer(domain, plan, settings, Run(tempfile.mkdtemp()))
-    phase, stream = plan.phases[0], Stream(0, args.batch_size)
+    phase, stream = plan.phases[-1], Stream(0, batch)
     trainer._begin(phase, 0)
     target, keep = (next(iter(domain.loader(c, train=True, stream=stream))) for c in (phase.target, phase.keep))
     batches = itertools.repeat((target, keep))
@@ -78,6 +91,23 @@ def made(args: argparse.Namespace, blocks: str, cache: str) -> tuple[Trainer, ti
 def our_step(args: argparse.Namespace, blocks: str) -> timing.Step:
     """One step of the loop."""
     return made(args, blocks, tempfile.mkdtemp() if blocks else "none")[1]
+
+
+def axes(args: argparse.Namespace) -> dict:
+    """What may grow: one of them at a time, the others small."""
+    small = {"size": 32, "batch": 2}
+
+    def along(name: str, **fixed: int) -> Callable[[int], timing.Step]:
+        return lambda value: made(args, **{**small, **fixed, name: value})[1]
+
+    return {
+        "images in the data": ((100, 1000, 10000), along("images")),
+        "phases before": ((1, 5, 20), along("phases")),
+        "classes": ((1000, 5000, 20000), along("classes")),
+        "images in a step": ((2, 8, 32), along("batch", size=224)),
+        "patches, side of a picture": ((64, 128, 224), along("size", batch=4)),
+        "rank": ((4, 16, 64), along("rank", size=224)),
+    }
 
 
 def prefix_step(args: argparse.Namespace) -> timing.Step:

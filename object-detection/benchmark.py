@@ -78,6 +78,19 @@ def step_on(path: str, args: argparse.Namespace) -> timing.Step:
     return training_step(model, (args.height, args.width), args.precision)
 
 
+def axes(args: argparse.Namespace) -> dict:
+    """What may grow: the side of a picture, or the classes."""
+
+    def step(side: int, classes: int) -> timing.Step:
+        config = DinoConfig(backbone=args.backbone, num_classes=classes, dn_labelbook_size=classes)
+        return training_step(build(config, args.trained), (side, side), args.precision)
+
+    return {
+        "side of a picture": ((128, 256, 512), lambda side: step(side, 91)),
+        "classes": ((100, 1000, 20000), lambda classes: step(128, classes)),
+    }
+
+
 def run(argv: list[str]) -> None:
     """Prints a table per path and how many times faster the op path is than the others."""
     parser = timing.make_parser(__doc__)
@@ -89,6 +102,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--paths", nargs="+", choices=PATHS, default=PATHS, help="which paths to time")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    if args.growth:
+        timing.save(args, timing.growth(axes(args), args))
+        return
     print(f"DINO {args.backbone}, {args.height}x{args.width}, batch 1, {args.trained} trains, {args.threads} threads")
     makers = {path: partial(step_on, path, args) for path in sorted(args.paths, key=PATHS.index)}
     timing.save(args, timing.compare(makers, args, dict.fromkeys(PATHS, args.precision), in_turn=False))

@@ -185,9 +185,9 @@ def _face(model: nn.Module) -> Chain | None:
         return None
     stages = [Stage((model.patch_to_embedding, model.cls_token, model.pos_embedding, model.dropout),
                     lambda x, first: model.tokens(x))]  # fmt: skip
-    for attention, feed_forward in model.transformer.layers:
+    for attention, feeding in model.transformer.layers:
         stages.append(Stage((attention,), partial(_face_attend, attention)))
-        stages.append(Stage((feed_forward,), lambda x, first, feed_forward=feed_forward: feed_forward(x)))
+        stages.append(Stage((feeding,), lambda x, first, feeding=feeding: feeding(x)))
     return Chain(stages, len(stages) - 2, lambda x: model.mlp_head(x[:, 0]))
 
 
