@@ -34,10 +34,16 @@ def is_hub(text: str) -> bool:
     return text.startswith(PREFIX)
 
 
+def model_type(folder: str | Path) -> str:
+    """The type that a folder's config.json states; "" where it holds no transformers model."""
+    file = Path(folder).expanduser() / CONFIG
+    kind = _content(file).get("model_type") if file.is_file() else None
+    return kind if isinstance(kind, str) else ""
+
+
 def is_folder(path: str | Path) -> bool:
     """Whether a folder holds a transformers model: a config.json that states its type."""
-    file = Path(path).expanduser() / CONFIG
-    return file.is_file() and isinstance(_content(file).get("model_type"), str)
+    return bool(model_type(path))
 
 
 def _content(file: Path) -> Mapping[str, Any]:

@@ -90,7 +90,6 @@ class DetectionDomain(Domain):
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = base.class_table.extended(wanted)
         self.records = {"train": data.train, "test": data.test} if training else {"test": data.test}
-        self.criterion = base.criterion()
         self.frozen = Frozen(frozen, "detection", config.test_size, config.longest)
         self._digests: dict[str | int, bytes] = {}
         self._transforms = {
@@ -260,7 +259,8 @@ class DetectionDomain(Domain):
         device = next(model.parameters()).device
         targets = [{name: value.to(device) for name, value in target.items()} for target in batch.targets]
         outputs = self.forward(model, batch, targets)
-        terms, items = self.criterion.with_matches(outputs, targets)
+        criterion = model.criterion()
+        terms, items = criterion.with_matches(outputs, targets)
         scores = outputs["pred_logits"].float()[items.rows, items.queries]
         embedding = outputs["queries"].float()[items.rows, items.queries]
         labels = [
@@ -268,9 +268,9 @@ class DetectionDomain(Domain):
             for row, number in zip(items.rows.tolist(), items.objects.tolist(), strict=True)
         ]
         labels = torch.stack(labels) if labels else torch.zeros(0, dtype=torch.long, device=device)
-        reversible = self.criterion.classification(terms) if self.config.forget_part == "class" else None
+        reversible = criterion.classification(terms) if self.config.forget_part == "class" else None
         missed = miss_loss(outputs, targets, items)
-        return Prediction(self.criterion.total(terms), scores, embedding, labels, missed, reversible)
+        return Prediction(criterion.total(terms), scores, embedding, labels, missed, reversible)
 
     def located(self, model: nn.Module, batch: ImageBatch) -> Tensor:
         """Over the CANDIDATES queries that are surest of any class; one is called by its best class, and "no object" where

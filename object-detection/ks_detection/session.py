@@ -6,10 +6,12 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from common import hub
 from common.config import Parser, from_values
 from common.domain import ClassTable, Domain
 from common.errors import UserError
@@ -22,16 +24,17 @@ from common.settings import Settings
 from common.splits import resolve, shorten
 from ks_detection.check import check
 from ks_detection.checkpoints.backbone import load_backbone
-from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data import scenes
 from ks_detection.data.yolo import SUFFIXES
 from ks_detection.domain import MODEL_FILE, DetectionDomain
+from ks_detection.models.hub.families import FAMILIES
+from ks_detection.models.hub.files import detector_of
 from ks_detection.models.parts.detector import Detector, extend_classes
 from ks_detection.predict import PredictConfig, answers
 from ks_detection.published import tidy
-from ks_detection.source import SourceConfig, base_model, fresh_model, name_rows, open_data
+from ks_detection.source import SourceConfig, base_model, fresh_model, hub_folder, name_rows, open_data
 from ks_detection.view import ImageConfig
 
 
@@ -48,7 +51,7 @@ class BaseConfig:
 
 
 class DetectionSession(Session):
-    """DINO and Deformable DETR on images with boxes."""
+    """DINO, Deformable DETR and the detectors of transformers on images with boxes."""
 
     name = "detection"
     summaries = {
@@ -58,7 +61,7 @@ class DetectionSession(Session):
         "prove": "Attack what a finished run says it forgot, against models that never saw it: verdicts, proof.json and a page.",
         "predict": "Find objects in images: class, score and box (left, top, right, bottom in pixels) of each.",
         "check": "List everything that is wrong with images and boxes before they are trained on; exit code 2 if a run would stop.",
-        "export": "Write the detector of a run, adapters merged, as a file that the original code loads.",
+        "export": "Write the detector of a run, adapters merged, as a file or folder that the original code loads.",
     }
     examples = {
         "swap": "torchrun --nproc_per_node=2 object-detection/swap.py -c config/DINO/DINO_4scale.py \\\n"
@@ -84,7 +87,8 @@ class DetectionSession(Session):
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data", "forget_data", "retain_data")
     suffixes = SUFFIXES
-    formats = ("official", "official-half")
+    base_flags = ("model",)
+    formats = ("official", "official-half", "transformers")
 
     def defaults_for(self, verb: str, argv: Sequence[str]) -> Mapping[str, object]:
         peek = Parser(add_help=False, allow_abbrev=False)
@@ -123,7 +127,8 @@ class DetectionSession(Session):
         data, _ = open_data(source, settings.data)
         classes = tuple(resolve(wanted.classes, data.classes, "--classes") if wanted.classes else data.classes)
         torch.manual_seed(settings.train.seed)
-        if source.checkpoint:
+        folder = hub_folder(source, True)
+        if source.checkpoint or (folder is not None and hub.has_weights(folder)):
             model = self.base(settings.flags).model
         else:
             model = fresh_model(source, classes, tuple(data.ids.get(name, row) for row, name in enumerate(classes)))
@@ -143,7 +148,7 @@ class DetectionSession(Session):
 
     def is_run(self, path: str | Path) -> bool:
         """Whether a folder holds a run of ours; a Hugging Face folder has a config.json too."""
-        return super().is_run(path) and not is_folder(path)
+        return super().is_run(path) and not hub.is_folder(path)
 
     def base(self, flags: Flags) -> Base:
         """Raises UserError for flags that would be without effect on an earlier swap."""
@@ -155,8 +160,15 @@ class DetectionSession(Session):
             )
         return found
 
+    def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
+        return {**super().joined(recorded, given), "fetch_model": "model" in given}
+
+    def base_path(self, flags: Flags) -> str:
+        path = super().base_path(flags)
+        return "" if hub.is_hub(path) else path
+
     def base_model(self, flags: Flags) -> Base:
-        return _named(base_model(from_values(SourceConfig, flags)))
+        return _named(base_model(from_values(SourceConfig, flags), bool(flags.get("fetch_model", True))))
 
     def load_folder(self, folder: Path, flags: Flags) -> Base:
         return _named(load_checkpoint(folder / MODEL_FILE))
@@ -177,11 +189,14 @@ class DetectionSession(Session):
         return _named(base.model)
 
     def given_model(self, model: nn.Module, flags: Flags) -> Base:
-        if not isinstance(model, Detector):
+        if getattr(getattr(model, "config", None), "model_type", None) in FAMILIES:
+            model = detector_of(copy.deepcopy(model))
+        elif isinstance(model, Detector):
+            model = copy.deepcopy(model)
+        else:
             raise UserError(
                 f"a {type(model).__name__} is no detector known here; make one with build_detector or load_checkpoint."
             )
-        model = copy.deepcopy(model)
         model.class_table = name_rows(model, from_values(SourceConfig, flags))
         return _named(model)
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from common import adapters, lora
+from common import adapters, hub, lora
 from common.domain import ClassTable
 from common.errors import UserError
 from common.knobs import knob
 from common.splits import read_list
-from ks_detection.checkpoints.hugging_face import is_folder
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.data.coco_names import COCO
 from ks_detection.data.datasets import from_datasets
@@ -22,6 +21,7 @@ from ks_detection.data.records import DetectionSet
 from ks_detection.domain import MODEL_FILE
 from ks_detection.models.detectors import build_detector, changed, config_from
 from ks_detection.models.dino.config import DinoConfig
+from ks_detection.models.hub.files import read_detector
 from ks_detection.models.parts.config import DetectorConfig
 from ks_detection.models.parts.config_file import read_config, read_options
 
@@ -38,6 +38,7 @@ class SourceConfig:
     checkpoint: str = knob(
         "", "pretrained detector: an official .pth, a swap's .pth, a Hugging Face folder, or a run folder"
     )
+    model: str = knob("", "a detector of the transformers library instead: hf:FOLDER, or hf:NAME as on the hub")
     ema: bool = knob(False, "take the averaged weights of an official checkpoint")
     config_file: str = knob("", "a config such as the published config/DINO/*.py (also -c)")
     options: str = knob("", "overrides of its values, or of the checkpoint's: 'key=value key=value'")
@@ -56,18 +57,39 @@ def own_changes(source: SourceConfig) -> dict[str, Any]:
     return {} if source.config_file else read_options(source.options.split())
 
 
-def base_model(source: SourceConfig) -> nn.Module:
+def hub_folder(source: SourceConfig, fetch: bool) -> Path | None:
+    """The folder of --model, or of --checkpoint hf:...; None where neither names one. fetch: see `hub.folder_of`."""
+    if source.model and not hub.is_hub(source.model):
+        raise UserError(f"`--model {source.model}`: give hf:FOLDER or hf:NAME; others are built from --config-file.")
+    text = source.checkpoint or source.model
+    if not hub.is_hub(text):
+        return None
+    if source.config_file or source.options or source.ema:
+        raise UserError(f"{text} states its own config; leave out --config-file, --options and --ema.")
+    return hub.folder_of(text, fetch)
+
+
+def base_model(source: SourceConfig, fetch: bool = True) -> nn.Module:
     """The pretrained detector with names for its rows; adapters of a published swap are merged.
+
+    Args:
+        fetch: whether hf:NAME may be downloaded.
 
     Raises:
         UserError: nothing to load, or what is there does not fit the config.
     """
+    folder = hub_folder(source, fetch)
+    if folder is not None:
+        model = read_detector(folder)
+        model.class_table = name_rows(model, source)
+        return model
     if not source.checkpoint:
         raise UserError(
-            "a swap starts from a pretrained detector: give --checkpoint, an official .pth file or a run folder of pretrain.py."
+            "a swap starts from a pretrained detector: give --checkpoint (an official .pth file or a run folder of "
+            "pretrain.py), or --model hf:FOLDER."
         )
     path = Path(source.checkpoint)
-    if path.is_dir() and not is_folder(path):
+    if path.is_dir() and not hub.is_folder(path):
         path = next((p for p in (path / "model" / MODEL_FILE, path / MODEL_FILE) if p.is_file()), path / MODEL_FILE)
     model = load_checkpoint(path, model_config(source), ema=source.ema, changes=own_changes(source))
     if lora.adapters(model):
@@ -96,7 +118,12 @@ def name_rows(model: nn.Module, source: SourceConfig) -> ClassTable:
 
 
 def fresh_model(source: SourceConfig, names: tuple[str, ...], ids: tuple[int, ...]) -> nn.Module:
-    """A detector at random with one row per name, of --config-file or else a DINO."""
+    """A detector at random with one row per name, of --model, --config-file or else a DINO."""
+    folder = hub_folder(source, True)
+    if folder is not None:
+        model = read_detector(folder, names)
+        model.class_table = ClassTable(names, ids)
+        return model
     changes = {"num_classes": len(names), "dn_labelbook_size": len(names)}
     config = model_config(source, **changes)
     if config is None:

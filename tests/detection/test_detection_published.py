@@ -60,7 +60,7 @@ def test_plans_on_coco_have_the_published_class_order():
 
 def test_every_shipped_config_builds_and_the_published_settings_parse():
     kinds = {config_from(read_config(path)).modelname for path in (FOLDER / "configs").glob("*.py")}
-    assert kinds == set(available())
+    assert kinds == set(available()) - {"hub"}  # which has folders of its own
     flags = ["--config", str(FOLDER / "configs" / "cl_detr.yaml")]
     settings = commands.parsed(SESSION, "swap", flags)
     method, chosen = settings.method_config, settings[ImageConfig]

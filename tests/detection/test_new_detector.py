@@ -65,7 +65,7 @@ def patches(tmp_path, monkeypatch):
 
 
 def test_one_file_is_a_detector_that_swaps_and_loads_again(tmp_path, patches):
-    assert available() == ["deformable_detr", "dino", "patches"]
+    assert available() == ["deformable_detr", "dino", "hub", "patches"]
     torch.manual_seed(0)
     model = patches()
     model.class_table = ClassTable(("a", "b", "c"))

@@ -17,24 +17,14 @@ from ks_detection.models.parts.resnet import DEPTHS
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
-def is_folder(path: str | Path) -> bool:
-    """Whether this is a Hugging Face folder of any model."""
-    file = Path(path) / "config.json"
-    return file.is_file() and "model_type" in _json(file)
-
-
 def read_folder(path: str | Path) -> dict[str, Any]:
     """{"model": state under our names, "config": `DeformableConfig` as values, "classes": names}; nothing is downloaded.
 
     Raises:
-        UserError: no config or weights there, another kind of model, or a variant that is not supported.
+        UserError: no config or weights there, or a variant that is not supported.
     """
     path = Path(path)
     values = _json(path / "config.json")
-    if values.get("model_type") != "deformable_detr":
-        raise UserError(
-            f"{path} holds a model of type {values.get('model_type')!r}; only deformable_detr folders are read."
-        )
     state = {our_head(name): tensor for name, tensor in _weights(path).items()}
     head = state.get("class_embed.0.weight")
     if head is None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -14,15 +12,7 @@ from common.layers import use_fast_linears
 from ks_detection.models.deformable_detr.config import TRANSFORMERS, DeformableConfig
 from ks_detection.models.parts.backbones import build_backbone
 from ks_detection.models.parts.levels import input_projections
-
-
-class Sampling(nn.Module):
-    """Stands where transformers samples level by level with `grid_sample`: same arguments, one operator."""
-
-    def forward(self, value, shapes, sizes, starts, locations, weights, im2col_step: int = 64) -> Tensor:
-        """[B, Q, heads * D] of value [B, S, heads, D], locations [B, Q, heads, L, P, 2] and weights [B, Q, heads, L, P]."""
-        kind = torch.float32 if value.dtype in (torch.float16, torch.bfloat16) else value.dtype
-        return ms_deform_attn(value.contiguous(), shapes, starts, locations.to(kind), weights.to(kind))
+from ks_detection.models.parts.sampling import Sampling
 
 
 class TransformersBackbone(nn.Module):
