@@ -34,16 +34,10 @@ def is_hub(text: str) -> bool:
     return text.startswith(PREFIX)
 
 
-def model_type(folder: str | Path) -> str:
-    """The type that a folder's config.json states; "" where it holds no transformers model."""
-    file = Path(folder).expanduser() / CONFIG
-    kind = _content(file).get("model_type") if file.is_file() else None
-    return kind if isinstance(kind, str) else ""
-
-
 def is_folder(path: str | Path) -> bool:
     """Whether a folder holds a transformers model: a config.json that states its type."""
-    return bool(model_type(path))
+    file = Path(path).expanduser() / CONFIG
+    return file.is_file() and isinstance(_content(file).get("model_type"), str)
 
 
 def _content(file: Path) -> Mapping[str, Any]:
@@ -185,8 +179,7 @@ def beside(folder: Path) -> dict[str, bytes]:
 def row_names(config: Any) -> list[str]:
     """Names of the class rows of a config's `id2label`; [] where they are only numbered."""
     names = [str(config.id2label[i]) for i in range(len(config.id2label)) if i in config.id2label]
-    numbered = all(re.fullmatch(r"(LABEL_)?\d+", name) and name.removeprefix("LABEL_") == str(i)
-                   for i, name in enumerate(names))  # fmt: skip
+    numbered = all(name == f"LABEL_{i}" for i, name in enumerate(names))
     return [] if numbered or len(names) != len(config.id2label) else names
 
 
@@ -209,3 +202,10 @@ def save(model: Any, folder: Path, names: Sequence[str], files: Mapping[str, byt
 def plain_config(config: Any) -> dict[str, Any]:
     """A transformers config as a table for JSON, which `make_config` reads."""
     return json.loads(config.to_json_string(use_diff=False))
+
+
+def model_type(folder: str | Path) -> str:
+    """The type that a folder's config.json states; "" where it holds no transformers model."""
+    file = Path(folder).expanduser() / CONFIG
+    kind = _content(file).get("model_type") if file.is_file() else None
+    return kind if isinstance(kind, str) else ""

@@ -14,7 +14,7 @@ from ks_detection.models.hub.files import read_detector
 from ks_detection.models.hub.sampling import use_operator
 from ks_detection.models.parts.padding import pad_images
 from processes import environment
-from tiny_hub import tiny_hub
+from tiny_hub_detectors import tiny_hub
 from tiny_swap import run_swap
 
 from common import adapters, hub, lora
