@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,36 +237,54 @@ def check(session: Session, argv: list[str]) -> int:
     """Lists what is wrong with data; exit code 2 if something would stop a run."""
     parser = _parser(session, "check", ("data", "what --data of swap takes; several are checked one by one"))
     parser.add_argument("--limit", type=int, default=20, help="problems shown of each kind")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text, all problems in it")
+    parser.add_argument("--fix", metavar="OUT", help="also write a cleaned copy of the data into this new folder")
     args = parser.parse_args(argv)
-    problems: list[Problem] = []
-    for text in args.data:
-        lines, found = session.check(text)
-        print(*lines, sep="\n")
-        problems += found
+    if args.fix and len(args.data) > 1:
+        raise UserError("--fix takes one data set; join several with commas.")
+    found = [(text, *session.check(text)) for text in args.data]
+    problems = [problem for _, _, own in found for problem in own]
+    fatal = sum(problem.fatal for problem in problems)
+    if args.json:
+        sets = [{"data": text, "about": lines, "problems": [p._asdict() for p in own]} for text, lines, own in found]
+        print(json.dumps({"sets": sets, "errors": fatal, "notes": len(problems) - fatal}, indent=1, ensure_ascii=False))
+    else:
+        for _, lines, _ in found:
+            print(*lines, sep="\n")
+        _tell(problems, args.limit)
+        print(f"{fatal} errors, {len(problems) - fatal} notes" if problems else "no problem found")
+    if args.fix:
+        print(*session.fix(args.data[0], args.fix), sep="\n", file=sys.stderr if args.json else sys.stdout)
+        return 0
+    return 2 if fatal else 0
+
+
+def _tell(problems: Sequence[Problem], limit: int) -> None:
+    """The problems, `limit` of each kind."""
     for kind in dict.fromkeys(problem.kind for problem in problems):
         of_kind = [problem for problem in problems if problem.kind == kind]
         word = "error" if any(problem.fatal for problem in of_kind) else "note"
         print(f"{word}: {kind} ({len(of_kind)})")
-        print(*(f"  {p.where}: {p.text}" for p in of_kind[: args.limit]), sep="\n")
-        if len(of_kind) > args.limit:
-            print(f"  ... and {len(of_kind) - args.limit} more")
-    fatal = sum(problem.fatal for problem in problems)
-    print(f"{fatal} errors, {len(problems) - fatal} notes" if problems else "no problem found")
-    return 2 if fatal else 0
+        print(*(f"  {p.where}: {p.text}" for p in of_kind[:limit]), sep="\n")
+        if len(of_kind) > limit:
+            print(f"  ... and {len(of_kind) - limit} more")
 
 
 def export(session: Session, argv: list[str]) -> None:
     """Writes the model of a run, adapters merged, in a format that others read."""
     parser = _parser(session, "export", ("run", "folder of a finished run, or a checkpoint"))
     parser.add_argument("output", help="file or folder to write")
-    parser.add_argument("--format", default=session.formats[0], choices=list(session.formats), help="what to write")
+    parser.add_argument(
+        "--to", "--format", default=session.formats[0], choices=[*session.formats, "onnx"], help="what to write"
+    )
     text = "leave the forgotten classes' head rows out for good, and check the written file"
     parser.add_argument("--permanent", action="store_true", help=text)
     given = _given(session, parser, (), (session.source,), argv)
-    path, kind, permanent = Path(given.pop("output")), given.pop("format"), given.pop("permanent")
+    path, kind, permanent = Path(given.pop("output")), given.pop("to"), given.pop("permanent")
     loaded = session.load(given.pop("run"), given)
     if not permanent:
-        print(f"wrote {session.export(loaded, path, kind)}")
+        written = session.export_onnx(loaded, path) if kind == "onnx" else session.export(loaded, path, kind)
+        print(f"wrote {written}")
         return
     from common.evaluation import permanent as removal  # with --permanent alone
 

@@ -6,9 +6,13 @@ The environment variable KS_FAST=0 switches `common.fast` off. Names and paramet
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,3 +50,18 @@ def use_fast_linears(model: nn.Module) -> None:
 def keep_freed_memory() -> bool:
     """Keeps freed memory for the next step; returns whether the C allocator obeyed."""
     return fast is not None and fast.keep_freed_memory()
+
+
+def kept(count: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The last results of a function of sizes; none while a model is traced, when sizes are symbols."""
+
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        cached = lru_cache(maxsize=count)(function)
+
+        @wraps(function)
+        def call(*sizes: Any) -> Any:
+            return function(*sizes) if torch.compiler.is_compiling() else cached(*sizes)
+
+        return call
+
+    return wrapped

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from common import adapters
+from common import adapters, onnx_file
 from common.config import Parser
 from common.domain import Domain
 from common.errors import UserError
-from common.plan import Plan
+from common.evaluation.run_measures import standing
+from common.plan import Plan, from_record
 from common.record import read_run_config
 from common.schema import read_json
 from common.settings import Settings
@@ -54,6 +55,14 @@ class Loaded:
     flags: dict[str, Any]
     groups: dict[str, tuple[str, ...]]
     record: dict[str, Any]
+
+    @property
+    def forgotten(self) -> list[str]:
+        """The classes that the run has forgotten in the end; [] for a bare checkpoint."""
+        if not self.record:
+            return []
+        plan = from_record(self.record["identity"]["plan"])
+        return [c for g in standing(plan.phases, len(plan.phases), "forget") for c in plan.groups[g]]
 
     def scored(self, offered: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The groups to be scored: those of the run; of a checkpoint all classes that the data offers, or --classes."""
@@ -205,6 +214,8 @@ class Session:
             raise UserError(
                 f"{path} is no run and no checkpoint: it does not exist; name the folder of a finished run."
             )
+        if folder.suffix == onnx_file.ENDING:
+            return self._of_file(folder, dict(given))
         if not self.is_run(folder):
             flags = {**given, "checkpoint": str(path)}
             return Loaded(self.base(flags), flags, {}, {})
@@ -233,6 +244,15 @@ class Session:
             info = read_json(path, advice=adapters.AGAIN) if path.exists() else None
             if isinstance(info, dict) and not adapters.belongs(info, identity):
                 raise UserError(f"{folder / place} is of another run; the command of this one writes its own again.")
+
+    def _of_file(self, path: Path, flags: dict[str, Any]) -> Loaded:
+        file = onnx_file.OnnxFile(path)
+        if file.task != self.name:
+            raise UserError(f"{path} is a model for {file.task}; take the command of that domain.")
+        seen = {name: value for name, value in file.flags.items() if name not in self.own_flags}
+        return Loaded(
+            self.from_graph(file), {**seen, **flags}, {g: tuple(names) for g, names in file.groups.items()}, {}
+        )
 
     def _with_adapter(self, folder: Path, flags: Flags, model: nn.Module | None) -> Base:
         info, _ = adapters.read(folder / "adapter")
@@ -266,6 +286,30 @@ class Session:
         """(lines that describe the data, everything that is wrong with it)."""
         raise NotImplementedError
 
+    def fix(self, data: str, output: str) -> list[str]:
+        """Writes a cleaned copy of data into a new folder, which `check` finds no error in; lines that say what was done."""
+        raise NotImplementedError
+
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         """Writes the model, adapters merged, as one of `formats`; the file or folder written."""
         raise NotImplementedError
+
+    def graph(self, loaded: Loaded) -> onnx_file.Graph:
+        """The model, adapters merged, as an ONNX file is made of it."""
+        raise NotImplementedError
+
+    def from_graph(self, file: onnx_file.OnnxFile) -> Base:
+        """Such a file in the place of a model, for `predict`."""
+        raise NotImplementedError
+
+    def export_onnx(self, loaded: Loaded, path: Path) -> Path:
+        """Writes the model as ONNX, with its classes, those forgotten and the groups in the file's metadata.
+
+        Raises:
+            UserError: see `onnx_file.write`.
+        """
+        seen = {f.name for f in fields(self.view)} - {*self.own_flags}
+        notes = {"task": self.name, "classes": loaded.base.classes, "forgotten": loaded.forgotten, "groups": loaded.groups,
+                 "flags": {name: value for name, value in loaded.flags.items() if name in seen}}  # fmt: skip
+        onnx_file.write(self.graph(loaded), path, notes)
+        return path

@@ -16,8 +16,6 @@ from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.attacks.weights import rounded_variants
 from common.evaluation.manifest import weight_files
-from common.evaluation.run_measures import standing
-from common.plan import from_record
 from common.record import write_json
 from common.session import Base, Loaded, Session
 
@@ -26,19 +24,13 @@ FORMAT = "folder"  # preferred, for it keeps class names
 RECORD = "permanent.json"
 
 
-def forgotten_classes(record: Mapping[str, Any]) -> list[str]:
-    """The classes that a run has forgotten in the end. record: its config.json."""
-    plan = from_record(record["identity"]["plan"])
-    return [c for g in standing(plan.phases, len(plan.phases), "forget") for c in plan.groups[g]]
-
-
 def without(session: Session, loaded: Loaded) -> tuple[Loaded, str]:
     """(the run's model, adapters merged and forgotten rows removed; how they were removed).
 
     Raises:
         UserError: no run, or one that forgets nothing.
     """
-    forgotten = forgotten_classes(loaded.record) if loaded.record else []
+    forgotten = loaded.forgotten
     if not forgotten:
         raise UserError("--permanent is for a run that forgets classes; this one forgets none.")
     merged = loaded.base._replace(model=adapters.merge(loaded.base.model).eval())
@@ -77,7 +69,7 @@ def verify(session: Session, written: Path, loaded: Loaded, how: str, original: 
     if left:
         raise UserError(f"{written} still holds an adapter ({left[0]}).")
     domain, groups = session.scoring(replace(again, groups=loaded.groups))
-    gone = forgotten_classes(loaded.record)
+    gone = loaded.forgotten
     if same := _original_rows(domain, again.base.model, original, gone):
         raise UserError(f"{written} still holds the original's row of class {same!r}.")
     scores = {}

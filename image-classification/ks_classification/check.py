@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from pathlib import Path
 
 from PIL import Image
 
+from common.clean import Copies
 from common.session import Problem
-from ks_classification.data.images import ImageSet, decode
+from ks_classification.data.images import ImageSet, decode, load
 
 SMALL = 8  # pixels: a shorter side below is a note
 
@@ -42,3 +44,30 @@ def check(text: str, images: ImageSet) -> tuple[list[str], list[Problem]]:
 
 def _fingerprint(image: Image.Image) -> tuple[str, tuple[int, int]]:
     return hashlib.blake2b(image.tobytes() + repr(image.size).encode(), digest_size=12).hexdigest(), image.size
+
+
+def fix(text: str, out: str) -> list[str]:
+    """Writes a cleaned copy: class folders of upright RGB pictures, without unreadable ones and without test pictures
+    that stand in the training data. Lines that say what was done.
+
+    Raises:
+        UserError: `out` is there already.
+    """
+    copies, images = Copies(out), load(text)
+    left, seen = Counter[str](), {""}
+    for part in ("train", "test"):
+        items, now = getattr(images, part), set[str]()
+        good, found, bad = decode(items, _fingerprint, True, f"reading {part} images")
+        left["unreadable"] += len(bad)
+        for i, (digest, _) in zip(good, found, strict=True):
+            if digest in seen:
+                left["in the training data"] += 1
+                continue
+            now.add(digest)
+            source = items[i].source
+            copies.add(
+                f"{part}/{items[i].label}", Path(source) if isinstance(source, str) else items[i].open(), items[i].name
+            )
+        seen |= now
+    return [f"wrote {out}: {copies.rewritten} pictures rewritten as PNG",
+            *(f"  left out, {why}: {count}" for why, count in left.items() if count)]  # fmt: skip

@@ -18,14 +18,16 @@ from common.errors import UserError
 from common.frozen import FrozenConfig
 from common.knobs import knob
 from common.lora import LoraConfig
+from common.onnx_file import Graph, OnnxFile
 from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
 from ks_classification.chance import refuse_chance
-from ks_classification.check import check
-from ks_classification.checkpoints.export import export_published
+from ks_classification.check import check, fix
+from ks_classification.checkpoints import onnx_graph
+from ks_classification.checkpoints.export import export_published, export_timm, export_torchvision
 from ks_classification.data import images as data
 from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import build, layers
@@ -77,7 +79,7 @@ class ClassificationSession(Session):
     data_flags = ("learn_data",)
     base_flags = own_flags = ("pretrained", "cache_dir")
     suffixes = data.SUFFIXES
-    formats = ("published", "folder")
+    formats = ("published", "folder", "timm", "torchvision")
 
     def open_swap(self, settings: Settings) -> Opening:
         source, chosen = settings[SourceConfig], settings[PlanConfig]
@@ -185,14 +187,28 @@ class ClassificationSession(Session):
     def check(self, text: str) -> tuple[list[str], list[Problem]]:
         return check(text, data.load(text))
 
+    def fix(self, data: str, output: str) -> list[str]:
+        return fix(data, output)
+
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         merged = adapters.merge(loaded.base.model)
         if kind == "published":
             export_published(merged, path, merge=True)
+        elif kind == "timm":
+            export_timm(merged, path, loaded.base.about)
+        elif kind == "torchvision":
+            export_torchvision(merged, path, loaded.base.about)
         else:
             adapters.save_model(merged, path, {"classes": loaded.base.classes})
             build.save_folder(path, loaded.base.about)
         return path
+
+    def graph(self, loaded: Loaded) -> Graph:
+        return onnx_graph.graph(adapters.merge(loaded.base.model), loaded.base.about)
+
+    def from_graph(self, file: OnnxFile) -> Base:
+        model, spec = onnx_graph.read(file)
+        return Base(model, spec.classes, spec)
 
 
 def _domain(base: Base, images: data.ImageSet, plan: Plan, settings: Settings) -> ClassificationDomain:

@@ -11,22 +11,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import hub
+from common import adapters, hub
 from common.config import Parser, from_values
 from common.domain import ClassTable, Domain
 from common.errors import UserError
 from common.frozen import FrozenConfig
 from common.knobs import knob
+from common.onnx_file import Graph, OnnxFile
 from common.plan import pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
 from common.splits import resolve, shorten
 from ks_detection.check import check
+from ks_detection.checkpoints import onnx_graph
 from ks_detection.checkpoints.backbone import load_backbone
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data import scenes
+from ks_detection.data.cleaned import fix
 from ks_detection.data.yolo import SUFFIXES
 from ks_detection.domain import MODEL_FILE, DetectionDomain
 from ks_detection.models.hub.families import FAMILIES
@@ -223,8 +226,17 @@ class DetectionSession(Session):
     def check(self, text: str) -> tuple[list[str], list[Problem]]:
         return check(text)
 
+    def fix(self, data: str, output: str) -> list[str]:
+        return fix(data, output)
+
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         return loaded.base.model.export(path, kind)
+
+    def graph(self, loaded: Loaded) -> Graph:
+        return onnx_graph.graph(adapters.merge(loaded.base.model), from_values(ImageConfig, loaded.flags).recipe())
+
+    def from_graph(self, file: OnnxFile) -> Base:
+        return _named(onnx_graph.OnnxDetector(file))
 
 
 def _named(model: nn.Module) -> Base:

@@ -15,12 +15,14 @@ from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
 from common.knobs import knob
+from common.onnx_file import Graph, OnnxFile
 from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
-from ks_segmentation.check import check
+from ks_segmentation.check import check, fix
+from ks_segmentation.checkpoints import onnx_graph
 from ks_segmentation.checkpoints.export import export_detectron2
 from ks_segmentation.checkpoints.folder import MODEL_FILE, load_folder, save_config
 from ks_segmentation.checkpoints.load import CLASSES_KEY, class_count, load_checkpoint, load_weights
@@ -224,6 +226,9 @@ class SegmentationSession(Session):
     def check(self, text: str) -> tuple[list[str], list[Problem]]:
         return check(text, layouts.load(text))
 
+    def fix(self, data: str, output: str) -> list[str]:
+        return fix(data, output)
+
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         if kind == "detectron2":
             return export_detectron2(loaded.base.model, path)
@@ -232,6 +237,12 @@ class SegmentationSession(Session):
         adapters.save_model(model, path, {"classes": names})
         save_config(path, model, names)
         return path
+
+    def graph(self, loaded: Loaded) -> Graph:
+        return onnx_graph.graph(adapters.merge(loaded.base.model))
+
+    def from_graph(self, file: OnnxFile) -> Base:
+        return Base(onnx_graph.OnnxSegmenter(file), file.classes)
 
 
 def _domain(base: Base, sets: Sequence[MaskSet], plan: Plan, settings: Settings) -> SegmentationDomain:

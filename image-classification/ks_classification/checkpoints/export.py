@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from common.adapters import merge as merged
 from common.errors import UserError
 from common.lora import LoRALinear, adapters
-from common.record import save_tensors
+from common.record import save_tensors, write_bytes, write_json
 from ks_classification.checkpoints.load import PAST, layouts
+from ks_classification.models.build import PUBLISHED, TORCHVISION, ModelSpec
+from ks_classification.models.layers import classifier_name
 
 
 def export_published(model: nn.Module, path: str | Path, *, merge: bool = False) -> None:
@@ -38,6 +41,38 @@ def export_published(model: nn.Module, path: str | Path, *, merge: bool = False)
     if layouts.is_timm(state):
         state = layouts.timm_to_bird(state)
     save_tensors(Path(path), state)
+
+
+def export_timm(model: nn.Module, folder: Path, spec: ModelSpec) -> None:
+    """Writes a folder that timm.create_model("local-dir:FOLDER", pretrained=True) loads, and transformers' TimmWrapper.
+
+    Args:
+        model: a timm model without adapters.
+
+    Raises:
+        UserError: it is no timm model.
+    """
+    name, args = spec.name, dict(spec.args)
+    if name == f"{PUBLISHED}timm":  # described by its sizes; any plain ViT of timm takes them
+        name = "vit_base_patch16_224"
+    elif "/" in name or not hasattr(model, "default_cfg"):
+        raise UserError(f"{name} is no timm model; its formats are published, folder and onnx.")
+    arguments = {key: value for key, value in args.items() if value is not None}
+    size = [3, spec.size, spec.size]
+    about = {"mean": spec.mean, "std": spec.std, "input_size": size, "num_classes": len(spec.classes)}
+    config = {"architecture": name, "num_classes": len(spec.classes), "label_names": spec.classes,
+              "model_args": arguments, "pretrained_cfg": {**about, "fixed_input_size": True}}  # fmt: skip
+    config["pretrained_cfg"]["classifier"] = classifier_name(model)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_bytes(folder / "model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
+    write_json(folder / "config.json", config)
+
+
+def export_torchvision(model: nn.Module, path: Path, spec: ModelSpec) -> None:
+    """Writes the state dict that torchvision's VisionTransformer of the same sizes loads. Raises UserError for others."""
+    if spec.name not in (TORCHVISION, f"{PUBLISHED}torchvision"):
+        raise UserError(f"{spec.name} is no torchvision model; its formats are published, folder, timm and onnx.")
+    export_published(model, path, merge=True)
 
 
 @torch.no_grad()

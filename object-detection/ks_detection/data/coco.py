@@ -11,7 +11,7 @@ import msgspec
 from common.images import MAX_SIDE
 from common.schema import read_json
 from common.session import Problem
-from ks_detection.data.records import Annotation, ImageRecord, clipped, find_box_problem
+from ks_detection.data.records import ImageRecord, Raw, assembled
 
 Id = int | str
 Side = Annotated[float, msgspec.Meta(ge=1, le=MAX_SIDE)]  # some tools write 640.0
@@ -26,10 +26,29 @@ class Image(msgspec.Struct):
     height: Side
 
 
-class Entry(msgspec.Struct):
-    """An entry of `annotations`; bbox: left, top, width, height."""
+class Runs(msgspec.Struct):
+    """A mask as run lengths, column by column, as numbers or in COCO's own letters."""
 
-    bbox: tuple[float, float, float, float]
+    size: tuple[int, int]
+    counts: list[int] | str
+
+
+class Shape(msgspec.Struct):
+    """An entry again: polygons [x, y, x, y, ...] or run lengths."""
+
+    segmentation: list[list[float]] | Runs | None = None
+
+
+class Shapes(msgspec.Struct):
+    """An annotation file, as far as shapes go. They are read where a box is missing: they take most of a large file."""
+
+    annotations: list[Shape]
+
+
+class Entry(msgspec.Struct):
+    """An entry of `annotations`; bbox: left, top, width, height. Where it is left out, the segmentation tells it."""
+
+    bbox: list[float] | None = None
     id: Id = "?"
     image_id: Id | None = None
     category_id: int | None = None
@@ -41,6 +60,7 @@ class Category(msgspec.Struct):
 
     id: int
     name: str
+    supercategory: str | None = None
 
 
 class Coco(msgspec.Struct):
@@ -62,49 +82,60 @@ def read_coco(file: Path, images: Path) -> tuple[list[ImageRecord], dict[str, in
     """
     data: Coco = read_json(file, Coco, "COCO has the lists `images`, `annotations` and `categories`")
     problems = _duplicates(file, data)
-    names = {category.id: category.name for category in data.categories}
-    annotations: dict[Id, list[Annotation]] = {image.id: [] for image in data.images}
+    names = _category_names(data)
+    objects: dict[Id, list[Raw]] = {image.id: [] for image in data.images}
     sizes = {image.id: (int(image.width), int(image.height)) for image in data.images}
-    for entry in data.annotations:
+    shapes: list[Shape] = [Shape()] * len(data.annotations)
+    if not all(entry.bbox for entry in data.annotations):
+        shapes = read_json(file, Shapes, "a segmentation is a list of polygons or run lengths").annotations
+    for entry, shape in zip(data.annotations, shapes, strict=True):
         where = f"{file.name}, annotation {entry.id}"
-        if entry.image_id not in annotations:
+        if entry.image_id not in objects:
             problems.append(Problem("unknown image", where, f"image_id {entry.image_id} is not in `images`"))
         elif entry.category_id not in names:
             problems.append(
                 Problem("unknown category", where, f"category_id {entry.category_id} is not in `categories`")
             )
+        elif (box := _box(entry, shape.segmentation)) is None:
+            problems.append(Problem("bad annotation", where, "has no bbox of four numbers and no segmentation"))
         else:
-            _add(annotations[entry.image_id], entry, names, sizes[entry.image_id], where, problems)
-    records = []
-    for image in data.images:
-        path = images / image.file_name
-        if not path.is_file():
-            problems.append(Problem("missing image", file.name, f"{path} does not exist"))
-        if not annotations[image.id]:
-            problems.append(Problem("no objects", image.file_name, "the image has no annotation", False))
-        records.append(ImageRecord(image.file_name, path, *sizes[image.id], tuple(annotations[image.id])))
+            crowd = bool(entry.iscrowd)
+            if crowd:
+                text = "a crowd region: scored as COCO does, not trained on"
+                problems.append(Problem("crowd", where, text, False))
+            objects[entry.image_id].append(Raw(names[entry.category_id], box, where, crowd))
+    records = [
+        assembled(image.file_name, images / image.file_name, sizes[image.id], objects[image.id], problems)
+        for image in data.images
+    ]
     return records, {name: number for number, name in names.items()}, problems
 
 
-def _add(
-    annotations: list[Annotation], entry: Entry, names: dict, size: tuple[int, int], where: str, problems: list
-) -> None:
-    left, top, width, height = entry.bbox
-    box = (left, top, left + width, top + height)
-    found = find_box_problem(box, *size)
-    if found:
-        problems.append(Problem(found[0], where, *found[1:]))
-        return
-    crowd = bool(entry.iscrowd)
-    if crowd:
-        problems.append(Problem("crowd", where, "a crowd region: scored as COCO does, not trained on", False))
-    annotation = Annotation(names[entry.category_id], clipped(box, *size), crowd)
-    if annotation in annotations:
-        problems.append(
-            Problem("duplicate", where, f"the same {annotation.label} box stands twice in one image", False)
-        )
-        return
-    annotations.append(annotation)
+def _category_names(data: Coco) -> dict[int, str]:
+    """Names by id, without the one that Roboflow adds for the whole data set and uses for nothing."""
+    used = {entry.category_id for entry in data.annotations}
+    above = {category.supercategory for category in data.categories if category.name != category.supercategory}
+    kept = [c for c in data.categories if c.id in used or c.name not in above or c.supercategory != "none"]
+    return {category.id: category.name for category in kept}
+
+
+def _box(entry: Entry, shape: list[list[float]] | Runs | None) -> tuple[float, float, float, float] | None:
+    """Corners, or None where nothing tells them."""
+    if entry.bbox:
+        if len(entry.bbox) != 4:
+            return None
+        left, top, width, height = entry.bbox
+        return left, top, left + width, top + height
+    if isinstance(shape, Runs):
+        from pycocotools import mask  # only for files of run lengths
+
+        runs = {"size": list(shape.size), "counts": shape.counts}
+        if isinstance(runs["counts"], list):
+            runs = mask.frPyObjects(runs, *runs["size"])
+        left, top, width, height = mask.toBbox(runs).tolist()
+        return left, top, left + width, top + height
+    points = [value for polygon in shape or () for value in polygon]
+    return (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])) if len(points) > 1 else None
 
 
 def _duplicates(file: Path, data: Coco) -> list[Problem]:

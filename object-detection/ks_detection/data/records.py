@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
 from common.errors import UserError
-from common.images import ImageError, open_image, probe
+from common.images import ImageError, open_image, probe, size_of
 from common.session import Problem
+
+T = TypeVar("T")
 
 
 class Annotation(NamedTuple):
@@ -113,3 +115,49 @@ def clipped(box: tuple[float, float, float, float], width: int, height: int) -> 
     """The part of a box inside the image."""
     left, top, right, bottom = box
     return max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
+
+
+class Raw(NamedTuple):
+    """An object as a file states it; where: how to call it in a problem."""
+
+    label: str
+    box: tuple[float, float, float, float]
+    where: str
+    crowd: bool = False
+
+
+def assembled(
+    name: str, path: Path, size: tuple[int, int] | None, objects: Sequence[Raw], problems: list[Problem]
+) -> ImageRecord:
+    """The record of an image with those of its objects that can be trained on; the rest is added to `problems`.
+
+    Args:
+        size: (width, height) as the annotations state it; None reads it from the picture.
+    """
+    if not path.is_file():
+        problems.append(Problem("missing image", name, f"{path} does not exist"))
+    elif size is None:
+        try:
+            size = size_of(path)
+        except ImageError as error:
+            problems.append(Problem("corrupt image", str(path), error.reason))
+    if size is None:
+        return ImageRecord(name, path, 1, 1)
+    kept: list[Annotation] = []
+    for thing in objects:
+        annotation = Annotation(thing.label, clipped(thing.box, *size), thing.crowd)
+        if found := find_box_problem(thing.box, *size):
+            problems.append(Problem(found[0], thing.where, *found[1:]))
+        elif annotation in kept:
+            text = f"the same {thing.label} box stands twice in one image"
+            problems.append(Problem("duplicate", thing.where, text, False))
+        else:
+            kept.append(annotation)
+    if not kept:
+        problems.append(Problem("no objects", name, "the image has no annotation", False))
+    return ImageRecord(name, path, *size, tuple(kept))
+
+
+def every_fifth(names: Sequence[T], training: bool) -> list[T]:
+    """The training or test share of what has no lists: every fifth tests."""
+    return [name for i, name in enumerate(names) if (i % 5 == 4) != training]

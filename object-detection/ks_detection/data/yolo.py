@@ -1,4 +1,4 @@
-"""YOLO folders: images/<part>/, labels/<part>/*.txt with `class cx cy w h` in 0..1, names in data.yaml."""
+"""YOLO labels: a .txt per image with `class cx cy w h` or a polygon in 0..1, names in data.yaml or classes.txt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from common.config import read_yaml
 from common.errors import UserError
 from common.images import ImageError, size_of
 from common.session import Problem
-from ks_detection.data.records import Annotation, ImageRecord, clipped, find_box_problem
+from ks_detection.data.records import ImageRecord, Raw, assembled
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -31,45 +31,47 @@ def class_list(folder: Path) -> list[str]:
     raise UserError(f"{folder} needs class names: data.yaml with `names`, or classes.txt with one per line.")
 
 
-def read_yolo(folder: Path, part: str, names: list[str]) -> tuple[list[ImageRecord], list[Problem]]:
-    """(images, problems) of images/<part> and labels/<part>."""
-    files = sorted(p for p in (folder / "images" / part).rglob("*") if p.suffix.lower() in SUFFIXES)
+def read_yolo(images: Path, labels: Path, names: list[str]) -> tuple[list[ImageRecord], list[Problem]]:
+    """(images, problems) of a folder of images and the folder of their labels, which may be the same."""
+    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
-        raise UserError(f"{folder / 'images' / part} holds no images ({', '.join(SUFFIXES)}).")
+        raise UserError(f"{images} holds no images ({', '.join(SUFFIXES)}).")
     problems: list[Problem] = []
-    return [_record(folder, part, file, names, problems) for file in files], problems
+    return [_record(images, labels, file, names, problems) for file in files], problems
 
 
-def _record(folder: Path, part: str, file: Path, names: list[str], problems: list[Problem]) -> ImageRecord:
-    inside = file.relative_to(folder / "images" / part)
-    labels = (folder / "labels" / part / inside).with_suffix(".txt")
+def _record(images: Path, labels: Path, file: Path, names: list[str], problems: list[Problem]) -> ImageRecord:
+    inside = file.relative_to(images)
+    text = (labels / inside).with_suffix(".txt")
     try:
-        width, height = size_of(file)
+        size = size_of(file)
     except ImageError as error:
         problems.append(Problem("corrupt image", str(file), error.reason))
         return ImageRecord(str(inside), file, 1, 1)
-    lines = labels.read_text().splitlines() if labels.is_file() else []
-    annotations = []
-    for number, line in enumerate(lines, 1):
+    objects = []
+    for number, line in enumerate(text.read_text().splitlines() if text.is_file() else [], 1):
         if not line.strip():
             continue
-        where = f"{labels.name}, line {number}"
+        where = f"{text.name}, line {number}"
         try:
-            row, cx, cy, w, h = line.split()[:5]
-            box = tuple(float(v) * s for v, s in zip((cx, cy, w, h), (width, height, width, height), strict=True))
-            row = int(row)
+            row, box = _box(line, size)
         except ValueError:
-            problems.append(Problem("bad annotation", where, f"{line!r} is not `class cx cy w h`"))
+            problems.append(Problem("bad annotation", where, f"{line!r} is not `class cx cy w h`, nor a polygon"))
             continue
         if not 0 <= row < len(names):
             problems.append(Problem("unknown category", where, f"class {row}, but there are {len(names)} names"))
-            continue
-        corners = (box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2)
-        found = find_box_problem(corners, width, height)
-        if found:
-            problems.append(Problem(found[0], where, *found[1:]))
         else:
-            annotations.append(Annotation(names[row], clipped(corners, width, height)))
-    if not annotations:
-        problems.append(Problem("no objects", str(inside), "the image has no annotation", False))
-    return ImageRecord(str(inside), file, width, height, tuple(annotations))
+            objects.append(Raw(names[row], box, where))
+    return assembled(str(inside), file, size, objects, problems)
+
+
+def _box(line: str, size: tuple[int, int]) -> tuple[int, tuple[float, float, float, float]]:
+    """(class, box in pixels) of `class cx cy w h`, with or without a score, or of `class x y x y x y ...`, a polygon."""
+    row, *words = line.split()
+    values = [float(word) for word in words]
+    width, height = size
+    if len(values) >= 6 and len(values) % 2 == 0:
+        x, y = [v * width for v in values[::2]], [v * height for v in values[1::2]]
+        return int(row), (min(x), min(y), max(x), max(y))
+    cx, cy, w, h = (v * s for v, s in zip(values[:4], (width, height, width, height), strict=True))
+    return int(row), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)

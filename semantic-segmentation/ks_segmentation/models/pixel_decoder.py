@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
-from common.layers import feed_forward, short_softmax
+from common.layers import feed_forward, kept, short_softmax
 
 
 class PixelFeatures(NamedTuple):
@@ -32,7 +31,7 @@ class _Grid(NamedTuple):
     places: Tensor  # [1, S, heads * L * points * 2] centre of every cell in 0..1, x and y, repeated
 
 
-@lru_cache(maxsize=16)
+@kept(16)
 def _grid(shapes: tuple[tuple[int, int], ...], heads: int, count: int, device: torch.device) -> _Grid:
     with torch.inference_mode(False):  # kept, and later used in training
         points = []
@@ -48,7 +47,7 @@ def _grid(shapes: tuple[tuple[int, int], ...], heads: int, count: int, device: t
         return _Grid(spatial, counts.cumsum(0) - counts, cells, places)
 
 
-@lru_cache(maxsize=16)
+@kept(16)
 def sine_encoding(height: int, width: int, channels: int, device: torch.device) -> Tensor:
     """[H * W, channels] code of each cell's place: sines of y, then of x, at growing wave lengths.
 

@@ -103,6 +103,8 @@ class _FromWindows(torch.autograd.Function):
 
 def _block(self: nn.Module, x: Tensor, input_dimensions: tuple[int, int], always_partition: bool = False, **_):
     """The forward of transformers' SwinLayer: [B, height * width, C] of the same, and no attention weights."""
+    if torch.compiler.is_compiling():  # places of windows cannot be listed for sizes that are symbols
+        return _fast_layer()[0].forward(self, x, input_dimensions, always_partition=always_partition)
     if not always_partition:
         self.set_shift_and_window_size(input_dimensions)
     seen = self.dropout(_attention(self, self.layernorm_before(x), *input_dimensions))

@@ -1,0 +1,80 @@
+"""Detectors as ONNX graphs, and such graphs in the place of a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+from ms_deform_attn.onnx_graph import table
+from torch import Tensor, nn
+
+from common.domain import ClassTable
+from common.onnx_file import Graph, OnnxFile, Outputs
+from ks_detection.data import transforms
+from ks_detection.models.parts.detector import Detector
+from ks_detection.models.parts.padding import Padded
+from ks_detection.models.parts.postprocess import post_process
+
+OUTPUTS = ("pred_logits", "pred_boxes")
+BEST = 100  # answers of an image that are compared
+SIZES = ((2, 3, 160, 192), (1, 3, 192, 224), (3, 3, 128, 256))
+
+
+class Answers(nn.Module):
+    """(logits [N, Q, C], boxes [N, Q, 4] cxcywh in 0..1) of images of one size."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.model(Padded(images, torch.zeros_like(images[:, 0], dtype=torch.bool)))
+        return found["pred_logits"], found["pred_boxes"]
+
+
+def graph(model: nn.Module, recipe: transforms.Recipe) -> Graph:
+    """The graph of a detector without adapters. Sizes of images stay open, but with a Swin, whose windows are cut for
+    one size: there it is that of the test images, and square."""
+    fixed = str(model.config.backbone).startswith("swin")
+    sizes = [(n, 3, recipe.test_size, recipe.test_size) for n in (2, 1, 3)] if fixed else SIZES
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(size, generator=generator) for size in sizes]
+    settings = {"num_select": model.config.num_select, "fixed": recipe.test_size if fixed else 0}
+    return Graph(Answers(model), OUTPUTS, images, not fixed, settings, difference, table())
+
+
+def difference(own: Outputs, others: Outputs) -> float:
+    """The largest difference of score or box (in parts of the image) among the best answers of each image.
+
+    Answers are paired by class, score and place, because equal scores come in any order.
+    """
+    size, worst = [(1, 1)] * len(own[0]), 0.0
+    pairs = (post_process(dict(zip(OUTPUTS, found, strict=True)), size, BEST) for found in (own, others))
+    for mine, theirs in zip(*pairs, strict=True):
+        worst = max(worst, float((mine["scores"] - theirs["scores"]).abs().max()))
+        apart = (mine["boxes"][:, None] - theirs["boxes"]).abs().amax(-1)
+        apart = torch.maximum(apart, (mine["scores"][:, None] - theirs["scores"]).abs())
+        apart = apart.masked_fill(mine["labels"][:, None] != theirs["labels"], 1.0)
+        last = mine["scores"] > mine["scores"].min() + 1e-5  # of those that tie for the last place some stay out
+        worst = max([worst, *apart.amin(1)[last].tolist()])
+    return worst
+
+
+class OnnxDetector(Detector):
+    """A file in the place of a detector, for what only asks for its answers."""
+
+    def __init__(self, file: OnnxFile) -> None:
+        super().__init__(SimpleNamespace(num_select=file.settings["num_select"], num_classes=len(file.classes)))
+        self.file, self.class_table = file, ClassTable(tuple(file.classes))
+
+    def forward(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """One image after the other: a batch of the file has one size."""
+        side = self.file.settings["fixed"]
+        found = []
+        for image in images:
+            batch = image[None]
+            if side:
+                batch = nn.functional.interpolate(batch, (side, side), mode="bilinear", antialias=True)
+            found.append(self.file(batch))
+        return {name: torch.cat(parts) for name, parts in zip(OUTPUTS, zip(*found, strict=True), strict=True)}

@@ -1,0 +1,154 @@
+"""Boxes in tables: CSV files with a line per box, and metadata.jsonl of image folders (Hugging Face `datasets`)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common.errors import UserError
+from common.schema import typed
+from common.session import Problem
+from ks_detection.data.records import ImageRecord, Raw, assembled
+
+CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+LABELS, NAMES = (
+    ("class", "label", "class_name", "name", "category"),
+    ("filename", "file_name", "image", "image_path", "path", "image_id"),
+)
+PLAIN = ("filename", *CORNERS[0], "class")  # of lines without a header, as RetinaNet's generators write them
+METADATA = "metadata.jsonl"
+
+
+class Table:
+    """Lines of boxes by image.
+
+    sizes: (width, height) of an image where stated; objects: its boxes.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, tuple[int, int] | None] = {}
+        self.objects: dict[str, list[Raw]] = {}
+
+    def image(self, name: str, size: tuple[int, int] | None = None) -> list[Raw]:
+        """The boxes of an image, to be added to."""
+        self.sizes[name] = self.sizes.get(name) or size
+        return self.objects.setdefault(name, [])
+
+    def records(
+        self, folders: Sequence[Path], problems: list[Problem], names: Sequence[str] | None = None
+    ) -> list[ImageRecord]:
+        """Records of the images, or of those named, which lie in one of the folders."""
+        found = []
+        for name in self.objects if names is None else names:
+            places = [folder / part for folder in folders for part in (name, Path(name).name)]
+            path = next((p for p in places if p.is_file()), places[0])
+            found.append(assembled(name, path, self.sizes[name], self.objects[name], problems))
+        return found
+
+    def classes(self) -> list[str]:
+        """In alphabetical order."""
+        return sorted({thing.label for things in self.objects.values() for thing in things})
+
+
+def read_csv(file: Path, problems: list[Problem]) -> Table:
+    """The boxes of a CSV: columns for file name, class and four corners in pixels under one of their usual names, or
+    six columns without a header: file, left, top, right, bottom, class. A line without a class is an image without boxes.
+
+    Raises:
+        UserError: no such columns.
+    """
+    rows = list(csv.reader(io.StringIO(_text(file))))
+    if not rows:
+        raise UserError(f"{file} is empty.")
+    header, first = [word.strip().lower() for word in rows[0]], 1
+    found = _columns(header)
+    if found is None and len(header) == len(PLAIN):
+        found, first = _columns(PLAIN), 0
+    if found is None:
+        raise UserError(f"{file} needs columns {', '.join(PLAIN)}; it has {', '.join(rows[0])}.")
+    name, label, corners = found
+    sizes = [header.index(word) for word in ("width", "height") if word in header and first]
+    table = Table()
+    for number, row in enumerate(rows[first:], first + 1):
+        if not any(row):
+            continue
+        where = f"{file.name}, line {number}"
+        try:
+            size = tuple(int(float(row[i])) for i in sizes) if len(sizes) == 2 else None
+            things = table.image(row[name].strip(), size)
+            if row[label].strip():
+                things.append(Raw(row[label].strip(), tuple(float(row[i]) for i in corners), where))
+        except (ValueError, IndexError):
+            problems.append(Problem("bad annotation", where, f"{','.join(row)!r} has no file, class and four numbers"))
+    return table
+
+
+def _columns(header: Sequence[str]) -> tuple[int, int, list[int]] | None:
+    """Where name, class and corners stand."""
+    name, label = (next((w for w in words if w in header), None) for words in (NAMES, LABELS))
+    corners = next((four for four in CORNERS if set(four) <= set(header)), None)
+    if name is None or label is None or corners is None:
+        return None
+    return header.index(name), header.index(label), [header.index(word) for word in corners]
+
+
+class Objects(msgspec.Struct):
+    """`objects` of a line of metadata.jsonl; bbox: left, top, width, height."""
+
+    bbox: list[tuple[float, float, float, float]]
+    categories: list[int | str] = []
+    category: list[int | str] = []
+    label: list[int | str] = []
+
+
+class Line(msgspec.Struct):
+    """A line of it."""
+
+    file_name: str
+    objects: Objects
+
+
+def read_metadata(file: Path, names: Sequence[str], problems: list[Problem]) -> Table:
+    """The boxes of metadata.jsonl: {"file_name", "objects": {"bbox": [[left, top, width, height]], "categories": [..]}}.
+
+    Args:
+        names: of numbered categories, in order; empty calls them by their number.
+    """
+    table = Table()
+    for number, (line, where) in enumerate(_lines(file), 1):
+        entry: Line = typed(
+            line, Line, where, 'a line is {"file_name": ..., "objects": {"bbox": ..., "categories": ...}}'
+        )
+        things, labels = (
+            table.image(entry.file_name),
+            entry.objects.categories or entry.objects.category or entry.objects.label,
+        )
+        if len(labels) != len(entry.objects.bbox):
+            text = f"{len(entry.objects.bbox)} boxes, {len(labels)} categories"
+            problems.append(Problem("bad annotation", f"{file.name}, line {number}", text))
+            continue
+        for label, (left, top, width, height) in zip(labels, entry.objects.bbox, strict=True):
+            name = names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label)
+            things.append(Raw(name, (left, top, left + width, top + height), f"{file.name}, line {number}"))
+    return table
+
+
+def _lines(file: Path) -> Iterator[tuple[Any, str]]:
+    for number, text in enumerate(_text(file).splitlines(), 1):
+        if text.strip():
+            try:
+                yield msgspec.json.decode(text), f"{file}, line {number}"
+            except msgspec.DecodeError as error:
+                raise UserError(f"{file}, line {number}: no JSON ({error}).") from None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is no UTF-8 text; write it anew in UTF-8.") from None

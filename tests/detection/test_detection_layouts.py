@@ -1,0 +1,199 @@
+"""Boxes as people have them: labelImg's folders, Roboflow's exports, tables, run lengths, odd pictures; and `check --fix`."""
+
+import json
+
+import numpy as np
+import pytest
+from ks_detection.check import check
+from ks_detection.data.folders import load
+from ks_detection.session import SESSION
+from PIL import Image
+from pycocotools import mask
+
+from common import commands
+from common.errors import UserError
+
+CORNERS = (10, 20, 40, 35)
+XML = (
+    "<annotation><filename>{name}</filename><size><width>{w}</width><height>{h}</height></size><object><name>cat</name>"
+    "<bndbox><xmin>10</xmin><ymin>20</ymin><xmax>40</xmax><ymax>35</ymax></bndbox></object></annotation>"
+)
+
+
+def pictures(folder, *names, size=(100, 80)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.effect_noise(size, 60).convert("RGB").save(folder / name)
+
+
+def labelimg(root):
+    """Images, .xml and names of all kinds in one folder."""
+    names = ["IMG 01.JPG", "b.jpeg", "c.jpg.rf.0a1b.jpg", "d.png", "e.bmp", "f.webp"]
+    pictures(root, *names)
+    for name in names:
+        stem, size = name.rpartition(".")[0], (0, 0) if name == "d.png" else (100, 80)
+        stated = "C:\\pictures\\old name.jpg" if name == "b.jpeg" else name
+        (root / f"{stem}.xml").write_text(XML.format(name=stated, w=size[0], h=size[1]))
+
+
+def coco(folder, file, categories=({"id": 1, "name": "cat"},), **change):
+    pictures(folder, "a.rf.1f2e.jpg")
+    entry = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [10, 20, 30, 15], "iscrowd": 0} | change
+    image = {"id": 0, "file_name": "a.rf.1f2e.jpg", "width": 100, "height": 80}
+    content = {"images": [image], "annotations": [entry], "categories": list(categories)}
+    (folder / file).write_text(json.dumps(content))
+
+
+def roboflow_coco(root):
+    for part in ("train", "valid"):
+        above = {"id": 0, "name": "animals", "supercategory": "none"}
+        coco(root / part, "_annotations.coco.json", [above, {"id": 1, "name": "cat", "supercategory": "animals"}])
+
+
+def roboflow_voc(root):
+    for part in ("train", "valid"):
+        pictures(root / part, "a.rf.1f2e.jpg")
+        (root / part / "a.rf.1f2e.xml").write_text(XML.format(name="a.rf.1f2e.jpg", w=100, h=80))
+
+
+def roboflow_yolo(root):
+    for part in ("train", "valid"):
+        pictures(root / part / "images", "a.rf.1f2e.jpg")
+        (root / part / "labels").mkdir()
+        (root / part / "labels/a.rf.1f2e.txt").write_text("0 0.25 0.34375 0.3 0.1875\n")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: ../train/images\n")
+
+
+def yolo_polygons(root):
+    roboflow_yolo(root)
+    for part in ("train", "valid"):
+        (root / part / "labels/a.rf.1f2e.txt").write_text("0 0.1 0.25 0.4 0.25 0.4 0.4375 0.2 0.4\n")
+
+
+def yolo_beside(root):
+    pictures(root, "a.jpg", "b.jpg")
+    for stem in "ab":
+        (root / f"{stem}.txt").write_text("0 0.25 0.34375 0.3 0.1875\n")
+    (root / "classes.txt").write_text("cat\n")
+
+
+def roboflow_csv(root):
+    for part in ("train", "test"):
+        pictures(root / part, "a.jpg")
+        (root / part / "_annotations.csv").write_text(
+            "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,100,80,cat,10,20,40,35\n"
+        )
+
+
+def bare_csv(root):
+    for part in ("train", "val"):
+        pictures(root / part, "a b.jpg")
+        (root / f"{part}.csv").write_text(f"{part}/a b.jpg,10,20,40,35,cat\n")
+
+
+def image_folder(root):
+    for part in ("train", "validation"):
+        pictures(root / part, "a.png")
+        line = {"file_name": "a.png", "objects": {"bbox": [[10, 20, 30, 15]], "categories": ["cat"]}}
+        (root / part / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def xml_apart(root):
+    """images/<class>/ and annotations/, as surface inspection sets have them."""
+    for part in ("train", "validation"):
+        pictures(root / part / "images/cat", "a.jpg")
+        (root / part / "annotations").mkdir()
+        (root / part / "annotations/a.xml").write_text(XML.format(name="a", w=100, h=80))
+
+
+def one_coco_file(root):
+    (root / "images").mkdir(parents=True)
+    names = [f"{i}.jpg" for i in range(5)]
+    pictures(root / "images", *names)
+    images = [{"id": i, "file_name": n, "width": 100, "height": 80} for i, n in enumerate(names)]
+    entries = [{"id": i, "image_id": i, "category_id": 1, "bbox": [10, 20, 30, 15]} for i in range(5)]
+    (root / "annotations").mkdir()
+    content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}
+    (root / "annotations/instances_default.json").write_text(json.dumps(content))
+
+
+MAKERS = [labelimg, roboflow_coco, roboflow_voc, roboflow_yolo, yolo_polygons, yolo_beside, roboflow_csv, bare_csv,
+          image_folder, xml_apart, one_coco_file]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_layout_gives_the_same_box_on_every_image(make, tmp_path):
+    make(tmp_path / "set")
+    data = load(str(tmp_path / "set"))
+    assert data.train and data.test and data.classes == ["cat"]
+    for record in [*data.train, *data.test]:
+        (thing,) = record.annotations
+        assert thing.label == "cat" and thing.box == pytest.approx(CORNERS, abs=1e-3)
+        assert record.open().size == (record.width, record.height) == (100, 80)
+    assert not {p.path for p in data.train} & {p.path for p in data.test}
+    assert not [p for p in check(str(tmp_path / "set"))[1] if p.fatal]
+
+
+@pytest.mark.parametrize("kind", ["numbers", "letters", "polygon"])
+def test_a_shape_stands_for_a_missing_box(kind, tmp_path):
+    shape = np.zeros((80, 100), np.uint8, order="F")
+    shape[20:35, 10:40] = 1
+    runs = mask.encode(shape)
+    if kind == "numbers":
+        ends = np.flatnonzero(np.diff(np.concatenate([[0], shape.flatten("F"), [0]]))).tolist()
+        counts = np.diff([0, *ends, 8000]).tolist()
+        told = {"size": [80, 100], "counts": counts}
+    else:
+        told = {"size": [80, 100], "counts": runs["counts"].decode()}
+    if kind == "polygon":
+        told = [[10, 20, 40, 20, 40, 35], [12, 22, 12, 30]]
+    for part in ("train", "valid"):
+        coco(tmp_path / part, "_annotations.coco.json", bbox=None, segmentation=told, iscrowd=int(kind == "letters"))
+    (thing,) = load(str(tmp_path)).train[0].annotations
+    assert thing.box == pytest.approx(CORNERS) and thing.crowd == (kind == "letters")
+
+
+def odd_pictures(root):
+    """A COCO set of pictures that other tools read otherwise, and of some that cannot be used."""
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 255, (80, 100, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = {
+        "turned one.jpg": lambda p: rgb.save(p, exif=exif, quality=100, subsampling=0), "cmyk.jpg": lambda p: rgb.convert("CMYK").save(p),
+        "deep.png": lambda p: Image.fromarray(rng.integers(0, 65535, (80, 100), dtype=np.uint16)).save(p),
+        "palette.PNG": lambda p: rgb.convert("P").save(p), "plain.JPG": lambda p: rgb.save(p),
+        "alpha.png": lambda p: rgb.convert("RGBA").save(p), "broken.jpg": lambda p: p.write_bytes(b"no picture"),
+        "small.png": lambda p: rgb.resize((50, 40)).save(p),
+    }  # fmt: skip
+    for part in ("train", "valid"):
+        (root / part).mkdir(parents=True)
+        for name, save in made.items():
+            save(root / part / name)
+        images = [{"id": i, "file_name": name, "width": 100, "height": 80} for i, name in enumerate(made)]
+        entries = [{"id": i, "image_id": i, "category_id": 1, "bbox": [10, 20, 30, 15]} for i in range(len(made))]
+        entries.append({"id": 99, "image_id": 4, "category_id": 1, "bbox": [90, 20, 30, 15]})
+        content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}
+        (root / part / "_annotations.coco.json").write_text(json.dumps(content))
+    return rgb
+
+
+def test_fix_writes_what_check_finds_no_error_in(tmp_path, capsys):
+    rgb = odd_pictures(tmp_path / "odd")
+    before = {p: p.read_bytes() for p in (tmp_path / "odd").rglob("*") if p.is_file()}
+    assert commands.main(SESSION, "check", [str(tmp_path / "odd"), "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["errors"] == 2 * 4  # turned, broken, small, one box outside
+    assert commands.main(SESSION, "check", [str(tmp_path / "odd"), "--fix", str(tmp_path / "clean")]) == 0
+    assert commands.main(SESSION, "check", [str(tmp_path / "clean"), "--json"]) == 0
+    data = load(str(tmp_path / "clean"))
+    assert sorted(p.name for p in data.train) == ["alpha.png", "cmyk.png", "deep.png", "palette.png", "plain.jpg", "turned one.png"]  # fmt: skip
+    for record in data.train:
+        with Image.open(record.path) as image:
+            assert image.mode in ("RGB", "L") and image.size == (100, 80) and not image.getexif()
+        assert [a.box for a in record.annotations] == [CORNERS]
+    turned = next(p for p in data.train if p.name.startswith("turned"))  # its boxes were drawn on the unturned picture
+    assert np.abs(np.asarray(turned.open(), int) - np.asarray(rgb, int)).mean() < 12
+    assert {p: p.read_bytes() for p in before} == before
+    with pytest.raises(UserError, match="exists already"):
+        SESSION.fix(str(tmp_path / "odd"), str(tmp_path / "clean"))

@@ -1,0 +1,155 @@
+"""Models as ONNX files: they answer like the models, say what they know, and are read back by `predict`."""
+
+import json
+
+import onnxruntime
+import pytest
+import torch
+from colours import spec
+from ks_classification.checkpoints import onnx_graph as classifiers
+from ks_classification.models.build import build
+from ks_classification.session import SESSION as CLASSIFICATION
+from ks_detection.checkpoints import onnx_graph as detectors
+from ks_detection.checkpoints.export import export_official
+from ks_detection.session import SESSION as DETECTION
+from ks_segmentation.checkpoints import onnx_graph as segmenters
+from ks_segmentation.session import SESSION as SEGMENTATION
+from PIL import Image
+from tiny_deformable import VARIANTS, lively, tiny_deformable
+from tiny_dino import tiny_dino
+from tiny_mask2former import RESNET
+from tiny_mask2former import model as tiny_mask2former
+
+from common import commands, onnx_file
+from common.domain import ClassTable
+from common.errors import UserError
+from common.session import Base, Loaded
+
+NAMES = list("abcde")
+SMALL = {"enc_layers": 1, "dec_layers": 1, "num_feature_levels": 2, "return_interm_indices": (2, 3)}
+PLAN = {"name": "x", "groups": {"forget": ["b"], "retain": list("acde")}, "steps": [["forget", ["forget"]]]}
+
+
+def loaded(model, about=None, **flags):
+    """A model as a run that forgot class b leaves it."""
+    record = {"identity": {"plan": {**PLAN, "keep_until_forgotten": True}}}
+    return Loaded(Base(model.eval(), NAMES, about), flags, {"forget": ("b",), "retain": tuple("acde")}, record)
+
+
+def notes(path):
+    found = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs = {i.name: i.shape for i in found.get_inputs()}
+    return {k: json.loads(v) for k, v in found.get_modelmeta().custom_metadata_map.items() if k != "task"}, inputs
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """(file, the model in it)."""
+    about = spec(NAMES, depth=1)
+    model, path = build(about), tmp_path_factory.mktemp("onnx") / "a.onnx"
+    assert CLASSIFICATION.export_onnx(loaded(model, about, crop=0.9), path) == path
+    return path, model
+
+
+def test_a_file_names_its_classes_and_what_was_forgotten(classifier):
+    found, inputs = notes(classifier[0])
+    assert (found["classes"], found["forgotten"]) == (NAMES, ["b"])
+    assert found["groups"] == {"forget": ["b"], "retain": list("acde")}
+    assert inputs[onnx_file.INPUT][1:] == [3, 16, 16] and isinstance(inputs[onnx_file.INPUT][0], str)
+
+
+def test_a_file_in_the_place_of_a_classifier_answers_like_it(classifier):
+    path, model = classifier
+    given = CLASSIFICATION.load(path, {})
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        for own, other in zip(
+            classifiers.Answers(model)(images), classifiers.Answers(given.base.model)(images), strict=True
+        ):
+            torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+    assert given.base.classes == NAMES and given.groups["forget"] == ("b",)
+
+
+def test_predict_takes_a_file(classifier, tmp_path, capsys):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "x.png")
+    assert commands.main(CLASSIFICATION, "predict", [str(classifier[0]), str(tmp_path / "x.png"), "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)[0]["top"]
+    assert {entry["class"] for entry in best} == set(NAMES)
+    assert sum(entry["probability"] for entry in best) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_file_of_another_domain_is_refused(classifier):
+    with pytest.raises(UserError, match="model for classification"):
+        DETECTION.load(classifier[0], {})
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"no model")
+    with pytest.raises(UserError, match="cannot be read by ONNX Runtime"):
+        CLASSIFICATION.load(tmp_path / "a.onnx", {})
+
+
+def test_a_file_that_answers_otherwise_is_not_written(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "_save", lambda graph, path, notes: path.write_bytes(classifier[0].read_bytes()))
+    other = build(spec(NAMES, depth=1))
+    torch.nn.init.normal_(other.head.weight)  # so not the one in the file
+    with pytest.raises(UserError, match="answers otherwise"):
+        CLASSIFICATION.export_onnx(loaded(other, spec(NAMES, depth=1)), tmp_path / "b.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs onnx.*pip install 'knowledge-swapping\[deploy\]'"):
+        CLASSIFICATION.export_onnx(loaded(build(spec(NAMES)), spec(NAMES)), tmp_path / "a.onnx")
+
+
+def detector(kind):
+    if kind == "dino":
+        return tiny_dino(**SMALL)
+    return lively(tiny_deformable(**VARIANTS["two-stage"], **SMALL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dino", "two-stage"])
+def test_detectors_of_open_size(kind, tmp_path):
+    model = detector(kind)
+    model.class_table = ClassTable(tuple(NAMES))
+    DETECTION.export_onnx(loaded(model, test_size=64, longest=96), tmp_path / "a.onnx")  # checked at three sizes
+    found, inputs = notes(tmp_path / "a.onnx")
+    assert all(isinstance(inputs[onnx_file.INPUT][i], str) for i in (0, 2, 3)) and found["forgotten"] == ["b"]
+    Image.effect_noise((90, 70), 90).save(tmp_path / "x.png")
+    given, whole = (
+        DETECTION.load(path, {}) for path in (tmp_path / "a.onnx", export_official(model, tmp_path / "a.pth"))
+    )
+    assert given.flags["test_size"] == 64
+    whole.flags |= given.flags
+    answers = [next(DETECTION.predict(m, [tmp_path / "x.png"], torch.device("cpu"))) for m in (given, whole)]
+    assert answers[0].data == answers[1].data
+
+
+@pytest.mark.slow
+def test_a_segmenter_of_open_size(tmp_path):
+    model = tiny_mask2former(RESNET, "MODEL.MASK_FORMER.DEC_LAYERS", 2, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1)
+    SEGMENTATION.export_onnx(loaded(model), tmp_path / "a.onnx")
+    given, images = SEGMENTATION.load(tmp_path / "a.onnx", {}).base.model, torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        own, other = model(images), given(images)
+    for name in segmenters.OUTPUTS:
+        torch.testing.assert_close(own[name], other[name], rtol=0, atol=1e-4)
+    assert torch.equal(*(m.segment(torch.ones(1, 3, 70, 90), [(35, 45)])[0] for m in (model, given)))
+
+
+def test_answers_are_paired_whatever_their_order():
+    logits, boxes = torch.tensor([[[2.0], [2.0], [-1.0]]]), torch.rand(1, 3, 4)
+    turned = [logits[:, [1, 0, 2]], boxes[:, [1, 0, 2]]]
+    assert detectors.difference([logits, boxes], turned) == 0
+    assert detectors.difference([logits, boxes], [logits, boxes + 0.01]) >= 0.005
+
+
+def test_another_mask_is_a_difference():
+    logits = torch.zeros(1, 2, 3)
+    logits[0, 0, 0] = logits[0, 1, 1] = 9
+    masks = torch.randn(1, 2, 8, 8) * 3
+    assert segmenters.difference([logits, masks], [logits, masks]) == 0
+    assert segmenters.difference([logits, masks], [logits, masks.flip(-1)]) == 1
