@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common.domain import Batch, Domain
+from common.features import watched
 from common.record import write_bytes
-from common.sparsity import block_of
 from common.streams import Ordered, derive, seed_all
 
 EMBEDDING = "embedding"
@@ -50,12 +48,6 @@ class Answers:
     train: Part
     test: Part
     head: np.ndarray
-
-
-def blocks(domain: Domain, model: nn.Module) -> list[str]:
-    """The blocks that adapters can go on, in depth order."""
-    names = {name for names in domain.lora_targets(model).values() for name in names}
-    return list(dict.fromkeys(block_of(name) for name, _ in model.named_modules() if name in names))
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:
@@ -104,8 +96,9 @@ def _part(
     order += [row for row in range(len(domain.classes)) if row not in order]
     for number, (name, batch) in enumerate(batches):
         seed_all(derive(0, "answers", number))  # a loss may draw points
-        with torch.inference_mode(), _watched(model, wanted) as seen:
-            prediction = domain.predict(model, batch)
+        with torch.inference_mode():
+            with watched(model, wanted) as seen:
+                prediction = domain.predict(model, batch)
             covers = domain.located(model, batch) if locate else None
         if covers is not None:
             column = torch.tensor([*(order.index(row) for row in range(len(order))), len(order)]).to(covers)
@@ -124,27 +117,6 @@ def _part(
     located = arrays.get("located", np.zeros((0, 4), np.float32))
     features = {k: v for k, v in arrays.items() if k not in OTHERS and len(v) == count}
     return Part(arrays["labels"], arrays["logits"], arrays["confidence"], located, features)
-
-
-@contextmanager
-def _watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside, the outputs of the named modules: [B, D] as they are, [B, ..., D] as means over what lies between."""
-    seen: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, out: Any) -> None:
-            out = out[0] if isinstance(out, tuple) else out
-            if isinstance(out, Tensor) and out.dim() >= 2:
-                seen[name] = out.flatten(1, -2).mean(1) if out.dim() > 2 else out
-
-        return keep
-
-    hooks = [model.get_submodule(name).register_forward_hook(keeper(name)) for name in names]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _head(domain: Domain, model: nn.Module, classes: Sequence[str]) -> np.ndarray:

@@ -22,6 +22,7 @@ from common.evaluation.budget import Budget
 from common.evaluation.figures import ORIGINAL, RESULT, Figure, references_of, share
 from common.evaluation.shadows import Shadows
 from common.evaluation.subjects import Subject
+from common.features import blocks
 from common.record import pictures, write_json
 from common.schema import read_json
 
@@ -65,11 +66,11 @@ class Bench:
         name, domain, model, budget = subject.name, subject.domain, subject.model, self.budget
         self.keys[name] = key = arrays.digest(model, domain, self.names, budget.items, budget.blocks)
         self.watch.at(f"{name}: answers and features")
-        blocks = arrays.spread(arrays.blocks(domain, model), budget.blocks)
+        places = arrays.spread(blocks(domain, model), budget.blocks)
         self.answers[name] = arrays.unpack(
             self._kept(
                 f"answers-{key}",
-                lambda: arrays.pack(arrays.collect(domain, model, self.names, blocks, budget.items, self.batch)),
+                lambda: arrays.pack(arrays.collect(domain, model, self.names, places, budget.items, self.batch)),
             )
         )
         if name in (ORIGINAL, RESULT):
