@@ -123,7 +123,7 @@ def _answers(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             if one is None:
                 cells.append((subject, "no test item"))
                 continue
-            told = ", ".join(f"{answer} {count}" for answer, count in list(one["answers"].items())[:4])
+            told = ", ".join(f"{answer}: {count}" for answer, count in list(one["answers"].items())[:4])
             cells.append((subject, f"{told} (mean confidence {one['confidence']:.2f})"))
         rows.append({"name": name, "cells": cells})
     return rows
