@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from common.errors import UserError
 from common.record import REFERENCES
 from common.report.runs import RunRecord
+from common.report.sections import PROOF
 from common.schema import read_json
 
 Runs = Sequence[RunRecord]
+FEW_SHOTS = ("probe", "prototype", "relearn")
 
 
 class Column(NamedTuple):
@@ -72,6 +74,15 @@ def _reference(part: str, name: str) -> Callable[[RunRecord], float | None]:
     return lambda run: read_json(run.folder / REFERENCES)[part][name] if (run.folder / REFERENCES).is_file() else None
 
 
+def _leak(run: RunRecord) -> float | None:
+    """The mean leak of the few-shot attacks that count for the verdict of proof.json: probe, prototype, relearning."""
+    if not (run.folder / PROOF).is_file():
+        return None
+    own = [f for f in read_json(run.folder / PROOF)["figures"] if f["headline"] and f["attack"] in FEW_SHOTS]
+    leaks = [f["leak"]["value"] for f in own if f["leak"]]
+    return statistics.fmean(leaks) if leaks else None
+
+
 COLUMNS = {
     "learned": _each("learned ↑", 1, _standing("learn")),
     "forgotten": _each("forgotten ↓", 1, _standing("forget")),
@@ -85,6 +96,7 @@ COLUMNS = {
     "distance_unlearned": _each("distance, unlearned ↓", 3, _reference("distance", "unlearned")),
     "distance_remaining": _each("distance, rest ↓", 3, _reference("distance", "remaining")),
     "accuracy_gap": _each("accuracy gap, rest ↑", 1, _reference("gap", "mean")),
+    "leak": _each("leak ↓", 2, _leak),
     "trains": _each("trains (%)", 1, _trained),
     "memory": _each("peak memory (MiB)", 0, _done("peak_memory", 2**20)),
     "seconds": _each("time (s)", 0, _done("seconds")),
