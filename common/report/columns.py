@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.record import REFERENCES
-from common.report.runs import RunRecord
-from common.report.sections import PROOF
+from common.report.runs import PROOF, RunRecord
 from common.schema import read_json
 
 Runs = Sequence[RunRecord]

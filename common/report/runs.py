@@ -19,6 +19,8 @@ from common.plan import ACTIONS, Phase
 from common.record import DETAILS, METRICS, STEPS, read_lines, read_run_config
 from common.schema import checked_json
 
+PROOF, PROOF_PAGE = "proof.json", "proof.html"  # of `prove`
+
 
 @dataclass(frozen=True)
 class Moment:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from common.report import details, plots
-from common.report.runs import RunRecord, forgetting
+from common.report.runs import PROOF, PROOF_PAGE, RunRecord, forgetting
 from common.report.table import NONE, duration, memory
 from common.report.verdict import verdicts
 from common.schema import read_json
 
-PROOF, PROOF_PAGE = "proof.json", "proof.html"  # of `prove`
 MANY = 120  # classes of a group; above, the bars show those that changed most
 COMPARED = 4  # runs whose answers fit below one picture
 NAME = 16  # characters of a class name that always fit; longer names are cut, with the whole as a tooltip
