@@ -32,7 +32,7 @@ $(TOOLS): $(DONE)
 op: $(DONE)  ## build the compiled op (a failure leaves the plain-PyTorch path in use)
 	@if [ -f object-detection/ops/build.py ]; then $(PY) object-detection/ops/build.py || true; fi
 
-demo: setup  ## learn two digits, forget two, keep six; writes results/demo-classification/report.html
+demo: setup  ## learn two digits, forget two, keep six, attack the forgotten; writes results/demo-classification/report.html
 	$(PY) image-classification/demo.py
 
 demo-detection: setup  ## the same for a DINO detector on digit scenes
