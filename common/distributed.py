@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import zlib
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.knobs import Checked, knob
+from common.state import Interrupted
 
 # The environment of the launcher on several nodes. Without it torch keeps one key store for all restarts, and workers
 # that start again read the addresses of those that were killed, and wait for them.
@@ -36,16 +38,25 @@ def relaunched(config: LaunchConfig) -> bool:
 
     Raises:
         UserError: a process failed.
+        Interrupted: Ctrl-C, or a scheduler's SIGTERM; the processes have saved and ended.
     """
     if config.num_gpus == 1 or "WORLD_SIZE" in os.environ:
         return False
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # costs a second
+    from torch.distributed.elastic.multiprocessing import SignalException  # costs a second
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    module = sys.modules[
+        "__main__"
+    ].__spec__  # of `python -m ks_x`, whose folder must not become a place to import from
+    words = ["--module", module.name.removesuffix(".__main__"), *sys.argv[1:]] if module else sys.argv
     try:
-        torchrun(["--standalone", f"--nproc-per-node={config.num_gpus}", *sys.argv])
+        torchrun(["--standalone", f"--nproc-per-node={config.num_gpus}", *words])
     except ChildFailedError:
         raise UserError("one of the processes stopped with an error; its message is above.") from None
+    except SignalException as stop:
+        code = 130 if stop.sigval == signal.SIGINT else 143
+        raise Interrupted("stopped; the same command goes on from what was saved.", code) from None
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,23 @@ def _as_words(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def load_run(session: Session, path: str | Path, model: nn.Module | None = None, **flags: Any) -> Result:
-    """A finished run; see `load_run` of a domain's package."""
-    if not session.is_run(path):
-        raise UserError(f"{path} is no run (config.json is missing); name the folder of a finished swap.")
-    base = session.load(path, flags, model).base
-    return Result(Path(path), base.model, base.classes, session, {} if model is None else {"model": model}, flags)
+def loader(session: Session) -> Callable[..., Result]:
+    """`load_run` of a domain's package."""
+
+    def load_run(path: str | Path, model: nn.Module | None = None, **flags: Any) -> Result:
+        """The result of a finished run.
+
+        Args:
+            path: the run folder, or what `Result.save` wrote.
+            model: the base model, where the run was started with a model object.
+            flags: flags that win over the recorded ones, such as checkpoint="moved.pth".
+
+        Raises:
+            UserError: there is no run, or no result yet.
+        """
+        if not session.is_run(path):
+            raise UserError(f"{path} is no run (config.json is missing); name the folder of a finished swap.")
+        base = session.load(path, flags, model).base
+        return Result(Path(path), base.model, base.classes, session, {} if model is None else {"model": model}, flags)
+
+    return load_run

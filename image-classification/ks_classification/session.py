@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from ks_classification.check import check, fix
 from ks_classification.checkpoints import onnx_graph
 from ks_classification.checkpoints.export import export_published, export_timm, export_torchvision
 from ks_classification.data import images as data
+from ks_classification.data.imagenet import as_called
 from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import build, layers
 from ks_classification.models.hybrid import load_stem
@@ -93,7 +94,9 @@ class ClassificationSession(Session):
             images = base_images.joined(data.load(source.learn_data, source.cache_dir, not settings.record.dry_run))
         base = self._base(settings, base_images)
         new = [c for c in images.classes if c not in base.classes]
-        plan = plan_from(chosen, [c for c in base.classes if c in images.classes], new)
+        known = [c for c in base.classes if c in images.classes]
+        groups = {name: as_called(getattr(chosen, name), [*known, *new]) for name in ("learn", "forget", "retain")}
+        plan = plan_from(replace(chosen, **groups), known, new)
         layers.set_dropout(base.model, source.dropout)
         if settings.method.scope(settings.method_config) == "adapter":
             _try_adapters(base.model, settings.lora)

@@ -38,12 +38,4 @@ def swap(
     return result.swap(SESSION, model, data, learn, forget, **settings)
 
 
-def load_run(path: str | Path, model: nn.Module | None = None, **flags: Any) -> Result:
-    """The result of a finished run.
-
-    Args:
-        path: the run folder, or what `Result.save` wrote.
-        model: the base model, where the run was started with a model object.
-        flags: flags that win over the recorded ones, such as checkpoint="moved.pth".
-    """
-    return result.load_run(SESSION, path, model, **flags)
+load_run = result.loader(SESSION)

@@ -103,6 +103,22 @@ def test_a_folder_that_is_no_imagenet_class_is_new_and_takes_no_row(place, capsy
     assert names[1000] == "king_of_hearts"
 
 
+def test_flags_may_name_folders_by_what_imagenet_calls_them(place):
+    plan = opened(place, learn="King of Hearts", forget="English springer,Tinca tinca", retain="golf ball").plan
+    assert plan.groups["learn"] == ("king_of_hearts",) and plan.groups["retain"] == ("n03445777",)
+    assert plan.groups["forget"] == ("n02102040", "n01440764")
+    with pytest.raises(UserError, match="--forget: unknown class 'unicorn'"):
+        opened(place, learn="king_of_hearts", forget="unicorn")
+
+
+def test_a_name_of_several_classes_here_is_refused():
+    assert imagenet.as_called("crane", ["n02012849", "tench"]) == ["n02012849"]
+    assert imagenet.as_called("1,tench", ["n02012849", "tench"]) == ["1", "tench"]
+    with pytest.raises(UserError, match="'crane' may be any of n02012849, n03126707; name one") as error:
+        imagenet.as_called("crane", ["n02012849", "n03126707"])
+    one_line(error)
+
+
 def test_a_known_class_among_the_images_to_learn_is_refused(place, tmp_path):
     learn = save_folders(tmp_path, ["white"], folder=lambda _: "n02979186")
     with pytest.raises(UserError, match="knows class 'n02979186' already"):

@@ -1,14 +1,19 @@
 """Two ranks of half the batch equal one process with the whole batch; gradients of k batches equal one large batch."""
 
 import json
+import signal
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
+import torch.distributed.run
 from processes import TOY_RUN, environment
+from torch.distributed.elastic.multiprocessing import SignalException
 from toy_run import start
 
+from common import cli, distributed
 from common.record import read_lines
 
 SHORT = {"steps": 4, "batch_size": 4, "lr": 1e-2, "gallery": 0}
@@ -115,3 +120,34 @@ def test_accumulated_batches_equal_one_large_batch(order, domain, tmp_path):
         close(dict(small.model.named_parameters())[name].detach(), value)
     for a, b in zip(*(read_lines(tmp_path / x / "steps.jsonl") for x in "ab"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+# ---- --num-gpus ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module, words",
+    [(None, ["swap.py", "swap", "--x"]), ("ks_x.__main__", ["--module", "ks_x", "swap", "--x"]),
+     ("common.sweep", ["--module", "common.sweep", "swap", "--x"])],
+)  # fmt: skip
+def test_num_gpus_starts_the_same_command_in_torchs_launcher(module, words, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.distributed.run, "main", calls.append)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(sys, "argv", ["swap.py", "swap", "--x"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", module and ModuleSpec(module, None))
+    two, one = (distributed.LaunchConfig(num_gpus=n) for n in (2, 1))
+    assert distributed.relaunched(two) and not distributed.relaunched(one)
+    assert calls == [["--standalone", "--nproc-per-node=2", *words]]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not distributed.relaunched(two)
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_launcher_is_no_traceback(sent, code, monkeypatch):
+    def stopped(words):
+        raise SignalException("got a signal", sent)
+
+    monkeypatch.setattr(torch.distributed.run, "main", stopped)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert cli.main(lambda argv: distributed.relaunched(distributed.LaunchConfig(num_gpus=2)), []) == code

@@ -21,7 +21,7 @@ from picture_copies import assert_equal_answers
 from PIL import Image
 from tiny_mask2former import COMMON, RESNET
 
-from common import commands, distributed
+from common import commands
 from common.errors import UserError
 
 ROOT = Path(__file__).parents[2] / "semantic-segmentation"
@@ -403,18 +403,6 @@ def test_bad_input_ends_in_one_line_and_code_2(place, tmp_path, capsys):
     one_line(capsys, call("evaluate", tmp_path / "nowhere", "--cache-dir", ""), "nowhere")
     one_line(capsys, call("export", place / "base", tmp_path / "x.onnx"), "ends in .pth or .pkl")
     assert not (tmp_path / "r").exists(), "nothing is left behind"
-
-
-def test_num_gpus_starts_torchs_launcher(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.distributed.run, "main", calls.append)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(sys, "argv", ["swap.py", "--x"])
-    two, one = (distributed.LaunchConfig(num_gpus=n) for n in (2, 1))
-    assert distributed.relaunched(two) and not distributed.relaunched(one)
-    assert calls == [["--standalone", "--nproc-per-node=2", "swap.py", "--x"]]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not distributed.relaunched(two)
 
 
 def test_a_swap_config_sets_the_flags_that_mean_the_same():

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from common.errors import UserError
-from common.splits import shorten
+from common.splits import read_list, shorten
 
 
 def row_names(rows: int, classes: Sequence[str]) -> list[str] | None:
@@ -53,6 +53,43 @@ def row_names(rows: int, classes: Sequence[str]) -> list[str] | None:
     if new:
         print(f"no ImageNet class, so new to the model: {shorten(new, 8)}", file=sys.stderr)
     return [owner.get(row, name) for row, name in enumerate(names)]
+
+
+def as_called(wanted: str, classes: Sequence[str]) -> list[str]:
+    """The classes of a flag under the names that they have here: "English springer" may be n02102040, or english_springer.
+
+    Entries that this does not know stay as they are.
+
+    Args:
+        wanted: the flag's text, see `read_list`.
+        classes: names of rows and folders.
+
+    Raises:
+        UserError: a name stands for several of the classes.
+    """
+    entries = read_list(wanted)
+    known = {*classes, *map(str, range(len(classes)))}
+    if known.issuperset(entries):
+        return entries
+    called: dict[str, list[str]] = {}
+    for name in classes:
+        called.setdefault(_plain(name), []).append(name)
+    from timm.data import ImageNetInfo
+
+    for subset in ("imagenet-1k", "imagenet-22k"):  # the names of the larger one are less telling
+        if any(re.fullmatch(r"n\d{8}", name) for name in classes) and not all(called.get(_plain(e)) for e in entries):
+            info = ImageNetInfo(subset)
+            ids = list(info.label_names())
+            for name, rows in _rows_by_name(ids, info.label_descriptions()).items():
+                if here := [ids[row] for row in rows if ids[row] in known]:
+                    called.setdefault(name, here)
+    found = []
+    for entry in entries:
+        own = called.get(_plain(entry)) or [entry]
+        if entry not in known and len(own) > 1:
+            raise UserError(f"class {entry!r} may be any of {', '.join(own)}; name one of these.")
+        found.append(entry if entry in known else own[0])
+    return found
 
 
 def _rows_by_name(ids: Sequence[str], descriptions: Sequence[str]) -> dict[str, list[int]]:
