@@ -48,7 +48,7 @@ def relaunched(config: LaunchConfig) -> bool:
 
     module = sys.modules[
         "__main__"
-    ].__spec__  # of `python -m ks_x`, whose folder must not become a place to import from
+    ].__spec__  # of `python -m PACKAGE`, whose folder must not become a place to import from
     words = ["--module", module.name.removesuffix(".__main__"), *sys.argv[1:]] if module else sys.argv
     try:
         torchrun(["--standalone", f"--nproc-per-node={config.num_gpus}", *words])
