@@ -29,8 +29,9 @@ PRIOR = 0  # of the seeds of the sampler
 def tune(sweep: Sweep, trials: int, jobs: int, carried_out: Carried) -> dict[str, str]:
     """Tries settings until every row, whatever its seeds, has had `trials` of them; the best flags by row.
 
-    The trials are kept in tune.sqlite, which several of these commands may share; one that was killed goes on. Trial k
-    of a row draws from its own seed, so that a killed command proposes what an undisturbed one would.
+    The trials are kept in tune.sqlite, which several of these commands may share; those of one that was killed are taken
+    up by the others, or by the next command. Trial k of a row draws from its own seed, so that a killed command proposes
+    what an undisturbed one would.
 
     Args:
         jobs: trials at a time.
@@ -55,9 +56,7 @@ def tune(sweep: Sweep, trials: int, jobs: int, carried_out: Carried) -> dict[str
     }
     with alone(sweep.out, "tune.lock"):
         studies = {label: optuna.create_study(study_name=label, **kept) for label in rows}
-        for study in studies.values():
-            _take_up_the_dead(study)
-    while asked := _round(studies, spaces, trials, jobs):
+    while asked := _round(studies, spaces, trials, jobs, sweep.out):
         made = {_trial_row(rows[label], sweep, trial.params): (label, trial) for label, trial in asked}
         errors = carried_out(list(made))
         for row, (label, trial) in made.items():
@@ -84,10 +83,15 @@ def space_of(row: Row, options: Mapping[str, Any]) -> dict[str, list[Any]]:
     return found
 
 
-def _round(studies: Mapping[str, Any], spaces: Mapping[str, Any], trials: int, jobs: int) -> list[tuple[str, Any]]:
-    """The next trials of every row that lacks some, about `jobs` together."""
+def _round(
+    studies: Mapping[str, Any], spaces: Mapping[str, Any], trials: int, jobs: int, place: Path
+) -> list[tuple[str, Any]]:
+    """The next trials of every row that lacks some, about `jobs` together; first those of workers that were killed."""
     import optuna
 
+    with alone(place, "tune.lock"):
+        for study in studies.values():
+            _take_up_the_dead(study)
     failed, asked = optuna.trial.TrialState.FAIL, []
     for label, study in studies.items():
         for _ in range(max(1, jobs // len(studies))):

@@ -1,5 +1,6 @@
 """Settings chosen by Optuna: seeded, resumable, shared by workers, the same number of trials for every row."""
 
+import contextlib
 import json
 import os
 import signal
@@ -69,15 +70,29 @@ def test_a_tuning_that_was_killed_proposes_what_an_undisturbed_one_does(tmp_path
     assert max(c["starts"] for c in counts(out / "tune").values()) == 1
 
 
-def test_two_workers_share_one_file(tmp_path):
+def test_two_workers_share_one_file_and_one_takes_up_what_the_other_had_when_it_was_killed(tmp_path):
     path, out = written(tmp_path, FILE), tmp_path / "out"
-    workers = [start(path, "--tune", "5", "--set", "pause=0.02") for _ in range(2)]
-    for worker in workers:
-        told = worker.communicate(timeout=120)[1]
-        assert worker.returncode == 0, told
+    killed, worker = (start(path, "--tune", "5", "--set", "pause=0.05") for _ in range(2))
+    wait_for(lambda: killed.poll() is not None or has_begun(out, killed.pid))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    told = worker.communicate(timeout=120)[1]
+    assert worker.returncode == 0, told
     found = trials(out)
-    assert [name for name, *_ in found] == ["good"] * 5 + ["poor"] * 5
+    assert sorted(name for name, *_ in found) == ["good"] * 5 + ["poor"] * 5
     assert len({json.dumps(params) for _, params, _ in found}) == 10, "no trial was made twice"
+    assert trials(out, (optuna.trial.TrialState.FAIL,)), "the killed one had begun some"
+
+
+def has_begun(out, pid):
+    """Whether a worker has a trial in progress."""
+    with contextlib.suppress(Exception):  # no file yet, or no table in it
+        for name in ("good", "poor"):
+            study = optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'tune.sqlite'}")
+            running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+            if any(t.user_attrs.get("worker", ["", 0])[1] == pid and t.params for t in running):
+                return True
+    return False
 
 
 def test_a_trial_without_a_result_counts_as_one(tmp_path):
