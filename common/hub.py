@@ -36,8 +36,23 @@ def is_hub(text: str) -> bool:
 
 def is_folder(path: str | Path) -> bool:
     """Whether a folder holds a transformers model: a config.json that states its type."""
-    file = Path(path).expanduser() / CONFIG
-    return file.is_file() and isinstance(_content(file).get("model_type"), str)
+    return bool(model_type(path))
+
+
+def model_type(folder: str | Path) -> str:
+    """The type that a folder's config.json states; "" where it holds no transformers model."""
+    file = Path(folder).expanduser() / CONFIG
+    try:
+        return _kind(_content(file)) if file.is_file() else ""
+    except UserError:  # damaged, of whatever kind it was
+        return ""
+
+
+def _kind(table: Mapping[str, Any]) -> str:
+    """The model type that a config states; timm's own configs state none. "" where it is no model's."""
+    timm = isinstance(table.get("architecture"), str) and "pretrained_cfg" in table
+    kind = table.get("model_type", "timm_wrapper" if timm else "")
+    return kind if isinstance(kind, str) else ""
 
 
 def _content(file: Path) -> Mapping[str, Any]:
@@ -93,15 +108,14 @@ def read_config(folder: Path) -> Any:
 
 def make_config(table: Mapping[str, Any], where: str) -> Any:
     """The transformers config of a table as config.json holds it; see `read_config`."""
-    from transformers import AutoConfig  # takes seconds to import
+    from transformers import CONFIG_MAPPING  # takes seconds to import
 
-    kind = table.get("model_type")
+    kind = _kind(table)
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"{where}: model_type {kind!r} is unknown to the installed transformers.")
     _refuse_strange(table, where)
     with one_line(f"{where}: its {CONFIG} cannot be used"):
-        made = AutoConfig.for_model(**{key: value for key, value in table.items() if key != "auto_map"})
-    if made.model_type != kind:
-        raise UserError(f"{where}: {kind!r} became {made.model_type!r}; is it of another version of transformers?")
-    return made
+        return CONFIG_MAPPING[kind].from_dict({key: value for key, value in table.items() if key != "auto_map"})
 
 
 def _refuse_strange(table: Any, where: str) -> None:
@@ -176,6 +190,35 @@ def beside(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in BESIDE if (folder / name).is_file()}
 
 
+def processor(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The settings of the image processor among the files beside a model; {} where there is none."""
+    try:
+        found = json.loads(files.get(BESIDE[0]) or b"{}")
+        return found or json.loads(files.get(BESIDE[1]) or b"{}").get("image_processor") or {}
+    except (ValueError, AttributeError):
+        raise UserError(f"{BESIDE[0]} of the model is no JSON table; mend it or take it away.") from None
+
+
+def statistics(settings: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
+    """(mean, deviation) of pixels in 0..1, per channel, that a processor takes off; None where it states none."""
+    if not (settings.get("image_mean") and settings.get("image_std") and settings.get("do_normalize", True)):
+        return None
+    scale = (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 1.0
+    factor = 1 / (255 * scale)  # from what the model reads to 0..1
+    mean, deviation = ([float(value) * factor for value in settings[name]] for name in ("image_mean", "image_std"))
+    return mean, deviation
+
+
+def side(size: Any) -> int:
+    """The shorter side in pixels of {"shortest_edge"}, {"height", "width"} or a number; 0 where it states none."""
+    if isinstance(size, Mapping):
+        stated = [size.get(name) for name in ("shortest_edge", "height", "width")]
+        size = min((value for value in stated if isinstance(value, int)), default=0)
+    elif isinstance(size, list | tuple):
+        size = min((value for value in size if isinstance(value, int)), default=0)
+    return size if isinstance(size, int) and size > 0 else 0
+
+
 def row_names(config: Any) -> list[str]:
     """Names of the class rows of a config's `id2label`; [] where they are only numbered."""
     names = [str(config.id2label[i]) for i in range(len(config.id2label)) if i in config.id2label]
@@ -193,6 +236,8 @@ def save(model: Any, folder: Path, names: Sequence[str], files: Mapping[str, byt
     config = model.config
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}
+    if hasattr(config, "label_names"):  # of timm
+        config.label_names, config.num_classes = list(names), len(names)
     with one_line(f"{folder} cannot be written"):
         model.save_pretrained(folder)
     for name, content in files.items():
@@ -202,10 +247,3 @@ def save(model: Any, folder: Path, names: Sequence[str], files: Mapping[str, byt
 def plain_config(config: Any) -> dict[str, Any]:
     """A transformers config as a table for JSON, which `make_config` reads."""
     return json.loads(config.to_json_string(use_diff=False))
-
-
-def model_type(folder: str | Path) -> str:
-    """The type that a folder's config.json states; "" where it holds no transformers model."""
-    file = Path(folder).expanduser() / CONFIG
-    kind = _content(file).get("model_type") if file.is_file() else None
-    return kind if isinstance(kind, str) else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -46,3 +48,24 @@ def put_rows(model: nn.Module, rows: dict[str, list[int]], values: dict[str, Ten
         before[name] = parameters[name][indices].clone()
         parameters[name][indices] = values[name].to(parameters[name])
     return before
+
+
+@torch.no_grad()
+def set_rows(layer: nn.Module, kept: Sequence[int], added: int = 0, behind: int = 0) -> None:
+    """Keeps these class rows of a linear or convolution layer, in this order, in place.
+
+    Args:
+        added: new rows behind them; they start as the mean of all old ones, so that they say nothing in particular.
+        behind: rows at the end that belong to no class ("no object") and stay last.
+    """
+    for name in ("weight", "bias"):
+        rows = getattr(layer, name, None)
+        if rows is None:
+            continue
+        old, last = rows[: len(rows) - behind], rows[len(rows) - behind :]
+        fresh = old.mean(0, keepdim=True).expand(added, *old.shape[1:])
+        new = torch.cat([old[list(kept)], fresh, last])
+        setattr(layer, name, nn.Parameter(new, requires_grad=rows.requires_grad))
+    for name in ("out_features", "out_channels"):
+        if hasattr(layer, name):
+            setattr(layer, name, len(kept) + added + behind)

@@ -185,12 +185,14 @@ class Session:
         return (Path(path) / "config.json").is_file()
 
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
-        """The flags of a run with those given now, which win; `fetch` tells whether data may be downloaded."""
+        """The flags of a run with those given now, which win; `fetch` and `fetch_model` tell whether data
+        and a model of `--model hf:NAME` may be downloaded."""
         own = (*self.own_flags, "feature_cache")  # a path to write to
         recorded = {name: value for name, value in recorded.items() if name not in own}
         return {
             **recorded,
             "fetch": "data" in given,
+            "fetch_model": "model" in given,
             **(dict.fromkeys(self.data_flags, "") if "data" in given else {}),
             **given,
         }

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from ks_segmentation.config.load import load_config
-from ks_segmentation.models.architecture import build_mask2former
-from ks_segmentation.models.criterion import Criterion, segments
-from ks_segmentation.models.pixel_decoder import pixel_features
-from ks_segmentation.models.query_decoder import decode
+from ks_segmentation.models.mask2former.model import build_mask2former
+from ks_segmentation.models.mask2former.pixel_decoder import pixel_features
+from ks_segmentation.models.mask2former.query_decoder import decode
+from ks_segmentation.models.parts.criterion import Criterion
+from ks_segmentation.models.parts.targets import segments
 from transformers import Mask2FormerForUniversalSegmentation
 
 from common import timing

@@ -64,7 +64,8 @@ def verify(session: Session, written: Path, loaded: Loaded, how: str, original: 
     Raises:
         UserError: an adapter, or a row of the original, is still in the file.
     """
-    again = session.load(written, {**loaded.flags, "classes": "", "narrow_head": False})
+    flags = {**loaded.flags, "classes": "", "narrow_head": False}
+    again = session.load(written, flags | ({"class_names": "", "model": ""} if written.is_dir() else {}))
     left = [name for name in again.base.model.state_dict() if ".lora_" in name]
     if left:
         raise UserError(f"{written} still holds an adapter ({left[0]}).")
@@ -91,7 +92,7 @@ def _original_rows(domain: Domain, model: nn.Module, original: Base, gone: Seque
     for name in domain.head_rows(model, names[:1]):
         for c in gone:
             row = before[name][original.classes.index(c)]
-            if row.dim() and bool((own[name] == row).all(-1).any()):
+            if row.dim() and bool((own[name] == row).flatten(1).all(1).any()):
                 return c
     return ""
 

@@ -139,10 +139,10 @@ class ClassificationDomain(Domain):
                 state = self.base.state_dict()
                 model.load_state_dict({n: state[n] for n in frozen if n in state}, strict=False)
         use_fast_linears(model)
-        return layers.widen(model, len(self.classes), self.seed)
+        return layers.widen(model, len(self.classes), self.seed, self.classes.names)
 
     def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
-        return {"ffn": layers.ffn_names(model), "attention": layers.attention_names(model)}
+        return layers.adapter_targets(model)
 
     def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
         name, rows = layers.classifier_name(model), self.classes.rows(classes)

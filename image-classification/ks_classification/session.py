@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from common import adapters, lora
+from common import adapters, hub, lora
 from common.config import from_values
 from common.domain import Domain
 from common.errors import UserError
@@ -32,9 +33,18 @@ from ks_classification.data import images as data
 from ks_classification.data.imagenet import as_called
 from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import build, layers
+from ks_classification.models.hub import HubClassifier
 from ks_classification.models.hybrid import load_stem
 from ks_classification.predict import PredictConfig, answers
-from ks_classification.source import SourceConfig, base_model, check_folder_flags, narrow, normalized, spec_from
+from ks_classification.source import (
+    SourceConfig,
+    base_model,
+    check_folder_flags,
+    from_hub,
+    narrow,
+    normalized,
+    spec_from,
+)
 
 SWAP_ONLY = ("allow_chance", "checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head")
 
@@ -109,10 +119,14 @@ class ClassificationSession(Session):
                 raise UserError(
                     f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --model."
                 )
-        spec, images, classes = spec_from(source, []), self._images(settings), settings[BaseConfig].classes
-        spec.classes = resolve(classes, images.classes, "--classes") if classes else list(images.classes)
+        images, classes = self._images(settings), settings[BaseConfig].classes
+        classes = resolve(classes, images.classes, "--classes") if classes else list(images.classes)
         torch.manual_seed(settings.train.seed)
-        model = build.build(spec, pretrained=source.pretrained)
+        if hub.is_hub(source.model):
+            model, spec = from_hub(source, classes)
+        else:
+            spec = spec_from(source, classes)
+            model = build.build(spec, pretrained=source.pretrained)
         if spec.name == build.HYBRID and not source.stem_weights:
             print("the hybrid's frozen stem starts at random: give --stem-weights to read one", file=sys.stderr)
         if source.stem_weights:
@@ -150,8 +164,16 @@ class ClassificationSession(Session):
         images = data.ImageSet([], [], [])
         if source.data and (source.narrow_head or "data" in flags):
             images = data.load(source.data, source.cache_dir, flags.get("fetch", True))
-        model, spec = base_model(source, images)
+        model, spec = base_model(source, images, flags.get("fetch_model", True))
         return Base(model, spec.classes, spec)
+
+    def is_run(self, path: str | Path) -> bool:
+        return super().is_run(path) and not hub.is_folder(path)  # of transformers, which has a config.json too
+
+    def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
+        if "checkpoint" in given and hub.is_hub(str(recorded.get("model", ""))):
+            recorded = {**recorded, "model": ""}
+        return super().joined(recorded, given)
 
     def load_folder(self, folder: Path, flags: Flags) -> Base:
         model, spec = build.load_folder(folder)
@@ -159,7 +181,7 @@ class ClassificationSession(Session):
 
     def widened(self, base: Base, classes: Sequence[str]) -> Base:
         base.about.classes = list(classes)
-        return Base(layers.widen(base.model, len(classes)), list(classes), base.about)
+        return Base(layers.widen(base.model, len(classes), names=list(classes)), list(classes), base.about)
 
     def without(self, base: Base, classes: Sequence[str]) -> Base:
         rows = [i for i, name in enumerate(base.classes) if name not in classes]
@@ -195,7 +217,11 @@ class ClassificationSession(Session):
 
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         merged = adapters.merge(loaded.base.model)
-        if kind == "published":
+        if isinstance(merged, HubClassifier):
+            if kind != "folder":
+                raise UserError(f"a model of transformers is not written as {kind}; give --to folder.")
+            merged.save(path, loaded.base.classes)
+        elif kind == "published":
             export_published(merged, path, merge=True)
         elif kind == "timm":
             export_timm(merged, path, loaded.base.about)
@@ -239,8 +265,7 @@ def _checked(domain: ClassificationDomain, plan: Plan, settings: Settings) -> Cl
 
 def _try_adapters(model: nn.Module, config: LoraConfig) -> None:
     """Puts the adapters on a copy, so that a wrong rank or position shows before the images are read."""
-    targets = {"ffn": layers.ffn_names(model), "attention": layers.attention_names(model)}
-    lora.inject(copy.deepcopy(model), lora.select(targets, config, model), config.lora_rank, 1.0)
+    lora.inject(copy.deepcopy(model), lora.select(layers.adapter_targets(model), config, model), config.lora_rank, 1.0)
 
 
 SESSION = ClassificationSession()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from common import adapters, lora
+from common import adapters, hub, lora
 from common.config import flag
 from common.errors import UserError
 from common.knobs import Checked, knob
@@ -17,6 +17,7 @@ from ks_classification.checkpoints.load import load_checkpoint
 from ks_classification.data import imagenet
 from ks_classification.data import images as data
 from ks_classification.models import build, layers
+from ks_classification.models import hub as hub_models
 from ks_classification.models.build import ModelSpec
 
 
@@ -33,7 +34,7 @@ class SourceConfig(Checked):
     model: str = knob(
         "",
         "model by name where there is no checkpoint: any timm ViT, torchvision/vit_b_16, face_p8s8, "
-        "face_p12s8, hybrid_mobilenetv2",
+        "face_p12s8, hybrid_mobilenetv2; or one of transformers with its weights: hf:FOLDER, hf:NAME",
     )
     model_args: str = knob("", "arguments of the model: 'depth=6,embed_dim=192'")
     img_size: int = knob(0, "side of the input in pixels; 0 is the model's own", least=0, most=8192)
@@ -85,14 +86,19 @@ def normalized(spec: ModelSpec, config: SourceConfig) -> ModelSpec:
     return spec
 
 
-def base_model(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, ModelSpec]:
-    """The pretrained model and its spec: a folder of ours, a published file, or weights fetched by name.
+def base_model(config: SourceConfig, images: data.ImageSet, fetch: bool = True) -> tuple[nn.Module, ModelSpec]:
+    """The pretrained model and its spec: a folder of ours or of transformers, a published file, or weights by name.
+
+    Args:
+        fetch: whether `--model hf:NAME` may be downloaded.
 
     Raises:
         UserError: nothing to load, or its rows cannot be named.
     """
     path = Path(config.checkpoint)
-    if config.checkpoint and path.is_dir():
+    if hub.is_hub(config.model) or (config.checkpoint and hub.is_folder(path)):
+        model, spec = _pretrained_hub(config, images, fetch)
+    elif config.checkpoint and path.is_dir():
         check_folder_flags(config)
         model, spec = build.load_folder(path / "model" if (path / "model").is_dir() else path)
     elif config.checkpoint:
@@ -110,6 +116,31 @@ def base_model(config: SourceConfig, images: data.ImageSet) -> tuple[nn.Module, 
     if config.narrow_head:
         narrow(model, spec, images)
     return model, spec
+
+
+def _pretrained_hub(config: SourceConfig, images: data.ImageSet, fetch: bool) -> tuple[nn.Module, ModelSpec]:
+    """The model of --model hf:..., or of a folder of transformers that --checkpoint names."""
+    if config.model and config.checkpoint:
+        raise UserError(f"`--model {config.model}` names model and weights; leave --checkpoint out.")
+    folder = hub.folder_of(config.model or config.checkpoint, fetch)
+    model, names = hub_models.load(folder)
+    rows = layers.classifier(model).weight.shape[0]
+    if rows == 0:  # CLIP: its rows are made of names
+        names = read_list(config.class_names) or list(images.classes)
+        if not names:
+            raise UserError(f"which classes shall {folder} know? Give --class-names a,b,c or @file.")
+        layers.widen(model, len(names), names=names)
+    elif config.class_names or not names:
+        names = name_rows(rows, config, images)
+    return model, normalized(build.hub_spec(model, names, config.img_size), config)
+
+
+def from_hub(config: SourceConfig, classes: Sequence[str]) -> tuple[nn.Module, ModelSpec]:
+    """A model of --model hf:... for training: its weights where the folder has some, and new rows for `classes`."""
+    model, _ = hub_models.load(hub.folder_of(config.model), bare=True)
+    layers.select_rows(model, [])
+    layers.widen(model, len(classes), names=list(classes))
+    return model, normalized(build.hub_spec(model, classes, config.img_size), config)
 
 
 def check_folder_flags(config: SourceConfig, allowed: Sequence[str] = ()) -> None:

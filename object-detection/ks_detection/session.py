@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -162,9 +161,6 @@ class DetectionSession(Session):
                 f"`--{strange[0].replace('_', '-')}` is for other checkpoints than the run of an earlier swap."
             )
         return found
-
-    def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
-        return {**super().joined(recorded, given), "fetch_model": "model" in given}
 
     def base_path(self, flags: Flags) -> str:
         path = super().base_path(flags)

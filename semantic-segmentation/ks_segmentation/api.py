@@ -16,11 +16,11 @@ from ks_segmentation.session import SESSION
 def swap(
     model: str | Path | nn.Module, data: Any, learn: Sequence[str] = (), forget: Sequence[str] = (), **settings: Any
 ) -> Result:
-    """Learns and forgets the classes of a Mask2Former; the model that was given is not changed.
+    """Learns and forgets the classes of a segmenter; the model that was given is not changed.
 
     Args:
         model: a path that --checkpoint takes (a run folder; a detectron2 file together with `config_file`), or a model
-            of `build_mask2former` or `load_checkpoint`, whose classes are named by `class_names=[...]`.
+            of `build_mask2former`, `load_checkpoint` or `load_hub`, whose classes are named by `class_names=[...]`.
         data: a path that --data takes, or (train, test): two torch Datasets of (image, mask), images as PIL images,
             uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8, or float in 0..1), masks [H, W] of class ids with 255
             where there is none. Ids are named by the Datasets' `classes`, or by `data_classes=[...]`. An index gives

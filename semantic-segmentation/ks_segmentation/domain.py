@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common import distributed
 from common.domain import OVERLAP, ClassTable, Domain, Evaluation, GalleryItem, Prediction
@@ -22,15 +21,16 @@ from common.knobs import Checked, knob
 from common.progress import watched
 from common.splits import shorten
 from common.streams import Draw, Stream, load_batches
-from ks_segmentation.checkpoints.folder import save_config
+from ks_segmentation.checkpoints.record import save_config
 from ks_segmentation.data.augment import scoring_view, train_view
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.scan import scan
 from ks_segmentation.data.sets import Item, MaskItem, MaskSet
 from ks_segmentation.forgetting import miss_loss
 from ks_segmentation.gallery import shown, sighting
-from ks_segmentation.models.architecture import build_mask2former
-from ks_segmentation.models.criterion import UNKNOWN, Criterion, SegmentationLoss
+from ks_segmentation.models.parts.inference import resized
+from ks_segmentation.models.parts.segmenter import Outputs, Rows, Segmenter
+from ks_segmentation.models.parts.targets import UNKNOWN
 from ks_segmentation.scores import Confusion, Scores
 
 OTHERS = ("unknown", "background", "drop")
@@ -90,7 +90,7 @@ class SegmentationDomain(Domain):
     recovery = ""
 
     def __init__(
-        self, base: nn.Module, known: Sequence[str], sets: Sequence[MaskSet], groups: dict[str, Sequence[str]],
+        self, base: Segmenter, known: Sequence[str], sets: Sequence[MaskSet], groups: dict[str, Sequence[str]],
         config: MaskConfig, seed: int = 0, training: bool = True,
     ) -> None:  # fmt: skip
         self.base, self.config, self.seed = base, config, seed
@@ -112,7 +112,6 @@ class SegmentationDomain(Domain):
             empty = [c for c in wanted if not any(self.classes.row(c) in i.present for i in items)]
             if empty:
                 raise UserError(f"class {empty[0]!r} is in no {part} mask.")
-        self.criterion = Criterion(base.config)
 
     def _known(self, sets: Sequence[MaskSet], part: str) -> list[Known]:
         found = []
@@ -158,29 +157,21 @@ class SegmentationDomain(Domain):
 
     # ---- the model ---------------------------------------------------------------------------------------
 
-    def build_model(self, pretrained: bool = True) -> nn.Module:
+    def build_model(self, pretrained: bool = True) -> Segmenter:
         if pretrained:
             model = copy.deepcopy(self.base)
         else:
             torch.manual_seed(self.seed)
-            model = build_mask2former(self.base.config)
+            model = self.base.fresh()
         if len(self.classes) != model.num_classes:
-            model.grow(len(self.classes))
+            model.set_rows(range(model.num_classes), len(self.classes) - model.num_classes)
         return model
 
-    def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
-        """The FFN layers of backbone, pixel decoder and query decoder; the attention projections of the same."""
-        linear = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.MultiheadAttention))]
-        ffn = (".fc1", ".fc2", ".intermediate.dense", ".mlp.output.dense")
-        swin = [n for n in linear if ".blocks." in n and n.endswith(".output.dense") and ".attention." not in n]
-        first = [n for n in linear if n.endswith(ffn) or n in swin]
-        ends = ("_proj", ".query", ".key", ".value", ".attention.output.dense", ".cross_attn")
-        attention = [n for n in linear if n.endswith(ends) and not n.endswith("cross_attn.out_proj")]
-        return {"ffn": first, "attention": attention}
+    def lora_targets(self, model: Segmenter) -> dict[str, list[str]]:
+        return model.adapter_targets()
 
-    def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
-        rows = self.classes.rows(classes)
-        return {f"network.class_predictor.{leaf}": rows for leaf in ("weight", "bias")}
+    def head_rows(self, model: Segmenter, classes: Sequence[str]) -> dict[str, list[int]]:
+        return dict.fromkeys(model.class_parameters(), self.classes.rows(classes))
 
     # ---- batches -----------------------------------------------------------------------------------------
 
@@ -235,10 +226,10 @@ class SegmentationDomain(Domain):
 
     # ---- forward and scores ------------------------------------------------------------------------------
 
-    def predict(self, model: nn.Module, batch: Scenes) -> Prediction:
+    def predict(self, model: Segmenter, batch: Scenes) -> Prediction:
         return self.predict_together(model, [batch])[0]
 
-    def predict_together(self, model: nn.Module, batches: Sequence[Scenes]) -> list[Prediction]:
+    def predict_together(self, model: Segmenter, batches: Sequence[Scenes]) -> list[Prediction]:
         """One forward pass on the joined batches where their images have one size; losses batch by batch."""
         device = next(model.parameters()).device
         if len({b.images.shape[-2:] for b in batches}) > 1:
@@ -248,42 +239,35 @@ class SegmentationDomain(Domain):
         for batch in batches:
             part = slice(start, start + len(batch.images))
             start = part.stop
-            own = {key: outputs[key][:, part] for key in ("logits", "mask_embeddings")}
-            own["mask_features"] = outputs["mask_features"][part]
-            last = {key: outputs[key][part] for key in ("pred_logits", "pred_masks", "embedding")}
-            result.append(self._prediction(self.criterion(own, batch.labels.to(device)), last))
+            own = model.part(outputs, part)
+            total, rows = model.judge(own, batch.labels.to(device))
+            result.append(self._prediction(model, own, total, rows))
         return result
 
-    def _prediction(self, loss: SegmentationLoss, last: dict[str, Tensor]) -> Prediction:
-        """One row per segment: what its query of the last output says, and how well all of them answer it."""
-        scores, features, labels, missed = [], [], [], []
-        for b, (matched, target) in enumerate(zip(loss.matched, loss.targets, strict=True)):
-            query, segment = matched.query[-1], matched.segment[-1]
-            scores.append(last["pred_logits"][b, query, :-1].float())
-            features.append(last["embedding"][b, query].float())
-            labels.append(target.classes[segment])
-            missed.append(miss_loss(last["pred_logits"][b], last["pred_masks"][b], target)[segment])
-        return Prediction(loss.total, *map(torch.cat, (scores, features, labels, missed)))
+    def _prediction(self, model: Segmenter, outputs: Outputs, total: Tensor, rows: Sequence[Rows]) -> Prediction:
+        """One row per segment, and how well the whole model answers it."""
+        labels = [one.target.classes[one.segment] for one in rows]
+        missed = [miss_loss(model.post_process(outputs, b), one.target)[one.segment] for b, one in enumerate(rows)]
+        scores, features = [one.scores for one in rows], [one.embedding for one in rows]
+        return Prediction(total, *map(torch.cat, (scores, features, labels, missed)))
 
-    def located(self, model: nn.Module, batch: Scenes) -> Tensor:
-        """Over all queries, a mask being where its logit is above 0; a query is called by its best class, "no object"
-        included."""
+    def located(self, model: Segmenter, batch: Scenes) -> Tensor:
+        """Over all that the model finds: `Segmenter.regions`."""
         outputs = model(batch.images.to(next(model.parameters()).device))
         found = []
-        for logits, masks, labels in zip(outputs["pred_logits"], outputs["pred_masks"], batch.labels, strict=True):
-            rows = [row for row in labels.unique().tolist() if 0 <= row < logits.shape[-1] - 1]  # others are no class
-            masks = F.interpolate(masks[None].float(), labels.shape, mode="bilinear")[0].flatten(1) > 0
-            truth = torch.stack([labels.flatten() == row for row in rows]).to(masks.device)
+        for index, labels in enumerate(batch.labels):
+            known = [row for row in labels.unique().tolist() if 0 <= row < model.num_classes]  # others are no class
+            masks, called, sure = model.regions(outputs, index, partial(resized, size=tuple(labels.shape)))
+            masks = masks.flatten(1)
+            truth = torch.stack([labels.flatten() == row for row in known]).to(masks.device)
             shared = truth.float() @ masks.float().T
             covers = shared / (truth.sum(1)[:, None] + masks.sum(1)[None] - shared).clamp_min(1)
-            called = logits.argmax(-1)
-            same = called[None] == torch.tensor(rows, device=masks.device)[:, None]
-            sure = logits.softmax(-1)[:, :-1].amax(-1)
+            same = called[None] == torch.tensor(known, device=masks.device)[:, None]
             best = called[torch.where(covers >= OVERLAP, 1 + sure, covers).argmax(1)].to(covers)
             found.append(torch.stack([covers.amax(1), (covers * same).amax(1), best], dim=1))
         return torch.cat(found)
 
-    def confusions(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
+    def confusions(self, model: Segmenter, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
         """Pixel counts of each group on this rank's test images, each looked at once; a group's counts leave out
         the pixels of other classes."""
         counts = {group: Confusion(self.classes.names, IGNORE) for group in groups}
@@ -300,30 +284,30 @@ class SegmentationDomain(Domain):
                     counts[group].add(answer, label.where(torch.isin(label, own), IGNORE))
         return counts
 
-    def scores(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Scores]:
+    def scores(self, model: Segmenter, groups: Mapping[str, Sequence[str]]) -> dict[str, Scores]:
         """mIoU, fwIoU, mACC, pACC and per-class values of each group on the test images, over all ranks."""
         device = next(model.parameters()).device
         return {group: counts.scores(device) for group, counts in self.confusions(model, groups).items()}
 
-    def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
+    def evaluate(self, model: Segmenter, classes: Sequence[str]) -> dict[str, float]:
         return self.evaluate_groups(model, {"": classes})[""].scores
 
-    def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
+    def evaluate_groups(self, model: Segmenter, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
         return {group: found.evaluation(groups[group]) for group, found in self.scores(model, groups).items()}
 
-    def save_folder(self, model: nn.Module, folder: Path) -> None:
+    def save_folder(self, model: Segmenter, folder: Path) -> None:
         save_config(folder, model, self.classes.names)
 
     def item_names(self, batch: Scenes) -> list[str]:
         return batch.names
 
-    def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+    def gallery(self, model: Segmenter, classes: Sequence[str], count: int) -> list[GalleryItem]:
         names = self.classes.names
         everything = [names[row] for row in sorted(self.wanted)]
         picked = self._holding(classes, count)
         return [shown(model, k.item, self.labels_of(k, everything, IGNORE), names) for k in picked]
 
-    def sightings(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
+    def sightings(self, model: Segmenter, classes: Sequence[str], count: int) -> list[GalleryItem]:
         picked = self._holding(classes, count)
         return [sighting(model, k.item, self.labels_of(k, classes, IGNORE), self.classes.names) for k in picked]
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import colorsys
 import io
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import nn
 
 from common.domain import OVERLAP, GalleryItem
 from ks_segmentation.data.augment import scoring_view
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.sets import Item
+from ks_segmentation.models.parts.inference import resized
+from ks_segmentation.models.parts.segmenter import Segmenter
 
 LONGEST = 320  # pixels, of one image in the gallery
 SHARE = 0.01  # of the image's pixels: smaller answers are not named
@@ -43,7 +44,7 @@ def painted(pixels: np.ndarray, ids: np.ndarray, opacity: float = 0.6) -> np.nda
     return result
 
 
-def segment_pixels(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
+def segment_pixels(model: Segmenter, pixels: np.ndarray) -> np.ndarray:
     """[H, W] class ids of an image [H, W, 3] uint8 RGB, of any size."""
     view = scoring_view(torch.from_numpy(pixels).permute(2, 0, 1), model.config.INPUT)
     image = model.normalise(view[None].to(model.pixel_mean.device))
@@ -68,7 +69,7 @@ def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def shown(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:
+def shown(model: Segmenter, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:
     """An image, its truth [H, W] and the model's answer side by side, and what they hold in words."""
     pixels = item.pixels()
     answer = segment_pixels(model, pixels)
@@ -76,8 +77,8 @@ def shown(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[str])
     return GalleryItem(item.name, sheet, _named(truth, names), _named(answer, names, truth), None)
 
 
-def sighting(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:
-    """An image with the mask of the surest query that covers each true segment, whatever that query is called.
+def sighting(model: Segmenter, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:
+    """An image with the mask of the surest region that covers each true segment, whatever it is called.
 
     Args:
         truth: [H, W] of the classes asked for, `IGNORE` elsewhere.
@@ -85,9 +86,8 @@ def sighting(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[st
     pixels = item.pixels()
     view = scoring_view(torch.from_numpy(pixels).permute(2, 0, 1), model.config.INPUT)
     outputs = model(model.normalise(view[None].to(model.pixel_mean.device)))
-    masks = F.interpolate(outputs["pred_masks"].float(), truth.shape, mode="bilinear")[0].cpu().numpy() > 0
-    shares = outputs["pred_logits"][0].softmax(-1).cpu()
-    sure, called = shares[:, :-1].amax(-1).numpy(), shares.argmax(-1)
+    fit = partial(resized, size=truth.shape)
+    masks, called, sure = (part.cpu().numpy() for part in model.regions(outputs, 0, fit))
     answer, words, right = np.full_like(truth, IGNORE), [], True
     for row in (int(r) for r in np.unique(truth[truth != IGNORE])):
         own = truth == row
@@ -95,8 +95,8 @@ def sighting(model: nn.Module, item: Item, truth: np.ndarray, names: Sequence[st
         best = int(np.where(covers >= OVERLAP, 1 + sure, covers).argmax())
         now = int(called[best])
         answer[masks[best]] = now if now < len(names) else row
-        name = names[now] if now < len(names) else "no object"
-        words.append(f"{names[row]} is called {name} ({100 * float(shares[best].max()):.0f} %), IoU {covers[best]:.2f}")
+        name = f"{names[now]} ({100 * sure[best]:.0f} %)" if now < len(names) else "no object"
+        words.append(f"{names[row]} is called {name}, IoU {covers[best]:.2f}")
         right &= now == row
     sheet = side_by_side([pixels, painted(pixels, truth), painted(pixels, answer)], ["image", "truth", "best mask"])
     return GalleryItem(item.name, sheet, _named(truth, names), "; ".join(words), right)

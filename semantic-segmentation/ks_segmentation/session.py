@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import adapters
+from common import adapters, hub
 from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
@@ -23,17 +23,17 @@ from common.settings import Settings
 from common.splits import read_list, resolve
 from ks_segmentation.check import check, fix
 from ks_segmentation.checkpoints import onnx_graph
-from ks_segmentation.checkpoints.export import export_detectron2
-from ks_segmentation.checkpoints.folder import MODEL_FILE, load_folder, save_config
+from ks_segmentation.checkpoints.folder import load_folder, load_hub
 from ks_segmentation.checkpoints.load import CLASSES_KEY, class_count, load_checkpoint, load_weights
 from ks_segmentation.checkpoints.read_file import WEIGHT_FILES, read_weights
+from ks_segmentation.checkpoints.record import MODEL_FILE
 from ks_segmentation.config import words as config_words
 from ks_segmentation.config.load import load_config
 from ks_segmentation.data import layouts
 from ks_segmentation.data.sets import MaskSet, from_datasets
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
-from ks_segmentation.models.architecture import build_mask2former
-from ks_segmentation.models.mask2former import Mask2Former
+from ks_segmentation.models.mask2former.model import build_mask2former
+from ks_segmentation.models.parts.segmenter import Segmenter
 from ks_segmentation.predict import answers
 from ks_segmentation.source import (
     PUBLISHED,
@@ -61,18 +61,19 @@ class BaseConfig:
 
 
 class SegmentationSession(Session):
-    """Mask2Former and images with class-id masks."""
+    """Segmenters and images with class-id masks."""
 
     name = "segmentation"
     summaries = {
-        "swap": "Learn, forget and retain the classes of a Mask2Former: one run, from a pretrained model to a report.",
-        "pretrain": "Train a Mask2Former on named classes.",
+        "swap": "Learn, forget and retain the classes of a segmenter: one run, from a pretrained model to a report.",
+        "pretrain": "Train a segmenter on named classes.",
         "evaluate": "Score a finished run, or a checkpoint: mIoU, fwIoU, mACC (total of ACC), pACC and every class's IoU.",
         "prove": "Attack what a finished run says it forgot, against models that never saw it: verdicts, proof.json and a page.",
         "predict": "Say which classes images hold, and write a PNG of class ids and an overlay for each.",
         "check": "List everything that is wrong with images and masks before they are trained on; exit code 2 if a run "
         "would stop.",
-        "export": "Write the model of a run, adapters merged: as a detectron2 checkpoint, or as a folder for --checkpoint.",
+        "export": "Write the model of a run, adapters merged: as a detectron2 checkpoint, or as a folder for --checkpoint (of a "
+        "model of transformers: one that from_pretrained reads).",
     }
     examples = {
         "swap": "python semantic-segmentation/swap.py --config-file swin_tiny.yaml --data ade20k:ADEChallengeData2016 \\\n"
@@ -87,7 +88,7 @@ class SegmentationSession(Session):
     }
     source, view = SourceConfig, MaskConfig
     pretrain_flags = (BaseConfig,)
-    everyday = ("config_file", "opts", "class_names", "num_gpus")
+    everyday = ("config_file", "model", "opts", "class_names", "num_gpus")
     defaults = {
         "pretrain": {"method": "finetune", "epochs": 20, "lr": 1e-4, "learn_weight": 1.0, "sparsity_weight": 0.0}
     }
@@ -114,6 +115,8 @@ class SegmentationSession(Session):
 
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
         words = [*recorded.get("opts", ()), *given.get("opts", ())]
+        if "checkpoint" in given:
+            recorded = {**recorded, "model": ""}
         return {**super().joined(recorded, given), "opts": words}
 
     # ---- runs --------------------------------------------------------------------------------------------
@@ -143,16 +146,14 @@ class SegmentationSession(Session):
         for name in ("checkpoint", "class_names", *PUBLISHED):
             if getattr(source, name):
                 raise UserError(
-                    f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --config-file."
+                    f"`--{name.replace('_', '-')}` is for swap.py; pretrain.py makes a new model of --config-file, or "
+                    "goes on with --model hf:FOLDER."
                 )
         sets = load_data(source, ())
         offered = list(dict.fromkeys(c for one in sets for c in one.classes))
         classes = resolve(base.classes, offered, "--classes") if base.classes else offered
         torch.manual_seed(settings.train.seed)
-        config = read_config(source, [*settings.flags.get("opts", ()), CLASSES_KEY, len(classes)])
-        model = build_mask2former(config)
-        if base.backbone_weights or config.MODEL.WEIGHTS:
-            load_weights(model, base.backbone_weights or config.MODEL.WEIGHTS, partial=True)
+        model = _for_pretraining(source, base, settings.flags.get("opts", ()), len(classes))
         config_words.tell_unused(settings.flags)
         plan = pretrain_plan(classes)
         return Opening(plan, lambda: _domain(Base(model, classes), sets, plan, settings))
@@ -171,6 +172,8 @@ class SegmentationSession(Session):
     def base_model(self, flags: Flags) -> Base:
         source, words = from_values(SourceConfig, flags), flags.get("opts", ())
         path = Path(source.checkpoint)
+        if source.model or (not source.config_file and hub.is_folder(source.checkpoint or "?")):
+            return _from_hub(source, words, flags.get("fetch_model", True))
         for folder in (path, path / "model"):
             if source.checkpoint and (folder / MODEL_FILE).is_file():
                 if source.class_names or "MODEL.WEIGHTS" in words[::2]:
@@ -192,9 +195,10 @@ class SegmentationSession(Session):
         return Base(*load_folder(folder, flags.get("opts", ())))
 
     def given_model(self, model: nn.Module, flags: Flags) -> Base:
-        if not isinstance(model, Mask2Former):
+        if not isinstance(model, Segmenter):
             raise UserError(
-                f"`model` is a path or a Mask2Former of `build_mask2former` or `load_checkpoint`, got {type(model).__name__}."
+                f"`model` is a path or a Segmenter of `build_mask2former`, `load_checkpoint` or `load_hub`, got a "
+                f"{type(model).__name__}."
             )
         names = read_list(flags.get("class_names") or "")
         if len(names) != model.num_classes:
@@ -204,9 +208,13 @@ class SegmentationSession(Session):
         return Base(adapters.merge(model), names)
 
     def widened(self, base: Base, classes: Sequence[str]) -> Base:
-        if len(classes) != base.model.num_classes:
-            base.model.grow(len(classes))
+        base.model.set_rows(range(base.model.num_classes), len(classes) - base.model.num_classes)
         return Base(base.model, list(classes))
+
+    def without(self, base: Base, classes: Sequence[str]) -> Base:
+        kept = [row for row, name in enumerate(base.classes) if name not in classes]
+        base.model.set_rows(kept)
+        return Base(base.model, [base.classes[row] for row in kept])
 
     # ---- what the other verbs do -------------------------------------------------------------------------
 
@@ -230,19 +238,43 @@ class SegmentationSession(Session):
         return fix(data, output)
 
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
-        if kind == "detectron2":
-            return export_detectron2(loaded.base.model, path)
-        model, names = adapters.merge(loaded.base.model), loaded.base.classes
-        names = [*names, *(f"spare_{i}" for i in range(len(names), model.num_classes))]
-        adapters.save_model(model, path, {"classes": names})
-        save_config(path, model, names)
-        return path
+        model, names = loaded.base.model, loaded.base.classes
+        return model.export(path, kind, [*names, *(f"spare_{i}" for i in range(len(names), model.num_classes))])
 
     def graph(self, loaded: Loaded) -> Graph:
         return onnx_graph.graph(adapters.merge(loaded.base.model))
 
     def from_graph(self, file: OnnxFile) -> Base:
         return Base(onnx_graph.OnnxSegmenter(file), file.classes)
+
+
+def _from_hub(source: SourceConfig, words: Sequence[Any], fetch: bool) -> Base:
+    """The model of --model hf:..., or of a transformers folder that --checkpoint names."""
+    if source.model and (source.checkpoint or source.config_file):
+        raise UserError("`--model` names model and weights; leave --checkpoint and --config-file out.")
+    if source.model and not hub.is_hub(source.model):
+        raise UserError(f"`--model {source.model}` must be hf:FOLDER or hf:NAME; other models go by --config-file.")
+    model, names = load_hub(source.model or source.checkpoint, words, fetch)
+    if source.class_names or not names:
+        names = name_rows(model.num_classes, source)
+    return Base(model, names)
+
+
+def _for_pretraining(source: SourceConfig, base: BaseConfig, words: Sequence[Any], count: int) -> Segmenter:
+    """A model with `count` class rows that know nothing: of --config-file, or of --model with its other weights."""
+    if source.model:
+        if base.backbone_weights or source.config_file:
+            raise UserError("`--model` names model and weights; leave --backbone-weights and --config-file out.")
+        hub_model, _ = load_hub(source.model, words, random=True)
+        hub_model.set_rows([], count)
+        for name in hub_model.class_parameters():
+            nn.init.normal_(hub_model.get_parameter(name), std=0.02)
+        return hub_model
+    config = read_config(source, [*words, CLASSES_KEY, count])
+    model = build_mask2former(config)
+    if base.backbone_weights or config.MODEL.WEIGHTS:
+        load_weights(model, base.backbone_weights or config.MODEL.WEIGHTS, partial=True)
+    return model
 
 
 def _domain(base: Base, sets: Sequence[MaskSet], plan: Plan, settings: Settings) -> SegmentationDomain:

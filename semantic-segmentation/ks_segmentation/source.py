@@ -24,6 +24,11 @@ class SourceConfig(Checked):
     """Model and data."""
 
     config_file: str = knob("", "detectron2 YAML file of the model; `KEY value` words at the end override it")
+    model: str = knob(
+        "",
+        "a segmenter of transformers, by folder or by name on its hub: hf:FOLDER, hf:NAME (mask2former, oneformer, "
+        "maskformer, eomt, segformer, upernet)",
+    )
     checkpoint: str = knob(
         "",
         "pretrained model: a run of pretrain.py or swap.py, a detectron2 .pth or .pkl, .safetensors, a Hugging Face "
@@ -50,7 +55,8 @@ def read_config(source: SourceConfig, words: Sequence[Any]) -> Config:
     if not source.config_file:
         raise UserError(
             "which model? Give --config-file, such as semantic-segmentation/configs/ade20k/semantic-segmentation/"
-            "swin/maskformer2_swin_base_IN21k_swap.yaml, or --checkpoint with a folder that pretrain.py wrote."
+            "swin/maskformer2_swin_base_IN21k_swap.yaml, or --checkpoint with a folder that pretrain.py wrote, or "
+            "--model hf:FOLDER with a model of transformers."
         )
     return load_config(source.config_file, words)
 

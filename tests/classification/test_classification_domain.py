@@ -69,7 +69,7 @@ def test_only_the_rows_of_learned_classes_move(plain):
 
 def test_adapters_go_on_both_ffn_layers(plain):
     model = plain.build_model()
-    assert lora.select(plain.lora_targets(model), lora.LoraConfig(), model) == layers.ffn_names(model)
+    assert lora.select(plain.lora_targets(model), lora.LoraConfig(), model) == layers.adapter_targets(model)["ffn"]
 
 
 def test_a_random_start_keeps_a_frozen_stem():

@@ -65,7 +65,8 @@ def test_stages_give_the_answers_and_gradients_of_the_model(kind, position):
     model = MODELS[kind]()
     if position:
         model.requires_grad_(False)
-        lora.inject(model, layers.ffn_names(model) + (layers.attention_names(model) if position == "all" else []), 2)
+        targets = layers.adapter_targets(model)
+        lora.inject(model, targets["ffn"] + (targets["attention"] if position == "all" else []), 2)
     for parameter in layers.classifier(model).parameters() if kind == "torchvision" else ():
         torch.nn.init.normal_(parameter)
     for adapter in lora.adapters(model).values():

@@ -41,7 +41,7 @@ def test_logits_are_the_classifier_on_the_embedding(case):
 
 def test_both_ffn_layers_and_all_projections_of_every_block_are_found(case):
     name, _, model = case
-    assert len(layers.ffn_names(model)) == len(layers.attention_names(model)) == 4, name
+    assert [len(names) for names in layers.adapter_targets(model).values()] == [4, 4], name
 
 
 def test_new_rows_leave_old_ones_bit_for_bit(case):

@@ -49,7 +49,7 @@ def dino() -> list[float]:
 
 def mask2former() -> list[float]:
     import tiny_mask2former
-    from ks_segmentation.models.criterion import Criterion
+    from ks_segmentation.models.parts.criterion import Criterion
 
     model = tiny_mask2former.model()
     criterion = Criterion(model.config)

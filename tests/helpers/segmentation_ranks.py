@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 def gradients(rank, world):
     """Gradients of one training step on this rank's half of four pictures, points fixed."""
-    from ks_segmentation.models.criterion import Criterion
+    from ks_segmentation.models.parts.criterion import Criterion
     from tiny_mask2former import RESNET, model
 
     torch.set_num_threads(1)

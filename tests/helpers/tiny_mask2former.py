@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from ks_segmentation.config.load import load_config
-from ks_segmentation.models.architecture import build_mask2former
+from ks_segmentation.models.mask2former.model import build_mask2former
 
 COMMON = [
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5,

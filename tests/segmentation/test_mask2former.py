@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from ks_segmentation.models import criterion as criterion_module
-from ks_segmentation.models import inference, points
-from ks_segmentation.models.architecture import network
-from ks_segmentation.models.criterion import Criterion, segments
+from ks_segmentation.models.mask2former.architecture import network
+from ks_segmentation.models.parts import criterion as criterion_module
+from ks_segmentation.models.parts import inference, points
+from ks_segmentation.models.parts.criterion import Criterion
+from ks_segmentation.models.parts.targets import segments
 from tiny_mask2former import RESNET, SWIN, config, model
 
 from common.errors import UserError

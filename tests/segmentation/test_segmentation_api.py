@@ -4,7 +4,7 @@ import ks_segmentation
 import numpy as np
 import pytest
 import torch
-from ks_segmentation.checkpoints.folder import save_config
+from ks_segmentation.checkpoints.record import save_config
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.scan import scan
 from ks_segmentation.data.sets import from_datasets
@@ -148,7 +148,7 @@ def test_words_of_a_config_are_read_and_stand_behind_flags(tmp_path):
         ({"stpes": 3}, "unknown setting 'stpes'; did you mean steps"),
         ({"lr": "fast"}, "lr takes a number, got 'fast'"),
         ({"class_names": ["a"]}, "has 5 classes, class_names=.* names 1"),
-        ({"model": torch.nn.Linear(2, 2)}, "a Mask2Former of `build_mask2former`"),
+        ({"model": torch.nn.Linear(2, 2)}, "a Segmenter of `build_mask2former`"),
         ({"data": Halves(1)}, "a pair .train, test. of Datasets"),
         ({"learn": ["pink"]}, "--learn: unknown class 'pink'"),
         ({"data_classes": ["a", "b"]}, "train_000001 holds the id 2, which is not in the class list .ids 0-1, 255"),

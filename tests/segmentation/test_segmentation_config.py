@@ -10,7 +10,7 @@ from ks_segmentation.config.arithmetic import evaluate
 from ks_segmentation.config.defaults import DEFAULTS, USED, leaves
 from ks_segmentation.config.load import Config, load_config
 from ks_segmentation.data.augment import scoring_view, train_view
-from ks_segmentation.models.criterion import Criterion
+from ks_segmentation.models.parts.criterion import Criterion
 from ks_segmentation.session import SESSION
 from tiny_mask2former import RESNET, SWIN, model
 

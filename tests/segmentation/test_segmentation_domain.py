@@ -10,8 +10,9 @@ from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.sets import MaskItem, MaskSet
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
 from ks_segmentation.forgetting import miss_loss
-from ks_segmentation.models.criterion import UNKNOWN, Criterion, segments
-from ks_segmentation.models.inference import class_scores
+from ks_segmentation.models.parts.criterion import Criterion
+from ks_segmentation.models.parts.inference import class_scores
+from ks_segmentation.models.parts.targets import UNKNOWN, segments
 from tiny_mask2former import RESNET, SWIN, model
 from toy import make_trainer
 
@@ -119,24 +120,26 @@ def test_a_segment_is_missed_by_minus_log_of_its_classs_share():
     found = segments(label, IGNORE, 3)[0]
     shares = class_scores(logits, masks) / class_scores(logits, masks).sum(0)
     expected = [-shares[k][label[0] == k].mean().log() for k in found.classes]
-    torch.testing.assert_close(miss_loss(logits, masks, found), torch.stack(expected))
+    torch.testing.assert_close(miss_loss(class_scores(logits, masks), found), torch.stack(expected))
     fine = segments(label.repeat_interleave(4, 1).repeat_interleave(4, 2), IGNORE, 3)[0]  # the picture's own size
-    torch.testing.assert_close(miss_loss(logits, masks, fine), torch.stack(expected))
+    torch.testing.assert_close(miss_loss(class_scores(logits, masks), fine), torch.stack(expected))
     one = fine._replace(classes=fine.classes[:1], masks=fine.masks[:1])
-    torch.testing.assert_close(miss_loss(logits, masks, one)[0], expected[0])
-    assert miss_loss(logits, masks - 1e9, found).isfinite().all()
-    assert miss_loss(logits, masks, segments(label * 0 + IGNORE, IGNORE, 3)[0]).shape == (0,)
+    torch.testing.assert_close(miss_loss(class_scores(logits, masks), one)[0], expected[0])
+    assert miss_loss(class_scores(logits, masks - 1e9), found).isfinite().all()
+    assert miss_loss(class_scores(logits, masks), segments(label * 0 + IGNORE, IGNORE, 3)[0]).shape == (0,)
 
 
 def test_a_model_that_is_sure_of_nothing_has_not_forgotten():
     """The largest score is the answer however small it is: the loss must not call that a miss."""
     logits, masks = torch.tensor([[5.0, 0, 0, 0]]), torch.zeros(1, 8, 8)
     found = segments(torch.zeros(1, 8, 8, dtype=torch.long), IGNORE, 3)[0]
-    sure = miss_loss(logits, masks, found)
-    torch.testing.assert_close(miss_loss(logits, masks - 20, found), sure)  # no query covers the place any more
+    sure = miss_loss(class_scores(logits, masks), found)
+    torch.testing.assert_close(
+        miss_loss(class_scores(logits, masks - 20), found), sure
+    )  # no query covers the place any more
     unsure = logits + torch.tensor([0, 0, 0, 20.0])  # the only query says "no object"
-    torch.testing.assert_close(miss_loss(unsure, masks, found), sure, rtol=1e-3, atol=1e-3)
-    assert miss_loss(logits.roll(1), masks, found) > 4 > 1 > sure  # another class answers
+    torch.testing.assert_close(miss_loss(class_scores(unsure, masks), found), sure, rtol=1e-3, atol=1e-3)
+    assert miss_loss(class_scores(logits.roll(1), masks), found) > 4 > 1 > sure  # another class answers
 
 
 def test_joined_batches_are_predicted_as_alone(monkeypatch):
@@ -187,7 +190,7 @@ def test_a_query_on_untold_pixels_is_not_blamed():
     features[:, :2] *= 0
     features[0] = 1
     embeddings[:, 3], embeddings[:, 3, 0] = 0, 5  # query 3 covers everything, so mostly what is not told
-    matched = criterion.match(torch.zeros(1, 12, 6), embeddings, features, untold[0])
+    matched = criterion.match(torch.zeros(1, 12, 6), embeddings, features[None], untold[0])
     assert matched.excused[0, 3]
     logits = torch.randn(1, 1, 12, 6, requires_grad=True)
     loss = criterion.class_loss(logits, untold, [matched._replace(query=torch.zeros(1, 1, dtype=torch.long))])

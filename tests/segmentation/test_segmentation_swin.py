@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from ks_segmentation.models.swin import use_fast_blocks
+from ks_segmentation.models.mask2former.swin import use_fast_blocks
 from transformers import SwinBackbone, SwinConfig
 
 from common.layers import use_fast_linears

@@ -8,7 +8,9 @@ from typing import Any
 
 from common.errors import UserError
 
-NAME = re.compile(r"[\w.-]+|torchvision/\w+|published/\w+")  # no scheme (hf-hub:, local-dir:), no path, no URL
+NAME = re.compile(
+    r"[\w.-]+|torchvision/\w+|published/\w+|transformers/\w+"
+)  # no scheme (hf-hub:, local-dir:), no path, no URL
 # Arguments of timm and its helpers that open files, reach for the network or change what torch compiles.
 FORBIDDEN = re.compile(
     r"(?<!drop_)path|file|url|uri|checkpoint|ckpt|pretrain|cache|hub|download|cfg|config|overlay|state_dict|weights"

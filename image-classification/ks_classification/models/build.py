@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.record import write_json
 from common.schema import read_json
 from ks_classification.checkpoints.load import construct
-from ks_classification.models import layers
+from ks_classification.models import hub, layers
 from ks_classification.models.args import check_args, check_name
 from ks_classification.models.face import FaceTransformer
 from ks_classification.models.hybrid import build_hybrid
@@ -27,6 +27,7 @@ TORCHVISION = "torchvision/vit_b_16"
 FACES: dict[str, dict[str, int]] = {"face_p8s8": {}, "face_p12s8": {"patch_size": 12, "overlap": 2}}
 GIVEN = "given/"  # then the class of a model that was given as an object; nothing here can build it again
 PUBLISHED = "published/"  # then the kind of `checkpoints.construct`: a model that a file described
+HUB = "transformers/"  # then the model type
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RAW = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -39,10 +40,12 @@ class ModelSpec:
     """Everything needed to build a model again.
 
     name:    timm model name, "torchvision/vit_b_16", "hybrid_mobilenetv2", "face_p8s8", "face_p12s8" or
-             "published/<kind>".
+             "published/<kind>", "transformers/<model_type>".
     args:    keyword arguments of the builder (img_size, patch_size, depth, embed_dim, ...).
     classes: class names in the order of the logit rows.
     mean, std: normalisation of pixels in 0..1, per channel.
+    size:    side of the input in pixels.
+    network: of a model of transformers, what `hub.build` takes.
     """
 
     name: str
@@ -51,6 +54,7 @@ class ModelSpec:
     mean: Three = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: Three = field(default_factory=lambda: [0.5, 0.5, 0.5])
     size: Annotated[int, Meta(ge=1, le=8192)] = 224
+    network: dict[str, Any] = field(default_factory=dict)
 
 
 def parse_args(text: str) -> dict[str, Any]:
@@ -106,6 +110,8 @@ def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
     if spec.name in FACES:
         args = {"image_size": args.pop("img_size", 112), **FACES[spec.name], **args}
         return FaceTransformer(count, **args)
+    if spec.name.startswith(HUB):
+        return hub.build(spec.network, count)
     if spec.name.startswith(PUBLISHED):
         return construct(spec.name.removeprefix(PUBLISHED), args | {"num_classes": count})
     import timm
@@ -181,6 +187,21 @@ def given_spec(model: nn.Module, classes: Sequence[str], size: int) -> ModelSpec
     spec = ModelSpec(GIVEN + type(model).__name__, classes=list(classes))
     spec.mean, spec.std = list(known.get("mean", spec.mean)), list(known.get("std", spec.std))
     spec.size = size or known.get("input_size", (3, spec.size))[-1]
+    return spec
+
+
+def hub_spec(model: hub.HubClassifier, classes: Sequence[str], size: int = 0) -> ModelSpec:
+    """The spec of a model of transformers, with its own normalisation and input size where it states them.
+
+    Args:
+        size: side of the input in pixels; 0 is the model's own.
+    """
+    network = hub.record(model, len(classes))
+    spec = ModelSpec(HUB + network["config"].get("model_type", "timm_wrapper"), classes=list(classes), network=network)
+    own, pixels = hub.view(model)
+    if pixels is not None:
+        spec.mean, spec.std = map(list, pixels)
+    spec.size = size or own or spec.size
     return spec
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.lora import positions
 
 
 def classifier_name(model: nn.Module) -> str:
@@ -46,25 +47,17 @@ def forward(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return (out, caught[0]) if caught else (head(out), out)
 
 
-def ffn_names(model: nn.Module) -> list[str]:
-    """The two linear layers of every Transformer block's FFN."""
-    pattern = re.compile(r"(^|\.)(mlp\.(fc1|fc2|0|3)|ffn\.(fc1|fc2)|net\.(0|3)|linear[12]|fc[12])$")
-    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and pattern.search(n)]
-
-
-def attention_names(model: nn.Module) -> list[str]:
-    """The projections of every attention layer, or the nn.MultiheadAttention modules themselves."""
-    pattern = re.compile(r"((attn|attention)\.(qkv|proj|query|key|value|out)|to_qkv|to_out\.0)$")
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) or (isinstance(module, nn.Linear) and pattern.search(name)):
-            found.append(name)
-    return found
+def adapter_targets(model: nn.Module) -> dict[str, list[str]]:
+    """Position ("ffn", "attention") -> names of the layers that adapters go on."""
+    return positions(model, getattr(model, "unadapted", ()))
 
 
 @torch.no_grad()
-def widen(model: nn.Module, count: int, seed: int = 0) -> nn.Module:
+def widen(model: nn.Module, count: int, seed: int = 0, names: Sequence[str] = ()) -> nn.Module:
     """Gives the classifier `count` logit rows: old rows are kept, new ones xavier-uniform with zero bias.
+
+    Args:
+        names: of all rows; a model that makes rows of names (CLIP) starts the new ones so.
 
     Raises:
         UserError: the model has more rows than that.
@@ -79,6 +72,9 @@ def widen(model: nn.Module, count: int, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     fresh = torch.empty(count - rows, old.weight.shape[1])
     nn.init.xavier_uniform_(fresh, generator=generator)
+    if names and hasattr(model, "class_rows"):
+        stated = model.class_rows(names[rows:])
+        fresh = fresh if stated is None else stated
     weight = torch.cat([old.weight.float().cpu(), fresh])
     old.weight = nn.Parameter(weight.to(old.weight), requires_grad=old.weight.requires_grad)
     if getattr(old, "bias", None) is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from common import plugins
 from common.errors import UserError
 from common.lora import inject
 from ks_detection import models
@@ -21,15 +20,15 @@ NOT_MODELS = ("parts", "detectors")  # of what lies beside them
 
 def available() -> list[str]:
     """Names of all detectors: the files and folders of `models/`."""
-    return sorted(found.name for found in pkgutil.iter_modules(models.__path__) if found.name not in NOT_MODELS)
+    return plugins.available(models, NOT_MODELS)
 
 
 def detector_type(name: Any) -> type[Detector]:
     """The detector of a `modelname`. Raises UserError for an unknown one."""
     if name not in available():
         raise UserError(f"config: `modelname` is {name!r}; allowed: {', '.join(available())}.")
-    module = import_module(f"{models.__name__}.{name}")
-    return (import_module(f"{module.__name__}.model") if hasattr(module, "__path__") else module).DETECTOR
+    kind: type[Detector] = plugins.load(models, name, "DETECTOR")
+    return kind
 
 
 def config_from(values: Mapping[str, Any]) -> DetectorConfig:

@@ -1,4 +1,4 @@
-"""A folder with whole weights: the config and the class names that build its model again."""
+"""Folders with whole weights: ours, with the config and the class names that build the model again, and transformers'."""
 
 from __future__ import annotations
 
@@ -6,35 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from torch import nn
-
-from common import adapters
+from common import adapters, hub
 from common.errors import UserError
-from common.record import write_json
 from common.schema import read_json
 from ks_segmentation.checkpoints.load import CLASSES_KEY
+from ks_segmentation.checkpoints.record import MODEL_FILE, ModelRecord
 from ks_segmentation.config.load import load_config
-from ks_segmentation.models.architecture import build_mask2former
-
-MODEL_FILE = "segmentation.json"  # beside the weights
-
-
-class ModelRecord(msgspec.Struct):
-    """What it holds."""
-
-    config: dict[str, Any]
-    classes: list[str]
+from ks_segmentation.models.mask2former.model import build_mask2former
+from ks_segmentation.models.parts.from_hub import FromHub
+from ks_segmentation.models.parts.segmenter import Segmenter
+from ks_segmentation.models.segmenters import segmenter_type
 
 
-def save_config(folder: Path, model: nn.Module, classes: Sequence[str]) -> None:
-    """Writes what is needed to build the model again beside its weights."""
-    plain = model.config.plain()
-    plain["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] = len(classes)
-    write_json(folder / MODEL_FILE, {"config": plain, "classes": list(classes)})
-
-
-def load_folder(folder: Path, words: Sequence[Any] = ()) -> tuple[nn.Module, list[str]]:
+def load_folder(folder: Path, words: Sequence[Any] = ()) -> tuple[Segmenter, list[str]]:
     """(model in eval mode, class names) of a folder that `save_config` completed.
 
     Args:
@@ -47,9 +31,46 @@ def load_folder(folder: Path, words: Sequence[Any] = ()) -> tuple[nn.Module, lis
         raise UserError(f"{folder} holds no model of ours ({MODEL_FILE} is missing).")
     record: ModelRecord = read_json(folder / MODEL_FILE, ModelRecord, "name a model/ folder that is whole")
     classes = record.classes
-    model = build_mask2former(load_config(None, [*flat(record.config), *words, CLASSES_KEY, len(classes)]))
+    words = [*flat(record.config), *words, CLASSES_KEY, len(classes)]
+    if record.modelname:
+        kind = hub_type(record.modelname)
+        network = hub.build(kind.network_class, hub.make_config(record.network, str(folder)))
+        model: Segmenter = kind.of(network, {name: text.encode() for name, text in record.files.items()}, words)
+    else:
+        model = build_mask2former(load_config(None, words))
     adapters.load_model(model, folder)
     return model.eval(), classes
+
+
+def hub_type(name: Any) -> type[FromHub]:
+    """The segmenter of a `model_type` of transformers. Raises UserError for one that is not known here."""
+    kind = segmenter_type(name)
+    if not issubclass(kind, FromHub):
+        raise UserError(f"a {name} is no model of transformers.")
+    return kind
+
+
+def load_hub(
+    text: str, words: Sequence[Any] = (), fetch: bool = True, random: bool = False
+) -> tuple[FromHub, list[str]]:
+    """(model in eval mode, class names, [] where its rows are only numbered) of `hf:FOLDER` or `hf:NAME`.
+
+    Args:
+        words: KEY, value, ... that win over what the folder says of sizes and pixels.
+        fetch: whether a name may be downloaded.
+        random: a folder without weights gives a model with random ones.
+
+    Raises:
+        UserError: no such folder, a model of another kind, or weights that do not fit.
+    """
+    folder = hub.folder_of(text, fetch)
+    config = hub.read_config(folder)
+    kind = hub_type(config.model_type)
+    if random and not hub.has_weights(folder):
+        network = hub.build(kind.network_class, config)
+    else:
+        network = hub.load(kind.network_class, folder, config)
+    return kind.of(network, hub.beside(folder), words), hub.row_names(config)
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ks_segmentation.models.architecture import RESNET_DEPTHS
+from ks_segmentation.models.mask2former.architecture import RESNET_DEPTHS
 
 ROOT = "network."
 BACKBONE = "model.pixel_level_module.encoder."

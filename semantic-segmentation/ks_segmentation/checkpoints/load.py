@@ -16,7 +16,7 @@ from common.lora import inject
 from ks_segmentation.checkpoints.key_map import HEAD, PREDICTOR, ROOT, key_map, newest
 from ks_segmentation.checkpoints.read_file import read_weights
 from ks_segmentation.config.load import Config, load_config
-from ks_segmentation.models.architecture import build_mask2former
+from ks_segmentation.models.mask2former.model import build_mask2former
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,12 @@ import torch
 from ms_deform_attn.onnx_graph import table
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.onnx_file import Graph, OnnxFile, Outputs, largest_difference
 from ks_segmentation.checkpoints.folder import flat
 from ks_segmentation.config.load import load_config
-from ks_segmentation.models.inference import class_scores
-from ks_segmentation.models.mask2former import Mask2Former
+from ks_segmentation.models.mask2former.model import Mask2Former
+from ks_segmentation.models.parts.inference import class_scores
 
 OUTPUTS = ("pred_logits", "pred_masks")
 LEAST_IOU = 0.999
@@ -32,7 +33,13 @@ class Answers(nn.Module):
 
 def graph(model: nn.Module) -> Graph:
     """The graph of a model without adapters. H and W are multiples of 32; they stay open, but with a Swin, whose
-    windows are cut for one size: there it is that of the test images, and square."""
+    windows are cut for one size: there it is that of the test images, and square.
+
+    Raises:
+        UserError: a model of transformers.
+    """
+    if type(model) is not Mask2Former:
+        raise UserError(f"a {type(model).__name__} of transformers is not written as onnx; give --to folder.")
     fixed, side = (
         model.config.MODEL.BACKBONE.NAME == "D2SwinTransformer",
         -(-model.config.INPUT.MIN_SIZE_TEST // 32) * 32,
@@ -62,7 +69,11 @@ class OnnxSegmenter(Mask2Former):
 
     def __init__(self, file: OnnxFile) -> None:
         super().__init__(load_config(None, flat(file.settings["config"])), nn.Identity())
-        self.file, self.num_classes = file, len(file.classes)
+        self.file = file
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.file.classes)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         side = self.file.settings["fixed"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.lazy import Module
 from ks_segmentation.config.load import Config
-from ks_segmentation.models.inference import shortest_edge
+from ks_segmentation.models.parts.inference import shortest_edge
 
 tv_tensors, v2 = Module("torchvision.tv_tensors"), Module("torchvision.transforms.v2")
 TF = Module("torchvision.transforms.v2.functional")

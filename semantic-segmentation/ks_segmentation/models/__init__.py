@@ -1,1 +1,1 @@
-"""Mask2Former: its parts, its loss and its inference."""
+"""Segmenters: one file or folder each, found by its name; `parts` holds what they share."""

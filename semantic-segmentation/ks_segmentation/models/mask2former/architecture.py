@@ -1,9 +1,7 @@
-"""Builds a Mask2Former from a config, on transformers' modules."""
+"""transformers' Mask2Former of the sizes of a config."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,9 +10,8 @@ from common.backbones.mobilenet import WIDTHS, MobileNet
 from common.errors import UserError
 from common.layers import fast, use_fast_linears
 from common.lazy import Module
-from ks_segmentation.config.load import Config, load_config
-from ks_segmentation.models.mask2former import Mask2Former
-from ks_segmentation.models.swin import use_fast_blocks
+from ks_segmentation.config.load import Config
+from ks_segmentation.models.mask2former.swin import use_fast_blocks
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 RESNET_DEPTHS = {
@@ -52,24 +49,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "MODEL.RESNETS.RES5_DILATION": (1,),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN", "SyncBN", "GN"),
 }
-
-
-def build_mask2former(config_file: str | Path | Config, overrides: Sequence[Any] = ()) -> nn.Module:
-    """A Mask2Former with random weights, as the detectron2 YAML file says.
-
-    `model(images)` with normalised images [B, 3, H, W] gives `pred_logits` [B, Q, K + 1] (the last column is
-    "no object") and `pred_masks` [B, Q, H / 4, W / 4]; `model.segment(images, sizes)` gives class ids.
-
-    Args:
-        config_file: a .yaml file, or settings that `load_config` made of one.
-        overrides: "KEY", value, "KEY", value, ...
-
-    Raises:
-        UserError: see `load_config`; or the config asks for another architecture.
-    """
-    config = config_file if isinstance(config_file, Config) else load_config(config_file, overrides)
-    check(config)
-    return Mask2Former(config, network(config))
 
 
 def setting(config: Config, name: str) -> Any:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.layers import linear
-from ks_segmentation.models.pixel_decoder import PixelFeatures, sine_encoding
+from ks_segmentation.models.mask2former.pixel_decoder import PixelFeatures, sine_encoding
+from ks_segmentation.models.parts.queries import masks_of
 
 
 class Decoded(NamedTuple):
@@ -21,11 +22,6 @@ class Decoded(NamedTuple):
 
     states: Tensor
     mask_embeddings: Tensor
-
-
-def masks_of(embeddings: Tensor, features: Tensor) -> Tensor:
-    """Mask logits [..., B, Q, h, w] of embeddings [..., B, Q, C] on mask features [B, C, h, w]."""
-    return (embeddings @ features.flatten(2)).unflatten(-1, features.shape[-2:])
 
 
 def decode(transformer: nn.Module, pixels: PixelFeatures) -> Decoded:

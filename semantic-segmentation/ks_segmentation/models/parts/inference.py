@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def ids_at(scores: Tensor, size: Size) -> Tensor:
 def segment(
     model: nn.Module, images: Tensor | Sequence[Tensor], sizes: Sequence[Size], valid: Sequence[Size] | None = None
 ) -> Iterator[Tensor]:
-    """Scores [K, h, w] of each image in turn, of its own size or smaller; see `Mask2Former.segment` for the arguments.
+    """Scores [K, h, w] of each image in turn, of its own size or smaller; see `Segmenter.segment` for the arguments.
 
     `TEST.SLIDING_WINDOW` and `TEST.AUG` of the model's config choose windows and flipped or rescaled copies.
     """
@@ -89,12 +90,14 @@ def _plain(model: nn.Module, images: Tensor, sizes: Sequence[Size], valid: Seque
     height, width = (-(-side // unit) * unit for side in images.shape[-2:])
     outputs = model(_padded(images, height, width))
     early = former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
-    for logits, masks, size, inside in zip(outputs["pred_logits"], outputs["pred_masks"], sizes, valid, strict=True):
-        masks = resized(masks.float(), (height, width))[:, : inside[0], : inside[1]]
-        if early:
-            yield class_scores(logits, resized(masks, size))
-        else:
-            yield class_scores(logits, masks)
+    for index, (size, inside) in enumerate(zip(sizes, valid, strict=True)):
+        fit = partial(_fitted, whole=(height, width), inside=inside, size=size if early else inside)
+        yield model.post_process(outputs, index, fit)
+
+
+def _fitted(maps: Tensor, whole: Size, inside: Size, size: Size) -> Tensor:
+    """Maps [C, h, w] of a padded image, on the image alone, at `size`."""
+    return resized(resized(maps.float(), whole)[:, : inside[0], : inside[1]], size)
 
 
 def _averaged(model: nn.Module, image: Tensor, size: Size) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loss of Mask2Former: match queries to segments, then compare classes and masks.
+"""The training loss of segmenters with queries: match queries to segments, then compare classes and masks.
 
 One matching and one point sampling serve all outputs of an image at once. Letters in shapes: L outputs
 (queries, then each layer), Q queries, K classes, T segments of one image, N = min(Q, T) matched, P points.
@@ -13,27 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import distributed
-from common.errors import UserError
 from common.layers import linear
 from common.lazy import Module
 from ks_segmentation.config.load import Config
-from ks_segmentation.models.points import random_points, sample, uncertain_points
+from ks_segmentation.models.parts.points import random_points, sample, uncertain_points
+from ks_segmentation.models.parts.targets import Segments, segments
 
 optimize = Module("scipy.optimize")
 LEAST = 1e-37  # share of a point at which the logarithm stops
-UNKNOWN = -1  # label of a pixel whose class is not told: some class of another group
-
-
-class Segments(NamedTuple):
-    """What is to be found in one image.
-
-    classes: [T]; masks: [T, H, W] of 0 and 1.
-    unknown: [H, W] where the class is not told, or None where all is.
-    """
-
-    classes: Tensor
-    masks: Tensor
-    unknown: Tensor | None = None
 
 
 class Matched(NamedTuple):
@@ -62,28 +49,8 @@ class SegmentationLoss(NamedTuple):
     targets: list[Segments]
 
 
-def segments(labels: Tensor, ignore: int, num_classes: int) -> list[Segments]:
-    """One segment per class present in each class-id map of [B, H, W]; pixels of `ignore` or UNKNOWN are in none.
-
-    Raises:
-        UserError: an id that no class has.
-    """
-    found = []
-    for label in labels:
-        classes = label.unique()
-        hidden = label == UNKNOWN
-        classes = classes[(classes != ignore) & (classes != UNKNOWN)]
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-            wrong = int(classes.max()) if int(classes.max()) >= num_classes else int(classes.min())
-            raise UserError(
-                f"a mask holds the id {wrong}; this model has ids 0-{num_classes - 1} and {ignore} for ignored pixels."
-            )
-        found.append(Segments(classes.long(), label == classes[:, None, None], hidden if hidden.any() else None))
-    return found
-
-
 class Criterion:
-    """Computes the loss of `Mask2Former.forward`'s outputs; weights and point counts are the config's.
+    """Computes the loss of the outputs of a `QuerySegmenter`; weights and point counts are the config's.
 
     Source: Mask2Former, arXiv:2112.01527, sections 3.2.3 and 4.1.
     """
@@ -100,7 +67,7 @@ class Criterion:
         """The loss of one batch.
 
         Args:
-            outputs: of `Mask2Former.forward`.
+            outputs: of `QuerySegmenter.forward`.
             labels: [B, H, W] class ids, the ignore value where no class is, UNKNOWN where it is not told.
 
         Raises:
@@ -110,6 +77,7 @@ class Criterion:
         logits = outputs["logits"][last].float()  # [L, B, Q, K + 1]
         embeddings = outputs["mask_embeddings"][last].float()  # [L, B, Q, C]
         features = outputs["mask_features"].float()
+        features = features[:, None] if features.dim() == 4 else features[last].transpose(0, 1)  # [B, F, C, h, w]
         targets = segments(labels, self.ignore, logits.shape[-1] - 1)
         with torch.autocast(logits.device.type, enabled=False):
             matched = [
@@ -129,15 +97,13 @@ class Criterion:
 
         Args:
             logits: [L, Q, K + 1].
-            embeddings: [L, Q, C] and features [C, h, w]: their product is the masks.
+            embeddings: [L, Q, C] and features [F, C, h, w], F 1 or L: their product is the masks.
         """
         points = random_points(1, self.points, device=features.device)
-        x = linear(-embeddings, sample(features[None], points)[0].T)  # [L, Q, P] negative logits
+        seen = sample(features, points.expand(len(features), -1, -1))  # [F, C, P]
+        x = linear(-embeddings, seen[0].T) if len(seen) == 1 else -embeddings @ seen  # [L, Q, P] negative logits
         t = sample(target.masks[None].to(x.dtype), points)[0]  # [T, P]
-        # cross-entropy with t is -log(1 - sigmoid(logit)) - logit t, so that one product gives its mean over points
-        mask = linear(x, t)
-        outside = x.sigmoid_().clamp_(min=LEAST)
-        mask = (mask - outside.log().sum(-1, keepdim=True)) / self.points
+        mask, outside = self.mask_cost(x, t)
         covered = self.points - outside.sum(-1, keepdim=True)
         excused = None
         if target.unknown is not None:
@@ -152,6 +118,21 @@ class Criterion:
         query = torch.stack([torch.as_tensor(pair[1]) for pair in pairs])
         segment = torch.stack([torch.as_tensor(pair[0]) for pair in pairs])
         return Matched(query.to(features.device), segment.to(features.device), excused)
+
+    def mask_cost(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(cost [L, Q, T] of a query's mask for a segment, mean over points; its share [L, Q, P] outside).
+
+        Args:
+            x: [L, Q, P] negative logits, overwritten; t: [T, P].
+        """
+        # cross-entropy with t is -log(1 - sigmoid(logit)) - logit t, so that one product gives its mean over points
+        mask = linear(x, t)
+        outside = x.sigmoid_().clamp_(min=LEAST)
+        return (mask - outside.log().sum(-1, keepdim=True)) / self.points, outside
+
+    def point_loss(self, x: Tensor, t: Tensor) -> Tensor:
+        """[M, P] loss of mask logits against truth at points."""
+        return F.softplus(x) - x * t
 
     def class_loss(self, logits: Tensor, targets: list[Segments], matched: list[Matched]) -> Tensor:
         """[L] weighted mean cross-entropy over queries."""
@@ -178,12 +159,16 @@ class Criterion:
                 continue
             index = pair.query.T[..., None].expand(-1, -1, embeddings.shape[-1])
             chosen = embeddings[:, b].transpose(0, 1).gather(0, index)  # [N, L, C]
-            masks = (chosen @ features[b].flatten(1)).view(number * outputs, *features.shape[-2:])
+            if features.shape[1] == 1:
+                masks = chosen @ features[b, 0].flatten(1)
+            else:
+                masks = (chosen.transpose(0, 1) @ features[b].flatten(2)).transpose(0, 1)
+            masks = masks.reshape(number * outputs, *features.shape[-2:])
             points = uncertain_points(masks, self.points, self.oversample, self.importance)
             x = sample(masks[:, None], points)[:, 0]  # [N * L, P]
             with torch.no_grad():
                 t = self.truth(target, pair, points)
-            mask = (F.softplus(x) - x * t).mean(1)
+            mask = self.point_loss(x, t).mean(1)
             p = x.sigmoid()
             dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
             losses.append(torch.stack([mask, dice]).view(2, number, outputs).transpose(1, 2))

@@ -1,0 +1,1 @@
+"""Mask2Former on transformers' modules, with our forward and compiled attention."""

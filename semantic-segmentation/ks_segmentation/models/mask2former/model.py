@@ -1,0 +1,76 @@
+"""Mask2Former for semantic segmentation: one forward for training and inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from common.layers import use_fast_linears
+from ks_segmentation.checkpoints.export import export_detectron2
+from ks_segmentation.config.load import Config, load_config
+from ks_segmentation.models.mask2former import architecture
+from ks_segmentation.models.mask2former.pixel_decoder import pixel_features
+from ks_segmentation.models.mask2former.query_decoder import decode
+from ks_segmentation.models.parts.from_hub import FromHub
+from ks_segmentation.models.parts.queries import Queries, QuerySegmenter
+
+
+class Mask2Former(QuerySegmenter):
+    """transformers' Mask2Former modules with our forward, compiled attention and inference.
+
+    Args:
+        config: settings of a detectron2 YAML file.
+        network: transformers' Mask2FormerForUniversalSegmentation of the same sizes.
+    """
+
+    class_layers = ("network.class_predictor",)
+
+    def queries(self, images: Tensor) -> Queries:
+        """What the queries see, in training mode too, from images whose sides are best multiples of 32."""
+        model = self.network.model
+        maps = model.pixel_level_module.encoder(images)
+        features = maps if isinstance(maps, list) else list(maps.feature_maps)  # of transformers' backbones
+        pixels = pixel_features(model.pixel_level_module.decoder, features)
+        decoded = decode(model.transformer_module, pixels)
+        logits = self.network.class_predictor(decoded.states)
+        return Queries(decoded.states, logits, decoded.mask_embeddings, pixels.mask_features)
+
+    def fresh(self) -> Mask2Former:
+        return build_mask2former(self.config)
+
+    def export(self, path: Path, kind: str, names: Sequence[str]) -> Path:
+        return export_detectron2(self, path) if kind == "detectron2" else super().export(path, kind, names)
+
+
+class HubMask2Former(FromHub, Mask2Former):
+    """The same from a folder of transformers."""
+
+    network_class = "Mask2FormerForUniversalSegmentation"
+
+    def __init__(self, config: Config, network: nn.Module, files: dict[str, bytes]) -> None:
+        super().__init__(config, network, files)
+        use_fast_linears(network)
+
+
+SEGMENTER = HubMask2Former
+
+
+def build_mask2former(config_file: str | Path | Config, overrides: Sequence[Any] = ()) -> nn.Module:
+    """A Mask2Former with random weights, as the detectron2 YAML file says.
+
+    `model(images)` with normalised images [B, 3, H, W] gives `pred_logits` [B, Q, K + 1] (the last column is
+    "no object") and `pred_masks` [B, Q, H / 4, W / 4]; `model.segment(images, sizes)` gives class ids.
+
+    Args:
+        config_file: a .yaml file, or settings that `load_config` made of one.
+        overrides: "KEY", value, "KEY", value, ...
+
+    Raises:
+        UserError: see `load_config`; or the config asks for another architecture.
+    """
+    config = config_file if isinstance(config_file, Config) else load_config(config_file, overrides)
+    architecture.check(config)
+    return Mask2Former(config, architecture.network(config))

@@ -1,0 +1,1 @@
+"""What segmenters share: the seam, the loss of queries, inference."""
