@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from common import hub
 from common.errors import UserError
 from common.record import read_run_config, write_bytes
 from common.session import Session
@@ -34,9 +35,16 @@ def recipe(session: Session, base: Path) -> tuple[dict[str, Any] | None, str]:
     record = read_run_config(base)
     if record["identity"]["plan"]["name"] != "pretrain":
         return None, f"{base} is an earlier swap, not a model trained from scratch"
-    if record["flags"].get("checkpoint") or record["flags"].get("pretrained"):
+    flags, started = record["flags"], record["flags"].get("checkpoint") or record["flags"].get("pretrained")
+    if hub.is_hub(str(flags.get("model") or "")):
+        try:
+            place = hub.folder_of(flags["model"], fetch=False)  # a record is no reason to download
+        except UserError as error:
+            return None, str(error).rstrip(".")
+        flags, started = flags | {"model": f"{hub.PREFIX}{place}"}, started or hub.has_weights(place)
+    if started:
         return None, "the base model itself started from a checkpoint, which may have seen the classes"
-    return record["flags"], ""
+    return flags, ""
 
 
 @dataclass

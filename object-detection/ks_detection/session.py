@@ -129,11 +129,13 @@ class DetectionSession(Session):
         data, _ = open_data(source, settings.data)
         classes = tuple(resolve(wanted.classes, data.classes, "--classes") if wanted.classes else data.classes)
         torch.manual_seed(settings.train.seed)
-        folder = hub_folder(source, True)
+        fetch = bool(settings.flags.get("fetch_model", True))
+        folder = hub_folder(source, fetch)
         if source.checkpoint or (folder is not None and hub.has_weights(folder)):
             model = self.base(settings.flags).model
         else:
-            model = fresh_model(source, classes, tuple(data.ids.get(name, row) for row, name in enumerate(classes)))
+            ids = tuple(data.ids.get(name, row) for row, name in enumerate(classes))
+            model = fresh_model(source, classes, ids, fetch)
         if wanted.backbone_weights:
             load_backbone(model, wanted.backbone_weights)
         if wanted.freeze_backbone:

@@ -117,9 +117,9 @@ def name_rows(model: nn.Module, source: SourceConfig) -> ClassTable:
     return ClassTable(tuple(names), tuple(range(rows)))
 
 
-def fresh_model(source: SourceConfig, names: tuple[str, ...], ids: tuple[int, ...]) -> nn.Module:
+def fresh_model(source: SourceConfig, names: tuple[str, ...], ids: tuple[int, ...], fetch: bool = True) -> nn.Module:
     """A detector at random with one row per name, of --model, --config-file or else a DINO."""
-    folder = hub_folder(source, True)
+    folder = hub_folder(source, fetch)
     if folder is not None:
         model = read_detector(folder, names)
         model.class_table = ClassTable(names, ids)

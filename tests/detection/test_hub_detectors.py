@@ -11,8 +11,10 @@ from ks_detection.checkpoints.export import export_official
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.models.hub.criterion import noised
 from ks_detection.models.hub.files import read_detector
-from ks_detection.models.hub.sampling import use_operator
+from ks_detection.models.hub.model import HubDetector
+from ks_detection.models.hub.sampling import RtAttention, use_operator
 from ks_detection.models.parts.padding import pad_images
+from ks_detection.session import SESSION
 from processes import environment
 from tiny_hub_detectors import tiny_hub
 from tiny_swap import run_swap
@@ -194,3 +196,34 @@ def test_other_models_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(UserError, match="holds a 'vit'; detectors known here: rf_detr"):
         read_detector(tmp_path)
+
+
+def test_a_model_object_of_transformers_is_wrapped_and_left_as_it_was():
+    model = tiny_hub("rt_detr_v2")
+    base = SESSION.given_model(model, {})
+    assert base.classes == ["a", "b", "c"] and type(base.model) is HubDetector
+    assert (
+        model.loss_function is base.model.loss and type(model.model.decoder.layers[0].encoder_attn) is not RtAttention
+    )
+
+
+def test_a_name_that_only_a_run_folder_records_is_not_downloaded(monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **rest: asked.append(rest) or 1 / 0)
+    flags = SESSION.joined({"model": "hf:some/model"}, {})
+    with pytest.raises(UserError, match="give --model hf:some/model again"):
+        SESSION.base(flags)
+    assert [rest["local_files_only"] for rest in asked] == [True]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"model": "rt_detr_v2"}, "give hf:FOLDER or hf:NAME"),
+        ({"model": "hf:/nowhere"}, "there is no folder"),
+        ({"model": "hf:x", "options": "a=1"}, "states its own config"),
+    ],
+)
+def test_strange_models_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        SESSION.base(flags)

@@ -158,7 +158,8 @@ class HubDetector(Detector):
                 f"a {self.config.network['model_type']} is written as {' or '.join(FORMATS)}, not as {kind}."
             )
         whole = adapters.merge(self) if lora.adapters(self) else self
-        names = whole.class_table.names if whole.class_table else hub.row_names(whole.network.config)
+        table, rows = whole.class_table, range(whole.config.num_classes)
+        names = table.names if table else [f"LABEL_{row}" for row in rows]
         network = hub.build(whole.config.family.kind, whole.config.theirs())
         network.load_state_dict(whole.network.state_dict())
         hub.save(network.half() if kind == "official-half" else network, Path(path), names, self.beside)
