@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from common import hub
+from common import commands, hub
 from common.errors import UserError
 from common.record import read_run_config, write_bytes
 from common.session import Session
@@ -73,11 +73,8 @@ class References:
         """The commands that train them; the first writes the recipe that they read. more: further flags."""
         changed = {"classes": write_list(self.classes), "report": False, "overwrite": False, "gallery": 0,
                    "save_every": 20.0, "threads": self.flags.get("threads") or 1, "num_gpus": 1}  # fmt: skip
-        values = {
-            name: value
-            for name, value in {**self.flags, **changed}.items()
-            if name not in ("output_dir", "help_all", "config")
-        }
+        known = self._known()
+        values = {name: value for name, value in {**self.flags, **changed}.items() if name in known}
         place, package = self.place, type(self.session).__module__.partition(".")[0]
         write_bytes(place / "recipe.yaml", yaml.safe_dump(values, allow_unicode=True).encode())
         rows = []
@@ -86,6 +83,16 @@ class References:
             folder = place / f"seed{seed}"
             rows.append(Row(folder.name, folder.name, (*words, "--output-dir", str(folder)), folder))
         return rows
+
+    def _known(self) -> set[str]:
+        """The settings that `pretrain` takes; a record of an older version may hold others."""
+        method = str(self.flags.get("method") or "finetune")
+        parser = commands.run_parser(self.session, "pretrain", ["--method", method])
+        known = {action.dest for action in parser._actions} - {"output_dir", "help", "help_all", "config"}
+        lost = [name for name, value in self.flags.items() if value and name not in known | set(UNSAID)]
+        if lost:
+            print(f"proof: {self.base} records settings that there are no longer: {', '.join(lost)}", file=sys.stderr)
+        return known
 
     def train(self, count: int, jobs: int) -> list[Path]:
         """Their folders, once they are trained, `jobs` at a time; finished ones are kept.
