@@ -157,6 +157,10 @@ class Domain(Protocol):
         """
         return
 
+    def saved(self) -> dict[str, float]:
+        """How many outputs of what does not train this process read from the cache, and computed; {} where none are kept."""
+        return {}
+
     def shown(self, batch: Batch) -> Batch:
         """The batch with its pictures, where the loader left them out."""
         return batch

@@ -87,6 +87,11 @@ class Frozen:
         told = {"views": self.config.views, "fast": self.config.fast}
         return {name: value for name, value in told.items() if value}
 
+    def counts(self) -> dict[str, float]:
+        """See `Domain.saved`."""
+        counts = {"outputs_read": float(self.read), "outputs_computed": float(self.computed)}
+        return counts if any(counts.values()) else {}
+
     def usable(self, model: nn.Module, stages: Sequence[Part]) -> bool:
         """Whether the stages give the same outputs at every call: nothing in them trains or draws random numbers."""
         pieces = [piece for stage in stages for piece in stage]

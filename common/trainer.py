@@ -181,7 +181,7 @@ class Trainer:
                 self.observer.export(self.config.method, self.rows, self.guard)
             if distributed.is_main() and not self.run.path("done.json").exists():
                 names = ("seconds", "cpu_seconds", "peak_memory")
-                write_json(self.run.path("done.json"), {name: self.done.get(name, 0) for name in names})
+                write_json(self.run.path("done.json"), {n: self.done.get(n, 0) for n in names} | self.domain.saved())
             return self.observer.metrics
 
     def _train(self, phase: Phase) -> None:

@@ -17,6 +17,7 @@ from common.schema import read_json
 MANY = 120  # classes of a group; above, the bars show those that changed most
 COMPARED = 4  # runs whose answers fit below one picture
 NAME = 16  # characters of a class name that always fit; longer names are cut, with the whole as a tooltip
+FAST = "features below the adapted blocks are the base model's: probes find forgotten classes there as before"
 
 
 def section(
@@ -131,6 +132,11 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     found += [
         (f"phase {line['phase']} {line['action']}", _ended(line["ended"])) for line in run.lines if "ended" in line
     ]
+    if "outputs_read" in done:
+        told = f"{done['outputs_read']:,.0f} outputs read from the cache, {done['outputs_computed']:,.0f} computed"
+        found.append(("parts that do not train", told))
+    if data.get("fast"):
+        found.append(("--fast", FAST))
     skipped = data.get("skipped", 0)
     skipped = len(skipped) if isinstance(skipped, list) else skipped
     found += [(name, data.get(name)) for name in ("model", "data")]

@@ -165,6 +165,9 @@ class ClassificationDomain(Domain):
             return (pixels[[Draw(k, None) for k in share[i : i + count]]] for i in range(0, len(share), count))
         return load_batches(stream, indices, pixels.__getitem__, 0 if pixels.deferred else self.config.workers)
 
+    def saved(self) -> dict[str, float]:
+        return self.frozen.counts()
+
     def shown(self, batch: Images) -> Images:
         return batch if batch.images is not None else batch._replace(images=self.pixels[batch.part].load(batch.draws))
 

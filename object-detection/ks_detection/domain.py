@@ -172,6 +172,9 @@ class DetectionDomain(Domain):
         split = self.frozen.on and type(like).decode is not Detector.decode  # else it has no backbone of its own
         model.frozen_stages = constant(like, [(like.backbone,)]) if split else 0
 
+    def saved(self) -> dict[str, float]:
+        return self.frozen.counts()
+
     def head_rows(self, model: nn.Module, classes: Sequence[str]) -> dict[str, list[int]]:
         return dict.fromkeys(model.class_parameters(), self.classes.rows(classes))
 

@@ -21,6 +21,9 @@ from common.evaluation.attacks.radius import radii
 from common.frozen import Frozen, FrozenConfig
 from common.methods._base import Position
 from common.plan import make_plan
+from common.report.runs import read_run
+from common.report.sections import facts
+from common.schema import read_json
 from common.settings import settings_from
 from common.streams import Stream
 from common.teacher import Teacher
@@ -245,6 +248,9 @@ def test_the_command_runs_and_scores_alike(tmp_path, monkeypatch, capsys):
     assert not commands.main(SESSION, "evaluate", [str(out)])
     assert "retain" in capsys.readouterr().out
     assert {path.suffix for path in (tmp_path / "results/features").iterdir()} == {".bin", ".idx"}
+    assert read_json(out / "done.json")["outputs_read"] > 0
+    told = dict(facts(read_run(out)))
+    assert "outputs read from the cache" in told["parts that do not train"] and "probes" in told["--fast"]
 
 
 def test_fast_needs_adapters():
