@@ -92,7 +92,7 @@ class _Softmax(torch.autograd.Function):
 
 def short_softmax(x: Tensor) -> Tensor:
     """Softmax over a last dimension of a dozen or so, where torch's own kernel on a CPU is five times slower."""
-    return _Softmax.apply(x) if usable(x) else x.softmax(-1)
+    return _Softmax.apply(x) if usable(x, autocast=True) else x.softmax(-1)
 
 
 class Linear(nn.Linear):

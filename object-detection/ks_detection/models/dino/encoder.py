@@ -42,6 +42,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, levels: Levels) -> Tensor:
         """[B, S, D] memory of [B, S, D] tokens."""
         references = pixel_references(levels)
+        if len(self.layers):
+            references = self.layers[0].self_attn.spread(references)
         for layer in self.layers:
             x = layer(x, positions, references, levels)
         return x
