@@ -48,7 +48,7 @@ def test_every_hot_path_of_the_models_is_the_fast_one(monkeypatch):
     for kind in (products._Product, products._Softmax, ffn._FeedForward):
         monkeypatch.setattr(kind, "apply", watched(kind))
     for made, expected in (
-        (fast_curves.dino, {"_Product", "_FeedForward"}),
+        (fast_curves.dino, {"_Product", "_Softmax", "_FeedForward"}),
         (fast_curves.mask2former, {"_Product", "_Softmax", "_FeedForward"}),
         (fast_curves.vit, {"_Product"}),
     ):
