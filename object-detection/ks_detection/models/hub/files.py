@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common import hub
 from common.domain import ClassTable
 from common.errors import UserError
-from common.schema import read_json
 from ks_detection.data.transforms import MEAN, STD
 from ks_detection.models.hub.config import HubConfig
 from ks_detection.models.hub.families import FAMILIES
 from ks_detection.models.hub.model import HubDetector
-
-PROCESSOR = "preprocessor_config.json"
 
 
 def read_detector(folder: Path, classes: tuple[str, ...] = ()) -> HubDetector:
@@ -35,31 +33,29 @@ def read_detector(folder: Path, classes: tuple[str, ...] = ()) -> HubDetector:
         network = hub.build(kind, theirs)
     else:
         network = hub.load(kind, folder, theirs)
-    model = detector_of(network, folder)
-    model.beside = hub.beside(folder)
-    return model
+    return detector_of(network, hub.beside(folder))
 
 
-def detector_of(network: Any, folder: Path | None = None) -> HubDetector:
+def detector_of(network: Any, files: Mapping[str, bytes] | None = None) -> HubDetector:
     """A model of transformers as a detector, in eval mode, with the class names that its config states.
 
-    folder: where a preprocessor_config.json may say how images are shown.
+    files: what stands beside its weights; preprocessor_config.json says how images are shown.
     """
     theirs, names = network.config, hub.row_names(network.config)
-    seen = _pictures(folder, FAMILIES[theirs.model_type].normalised)
+    seen = _pictures(files or {}, FAMILIES[theirs.model_type].normalised)
     config = HubConfig(theirs.num_labels, hub.plain_config(theirs), **seen)
     model = HubDetector(config, network).eval()
+    model.beside = dict(files or {})
     model.class_table = ClassTable(tuple(_distinct(names))) if names else None
     return model
 
 
-def _pictures(folder: Path | None, normalised: bool) -> dict[str, Any]:
-    """Mean, deviation and size of the images, as the folder's preprocessor_config.json says."""
-    file = folder / PROCESSOR if folder else None
-    said = read_json(file, dict[str, Any], "write it anew") if file and file.is_file() else {}
+def _pictures(files: Mapping[str, bytes], normalised: bool) -> dict[str, Any]:
+    """Mean, deviation and size of the images, as the image processor beside a model says."""
+    said = hub.processor(files)
     result: dict[str, Any] = {}
     if said.get("do_normalize", normalised):
-        result = {"mean": tuple(said.get("image_mean") or MEAN), "std": tuple(said.get("image_std") or STD)}
+        result["mean"], result["std"] = hub.statistics(said) or (MEAN, STD)
     size = said.get("size")
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         result["size"] = (int(size["height"]), int(size["width"]))
