@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +18,11 @@ from common import distributed
 from common.domain import OVERLAP, ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
+from common.frozen import NOTHING, Frozen, FrozenConfig, constant
 from common.knobs import Checked, knob
 from common.progress import watched
 from common.splits import shorten
-from common.streams import Draw, Stream, load_batches
+from common.streams import Draw, Stream, derive, load_batches
 from ks_segmentation.checkpoints.record import save_config
 from ks_segmentation.data.augment import scoring_view, train_view
 from ks_segmentation.data.masks import IGNORE
@@ -54,11 +56,12 @@ class MaskConfig(Checked):
 
 
 class Scenes(NamedTuple):
-    """A batch: normalised images [B, 3, H, W], label rows [B, H, W], file names."""
+    """A batch: normalised images [B, 3, H, W], label rows [B, H, W], file names; whether the images come again."""
 
     images: Tensor
     labels: Tensor
     names: list[str]
+    repeat: bool = False
 
 
 class Known(NamedTuple):
@@ -80,6 +83,7 @@ class SegmentationDomain(Domain):
         config: see `MaskConfig`.
         seed: of the random start of a model that is not pretrained.
         training: False leaves the training images unread.
+        frozen: what is kept of parts that do not train.
     """
 
     name = "segmentation"
@@ -91,8 +95,9 @@ class SegmentationDomain(Domain):
 
     def __init__(
         self, base: Segmenter, known: Sequence[str], sets: Sequence[MaskSet], groups: dict[str, Sequence[str]],
-        config: MaskConfig, seed: int = 0, training: bool = True,
+        config: MaskConfig, seed: int = 0, training: bool = True, frozen: FrozenConfig = NOTHING,
     ) -> None:  # fmt: skip
+        self.frozen = Frozen(frozen, "segmentation")
         self.base, self.config, self.seed = base, config, seed
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = ClassTable(tuple(known)).extended(wanted)
@@ -182,7 +187,8 @@ class SegmentationDomain(Domain):
         return load_batches(stream, indices, partial(self._train_batch, classes=tuple(classes)), self.config.workers)
 
     def _train_batch(self, draws: list[Draw], classes: Sequence[str]) -> Scenes:
-        return self._collate([self._train_scene(draw, classes) for draw in draws])
+        scenes = self._collate([self._train_scene(draw, classes) for draw in draws])
+        return scenes._replace(repeat=not self.config.augment or bool(self.frozen.config.views))
 
     def _tensors(self, known: Known, classes: Sequence[str], other: int) -> tuple[Tensor, Tensor]:
         """Image [3, H, W] uint8 and labels [H, W]."""
@@ -197,6 +203,8 @@ class SegmentationDomain(Domain):
         settings = self.base.config.INPUT
         if self.config.augment:  # a draw without a seed: always the same crop, as images of a batch share a size
             seed = draw.index if draw.seed is None else draw.seed
+            if self.frozen.config.views:
+                seed = derive(0, "view", known.item.name, seed % self.frozen.config.views)
             image, labels = train_view(image, labels, settings, seed, IGNORE)
         return image, labels, known.item.name
 
@@ -222,9 +230,27 @@ class SegmentationDomain(Domain):
                 "training images of one batch differ in size; turn INPUT.CROP.ENABLED on, or --batch-size 1."
             )
         normalised = self.base.normalise(torch.stack(images).to(self.base.pixel_mean.device))
-        return Scenes(normalised, torch.stack(labels), list(names))
+        return Scenes(normalised, torch.stack(labels), list(names), repeat=True)
+
+    def freeze(self, model: Segmenter, like: Segmenter | None = None) -> None:
+        like = model if like is None else like
+        part = like.frozen_part() if self.frozen.on else ()
+        model.frozen_stages = constant(like, [part]) if part else 0  # type: ignore[assignment]
 
     # ---- forward and scores ------------------------------------------------------------------------------
+
+    def outputs(self, model: Segmenter, images: Tensor, repeat: bool = True) -> Outputs:
+        """The model's outputs; what never changes of it comes from the cache, for images that come again."""
+        parts = [model.frozen_part()] if repeat and getattr(model, "frozen_stages", 0) else []
+        if not parts or not self.frozen.usable(model, parts):
+            return model(images)
+
+        def compute(positions: list[int]) -> list[tuple[Tensor, ...]]:
+            return list(zip(*model.features(images[positions]), strict=True))
+
+        keys = [picture_key(image) for image in images]
+        found = zip(*self.frozen.outputs(model, parts, keys, compute), strict=True)
+        return model.from_features([torch.stack(one).to(images.device).float() for one in found])
 
     def predict(self, model: Segmenter, batch: Scenes) -> Prediction:
         return self.predict_together(model, [batch])[0]
@@ -234,7 +260,8 @@ class SegmentationDomain(Domain):
         device = next(model.parameters()).device
         if len({b.images.shape[-2:] for b in batches}) > 1:
             return [self.predict_together(model, [b])[0] for b in batches]
-        outputs = model(torch.cat([b.images for b in batches]).to(device, non_blocking=True))
+        images = torch.cat([b.images for b in batches]).to(device, non_blocking=True)
+        outputs = self.outputs(model, images, all(b.repeat for b in batches))
         result, start = [], 0
         for batch in batches:
             part = slice(start, start + len(batch.images))
@@ -253,7 +280,7 @@ class SegmentationDomain(Domain):
 
     def located(self, model: Segmenter, batch: Scenes) -> Tensor:
         """Over all that the model finds: `Segmenter.regions`."""
-        outputs = model(batch.images.to(next(model.parameters()).device))
+        outputs = self.outputs(model, batch.images.to(next(model.parameters()).device))
         found = []
         for index, labels in enumerate(batch.labels):
             known = [row for row in labels.unique().tolist() if 0 <= row < model.num_classes]  # others are no class
@@ -277,7 +304,7 @@ class SegmentationDomain(Domain):
         count = -(-self.size(together, train=False) // (self.config.eval_batch * distributed.world()))
         for batch in watched(self.loader(together, train=False), count, "scoring"):
             sizes = [tuple(label.shape) for label in batch.labels]
-            answers = model.segment(batch.images.to(device), sizes)
+            answers = type(model).segment(_Kept(self, model), batch.images.to(device), sizes)
             for answer, label in zip(answers, batch.labels, strict=True):
                 answer = answer.cpu()
                 for group, own in rows.items():
@@ -327,6 +354,25 @@ class SegmentationDomain(Domain):
         files = fingerprint(place for place in places if isinstance(place, Path))
         return {
             **({"files": files} if files else {}), "config": self.base.config.plain(), "classes": list(self.classes.names), "others": self.config.others,
-            "augment": self.config.augment,
+            "augment": self.config.augment, **self.frozen.describe(),
             "images": {"train": len(self.train_items), "test": len(self.test_items)},
         }  # fmt: skip
+
+
+class _Kept:
+    """A segmenter whose forward is the domain's."""
+
+    def __init__(self, domain: SegmentationDomain, model: Segmenter) -> None:
+        self._domain, self._model = domain, model
+
+    def __call__(self, images: Tensor) -> Outputs:
+        return self._domain.outputs(self._model, images)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def picture_key(image: Tensor) -> bytes:
+    """Stands for what is on an image [3, H, W]."""
+    values = image.detach().cpu().contiguous().numpy()
+    return hashlib.blake2b(repr(values.shape).encode() + values.tobytes(), digest_size=16).digest()

@@ -14,6 +14,7 @@ from common import adapters, hub
 from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
+from common.frozen import FrozenConfig
 from common.knobs import knob
 from common.onnx_file import Graph, OnnxFile
 from common.plan import Plan, pretrain_plan
@@ -225,7 +226,10 @@ class SegmentationSession(Session):
         offered = {c for one in sets for c in one.classes}
         groups = loaded.scored([c for c in known if c in offered])
         config = from_values(MaskConfig, loaded.flags)
-        return SegmentationDomain(loaded.base.model, known, sets, groups, config, training=False), groups
+        frozen = from_values(FrozenConfig, loaded.flags)
+        domain = SegmentationDomain(loaded.base.model, known, sets, groups, config, training=False, frozen=frozen)
+        domain.freeze(loaded.base.model)
+        return domain, groups
 
     def predict(self, loaded: Loaded, files: Sequence[Path], device: torch.device) -> Iterator[Answer]:
         draw, skip = bool(loaded.flags.get("output_dir")), bool(loaded.flags.get("skip_corrupt"))
@@ -279,7 +283,8 @@ def _for_pretraining(source: SourceConfig, base: BaseConfig, words: Sequence[Any
 
 def _domain(base: Base, sets: Sequence[MaskSet], plan: Plan, settings: Settings) -> SegmentationDomain:
     """The domain of a plan; reads the masks."""
-    return SegmentationDomain(base.model, base.classes, sets, plan.groups, settings[MaskConfig], settings.train.seed)
+    config, frozen = settings[MaskConfig], settings[FrozenConfig]
+    return SegmentationDomain(base.model, base.classes, sets, plan.groups, config, settings.train.seed, frozen=frozen)
 
 
 SESSION = SegmentationSession()

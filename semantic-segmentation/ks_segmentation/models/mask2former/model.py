@@ -12,10 +12,11 @@ from common.layers import use_fast_linears
 from ks_segmentation.checkpoints.export import export_detectron2
 from ks_segmentation.config.load import Config, load_config
 from ks_segmentation.models.mask2former import architecture
-from ks_segmentation.models.mask2former.pixel_decoder import pixel_features
+from ks_segmentation.models.mask2former.pixel_decoder import PixelFeatures, pixel_features
 from ks_segmentation.models.mask2former.query_decoder import decode
 from ks_segmentation.models.parts.from_hub import FromHub
 from ks_segmentation.models.parts.queries import Queries, QuerySegmenter
+from ks_segmentation.models.parts.segmenter import Outputs
 
 
 class Mask2Former(QuerySegmenter):
@@ -30,13 +31,29 @@ class Mask2Former(QuerySegmenter):
 
     def queries(self, images: Tensor) -> Queries:
         """What the queries see, in training mode too, from images whose sides are best multiples of 32."""
-        model = self.network.model
-        maps = model.pixel_level_module.encoder(images)
+        return self._answer(self._pixels(images))
+
+    def _pixels(self, images: Tensor) -> PixelFeatures:
+        module = self.network.model.pixel_level_module
+        maps = module.encoder(images)
         features = maps if isinstance(maps, list) else list(maps.feature_maps)  # of transformers' backbones
-        pixels = pixel_features(model.pixel_level_module.decoder, features)
-        decoded = decode(model.transformer_module, pixels)
+        return pixel_features(module.decoder, features)
+
+    def _answer(self, pixels: PixelFeatures) -> Queries:
+        decoded = decode(self.network.model.transformer_module, pixels)
         logits = self.network.class_predictor(decoded.states)
         return Queries(decoded.states, logits, decoded.mask_embeddings, pixels.mask_features)
+
+    def frozen_part(self) -> tuple[nn.Module, ...]:
+        return (self.network.model.pixel_level_module,)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        pixels = self._pixels(images)
+        return [*pixels.levels, pixels.mask_features]
+
+    def from_features(self, features: Sequence[Tensor]) -> Outputs:
+        *levels, mask_features = features
+        return self.outputs(self._answer(PixelFeatures(levels, mask_features)))
 
     def fresh(self) -> Mask2Former:
         return build_mask2former(self.config)

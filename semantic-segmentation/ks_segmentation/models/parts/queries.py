@@ -51,7 +51,10 @@ class QuerySegmenter(Segmenter):
             embedding: [B, Q, D], what the class layer reads.
             logits, mask_embeddings, mask_features: see `Queries`.
         """
-        found = self.queries(images)
+        return self.outputs(self.queries(images))
+
+    def outputs(self, found: Queries) -> Outputs:
+        """See `forward`."""
         features = found.mask_features
         return {
             "pred_logits": found.logits[-1],

@@ -79,6 +79,18 @@ class Segmenter(nn.Module):
         """What the other methods read, from images [B, 3, H, W] that `normalise` made."""
         raise NotImplementedError
 
+    def frozen_part(self) -> tuple[nn.Module, ...]:
+        """The modules that `features` runs; () where the model has no such part."""
+        return ()
+
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """What the rest of the model reads of images [B, 3, H, W]: tensors [B, ...]."""
+        raise NotImplementedError
+
+    def from_features(self, features: Sequence[Tensor]) -> Outputs:
+        """What `forward` gives for the images that these features are of."""
+        raise NotImplementedError
+
     def part(self, outputs: Outputs, images: slice) -> Outputs:
         """The outputs of some images of the batch."""
         return {name: value[images] for name, value in outputs.items()}
