@@ -1,7 +1,8 @@
 """Times one training step of Mask2Former by part, against transformers' own model, loss and attention in this process.
 
 swap.py tells the C allocator to keep freed memory, users of transformers do not; `--allocator own`, the default, times
-each as it is used, the other two give both the same allocator.
+each as it is used, the other two give both the same allocator. Adapters train on all feed-forward nets, the same in both
+models; with `--trained all` everything does.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 from common import timing
 from common.cli import main
 from common.layers import keep_freed_memory
+from common.lora import inject, positions
 
 CONFIG = Path(__file__).parent / "configs/ade20k/semantic-segmentation/swin/maskformer2_swin_tiny_bs16_160k.yaml"
 SEGMENTS = 10  # classes in the picture
@@ -34,23 +36,32 @@ def scene(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(1, 3, size, size, generator=generator), labels[None]
 
 
+def adapt(network: torch.nn.Module, args: argparse.Namespace) -> None:
+    """Adapters of rank 8 on the feed-forward nets of a frozen network, unless everything trains."""
+    if args.trained == "lora":
+        network.requires_grad_(False)
+        inject(network, positions(network)["ffn"], rank=8, alpha=8.0)
+
+
 def our_step(args: argparse.Namespace) -> timing.Step:
     """A step of this project's model, timed by part."""
     config, (images, labels) = load_config(args.config_file), scene(args.size)
     model, criterion = build_mask2former(config).train(), Criterion(config)
+    adapt(model.network, args)
     parts = model.network.model
 
     def step(watch: timing.Stopwatch) -> None:
-        features = list(parts.pixel_level_module.encoder(images).feature_maps)
-        watch.lap("backbone")
-        pixels = pixel_features(parts.pixel_level_module.decoder, features)
-        watch.lap("pixel decoder")
-        decoded = decode(parts.transformer_module, pixels)
-        logits = model.network.class_predictor(decoded.states)
-        watch.lap("query decoder")
-        outputs = {"logits": logits, "mask_embeddings": decoded.mask_embeddings, "mask_features": pixels.mask_features}
-        loss = criterion(outputs, labels).total
-        watch.lap("matching and loss")
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+            features = list(parts.pixel_level_module.encoder(images).feature_maps)
+            watch.lap("backbone")
+            pixels = pixel_features(parts.pixel_level_module.decoder, features)
+            watch.lap("pixel decoder")
+            decoded = decode(parts.transformer_module, pixels)
+            logits = model.network.class_predictor(decoded.states)
+            watch.lap("query decoder")
+            outputs = {"logits": logits, "mask_embeddings": decoded.mask_embeddings}
+            loss = criterion(outputs | {"mask_features": pixels.mask_features}, labels).total
+            watch.lap("matching and loss")
         loss.backward()
         watch.lap("backward")
         model.zero_grad(set_to_none=True)
@@ -62,6 +73,7 @@ def their_step(args: argparse.Namespace) -> timing.Step:
     """A step of transformers' model, whose forward computes its loss."""
     images, labels = scene(args.size)
     model = Mask2FormerForUniversalSegmentation(build_mask2former(load_config(args.config_file)).network.config).train()
+    adapt(model, args)
     (target,) = segments(labels, 255, 150)
     masks, classes = target.masks.float(), target.classes
 
@@ -93,12 +105,14 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
     allocators = ["own", "default", "kept"]
     parser.add_argument("--allocator", choices=allocators, default="own", help="what becomes of freed memory")
+    parser.add_argument("--trained", choices=["lora", "all"], default="lora", help="what trains")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="number format of ours")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     name, size = Path(args.config_file).stem, f"{args.size}x{args.size}, batch 1, {SEGMENTS} segments"
     print(f"{name}, {size}, {args.threads} threads, allocator: {args.allocator}")
     makers = {which: partial(step_of, which, args) for which in STEPS}
-    figures = timing.compare(makers, args, dict.fromkeys(STEPS, "fp32"), in_turn=False)
+    figures = timing.compare(makers, args, {"transformers": "fp32", "ours": args.precision}, in_turn=False)
     args.config_file = f"{name}.yaml"  # on record without its folder
     timing.save(args, {args.allocator: figures})
 
