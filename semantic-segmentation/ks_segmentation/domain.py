@@ -239,6 +239,9 @@ class SegmentationDomain(Domain):
 
     # ---- forward and scores ------------------------------------------------------------------------------
 
+    def saved(self) -> dict[str, float]:
+        return self.frozen.counts()
+
     def outputs(self, model: Segmenter, images: Tensor, repeat: bool = True) -> Outputs:
         """The model's outputs; what never changes of it comes from the cache, for images that come again."""
         parts = [model.frozen_part()] if repeat and getattr(model, "frozen_stages", 0) else []
