@@ -305,9 +305,10 @@ class SegmentationDomain(Domain):
         device = next(model.parameters()).device
         together = list(dict.fromkeys(c for classes in groups.values() for c in classes))
         count = -(-self.size(together, train=False) // (self.config.eval_batch * distributed.world()))
+        runner = _Kept(self, model) if getattr(model, "frozen_stages", 0) else model
         for batch in watched(self.loader(together, train=False), count, "scoring"):
             sizes = [tuple(label.shape) for label in batch.labels]
-            answers = type(model).segment(_Kept(self, model), batch.images.to(device), sizes)
+            answers = runner.segment(batch.images.to(device), sizes)
             for answer, label in zip(answers, batch.labels, strict=True):
                 answer = answer.cpu()
                 for group, own in rows.items():
@@ -370,6 +371,9 @@ class _Kept:
 
     def __call__(self, images: Tensor) -> Outputs:
         return self._domain.outputs(self._model, images)
+
+    def segment(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        return type(self._model).segment(self, images, sizes)  # type: ignore[arg-type]  # it is run like one
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
