@@ -3,24 +3,29 @@
 data:     the forgotten classes' training items are shown as a third batch, and must be answered as they were when the
           phase began. The images are kept as long as the plan runs.
 subspace: no image is kept, only the directions of their inputs at the adapted layers; later adapters do not react to
-          these directions. See `common.subspace`.
+          these directions. See `common.subspace`. The directions lie beside the adapter, and a run that starts from
+          it holds its own adapters the same way.
 none:     nothing is kept and nothing is done, as published.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from common import lora, subspace
+from common import distributed, lora, subspace
+from common.domain import Batch
 from common.errors import UserError
 from common.knobs import Checked, knob
 from common.losses import bounded_forgetting, masked_kl
 from common.methods._base import Method, Step
 from common.plan import Phase, Plan
+from common.streams import derive
 from common.teacher import Teacher, restored
 
 BOUND = 10.0  # nats, for methods that have no `bound`
@@ -34,7 +39,8 @@ class GuardConfig(Checked):
     guard: str = knob(
         "auto",
         "what later phases do about forgotten classes: train against their images (data), leave the directions of "
-        "their inputs alone (subspace, adapters only), nothing (none, as published); auto: data where the method allows",
+        "their inputs alone (subspace, adapters only), nothing (none, as published); auto: data where the method "
+        "allows, and the directions that the base model's run has left",
         KINDS,
     )
     guard_weight: float = knob(1.0, "weight of the data guard's loss", least=0)
@@ -48,12 +54,20 @@ class Guard:
 
     teacher: the model as it was when the phase began, where the data guard needs it.
     spaces:  what the subspace guard has taken so far.
+    earlier: what the runs that the base model comes from have left; of no class that the plan learns again.
     """
 
-    def __init__(self, config: GuardConfig, method: Method, plan: Plan) -> None:
+    def __init__(self, config: GuardConfig, method: Method, plan: Plan, base: str = "") -> None:
         self.config, self.method, self.domain, self.model = config, method, method.domain, method.model
         self.teacher: Teacher | None = None
         self.spaces: list[subspace.Space] = []
+        self.earlier: list[subspace.Space] = []
+        if plan.gone and config.guard in ("auto", "subspace") and (layers := lora.adapters(self.model)):
+            touched = {c for classes in plan.groups.values() for c in classes}
+            found = subspace.read(Path(base) / "adapter", layers)
+            self.earlier = [space for space in found if touched.isdisjoint(space["classes"])]
+            if config.guard == "subspace" and not self.earlier and distributed.is_main():
+                print("the base model's run has left no directions of what it forgot: nothing guards that")
         guarded = any(phase.gone for phase in plan.phases)
         if guarded and config.guard == "data" and not method.guards:
             raise UserError(
@@ -63,7 +77,7 @@ class Guard:
             raise UserError("`--guard subspace` holds adapters, and this method trains none; use --guard data.")
 
     def kind(self, phase: Phase) -> str:
-        """The guard of a phase: "data", "subspace" or "none"."""
+        """What guards the classes that earlier phases of the plan have forgotten: "data", "subspace" or "none"."""
         if not phase.gone:
             return "none"
         if self.config.guard != "auto":
@@ -75,14 +89,17 @@ class Guard:
         """Whether the phase needs adapters of its own, so that the update up to now stays as it is."""
         return self.kind(phase) == "subspace"
 
+    def held(self, phase: Phase) -> list[subspace.Space]:
+        """The directions that the adapters must not react to in a phase."""
+        own = self.spaces if self.kind(phase) == "subspace" else []
+        return [*self.earlier, *(space for space in own if set(space["classes"]) & set(phase.gone))]
+
     # ---- moments of a run --------------------------------------------------------------------------------
 
     def begin_phase(self, phase: Phase) -> None:
         """After the method has begun the phase."""
-        kind = self.kind(phase)
-        self.teacher = Teacher(self.model) if kind == "data" and self.domain.exclusive else None
-        if kind == "subspace":
-            self.after_step(phase)
+        self.teacher = Teacher(self.model) if self.kind(phase) == "data" and self.domain.exclusive else None
+        self.after_step(phase)
 
     def loss(self, step: Step) -> Tensor:
         """What the data guard adds to the loss of a step that has a batch of forgotten items."""
@@ -98,17 +115,25 @@ class Guard:
 
     def after_step(self, phase: Phase) -> None:
         """After the optimizer moved: the adapters lose what they have taken up of guarded directions."""
-        if self.kind(phase) == "subspace":
-            subspace.project(self.model, [s for s in self.spaces if set(s["classes"]) & set(phase.gone)])
+        if held := self.held(phase):
+            subspace.project(self.model, held)
 
     def end_phase(self, phase: Phase) -> None:
         """After the method has ended the phase: takes the directions of what was forgotten."""
         self.teacher = None
         if self.config.guard == "subspace" and phase.action == "forget":
-            layers = subspace.directions(
-                self.model, self.domain, self.method.pass_over(phase.target), self.config.guard_energy
-            )
+            target, others = self.method.pass_over(phase.target), self._others(phase)
+            layers = subspace.directions(self.model, self.domain, target, self.config.guard_energy, others)
             self.spaces.append({"classes": list(phase.target), "layers": layers})
+
+    def _others(self, phase: Phase) -> Iterable[Batch]:
+        """As many kept items as there are forgotten ones, where their pictures share a background."""
+        if not (self.domain.crowded and phase.keep):
+            return ()
+        size, wanted = (self.domain.size(classes, train=True) for classes in (phase.keep, phase.target))
+        chance = torch.Generator().manual_seed(derive(self.method.train_config.seed, "others", phase.index))
+        items = torch.randperm(size, generator=chance)[:wanted].tolist()
+        return self.method.pass_over(phase.keep, items=tuple(sorted(items)))
 
     # ---- records -----------------------------------------------------------------------------------------
 
@@ -116,12 +141,15 @@ class Guard:
         """What the record tells of a phase's guard; {} where there was none."""
         kind = self.kind(phase)
         told: dict[str, Any] = {} if kind == "none" else {"kind": kind, "classes": list(phase.gone)}
-        return told | ({"stored": subspace.sizes(self.spaces)} if self.spaces else {})
+        if self.earlier:
+            told["earlier"] = [c for space in self.earlier for c in space["classes"]]
+        stored = [*self.earlier, *self.spaces]
+        return told | ({"stored": subspace.sizes(stored)} if stored else {})
 
     def save(self, folder: Path) -> None:
         """Adds the directions to an adapter folder, where some were taken."""
-        if self.spaces:
-            subspace.save(self.spaces, folder)
+        if self.earlier or self.spaces:
+            subspace.save([*self.earlier, *self.spaces], folder)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -61,6 +61,7 @@ class Plan:
         its own forgets it; otherwise it is left alone (Knowledge Swapping as published, where the learn phase
         never sees the forget set).
     missing: retained groups of which there is no training data: they are scored, but in no keep set.
+    gone: classes that the base model has forgotten in an earlier run, and that are in no group or are learned again.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Plan:
     steps: tuple[tuple[str, tuple[str, ...]], ...]
     keep_until_forgotten: bool = True
     missing: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         empty = [name for name, classes in self.groups.items() if not classes]
@@ -105,6 +107,14 @@ class Plan:
         return tuple(c for name in self.learned_groups for c in self.groups[name])
 
     @property
+    def forgotten(self) -> tuple[str, ...]:
+        """Classes that are forgotten in the end: by the last phase that trains them, or by an earlier run."""
+        last = {name: action for action, names in self.steps for name in names}
+        touched = {c for name in last for c in self.groups[name]}
+        own = (c for name, action in last.items() if action == "forget" for c in self.groups[name])
+        return (*(c for c in self.gone if c not in touched), *own)
+
+    @property
     def phases(self) -> list[Phase]:
         """The phases with their keep sets: retained, plus all learned so far, minus all forgotten so far."""
         touched = {name for _, names in self.steps for name in names}
@@ -132,8 +142,9 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """Plain data from which `from_record` makes the same plan."""
         data = {**asdict(self), "groups": {k: list(v) for k, v in self.groups.items()}}
-        if not self.missing:
-            del data["missing"]  # so that records from before it existed stay equal
+        for name in ("missing", "gone"):
+            if not data[name]:
+                del data[name]  # so that records from before it existed stay equal
         return data
 
 
@@ -141,7 +152,8 @@ def from_record(data: Mapping[str, Any]) -> Plan:
     """The plan that `Plan.record` described."""
     groups = {k: tuple(v) for k, v in data["groups"].items()}
     steps = tuple((action, tuple(names)) for action, names in data["steps"])
-    return Plan(data["name"], groups, steps, data["keep_until_forgotten"], tuple(data.get("missing", ())))
+    more = (tuple(data.get(name, ())) for name in ("missing", "gone"))
+    return Plan(data["name"], groups, steps, data["keep_until_forgotten"], *more)
 
 
 def make_plan(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +54,25 @@ class PlanConfig:
         return order
 
 
-def plan_from(config: PlanConfig, base: Sequence[str], new: Sequence[str]) -> Plan:
+def plan_from(config: PlanConfig, base: Sequence[str], new: Sequence[str], gone: Sequence[str] = ()) -> Plan:
     """The plan that the flags ask for.
 
     Args:
         base: classes the pretrained model knows.
         new: classes that the training data offers beyond them.
+        gone: classes of `base` that an earlier run has forgotten: retained by no default, and to be learned like new ones.
 
     Raises:
         UserError: unknown order or class, overlaps, an unreadable plan.
     """
+    known = [c for c in base if c not in gone]
     if config.plan:
-        plan = read_plan(config.plan, [*base, *new], config.keep_until_forgotten, base)
-        _check_known(plan, base)
-        return plan
-    groups = groups_from_flags(config.learn, config.forget, config.retain, base, new)
-    return make_plan(config.chosen_order(), **groups, keep_until_forgotten=config.keep_until_forgotten)
+        plan = read_plan(config.plan, [*base, *new], config.keep_until_forgotten, known)
+        _check_known(plan, known)
+    else:
+        groups = groups_from_flags(config.learn, config.forget, config.retain, base, new, gone)
+        plan = make_plan(config.chosen_order(), **groups, keep_until_forgotten=config.keep_until_forgotten)
+    return replace(plan, gone=tuple(gone))
 
 
 Scalar = str | int | float | bool

@@ -33,6 +33,7 @@ FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "do
          "proof.json", "proof.html")  # fmt: skip
 RESULTS = (
     *("adapter/swap.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"),
+    "adapter/guard.safetensors",
     *("model/swap.json", "model/model.safetensors"),
 )
 Callback = Callable[[str, Mapping[str, Any]], None]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from common import adapters, onnx_file
+from common import adapters, distributed, onnx_file
 from common.config import Parser
 from common.domain import Domain
 from common.errors import UserError
@@ -19,7 +19,7 @@ from common.plan import Plan, from_record
 from common.record import read_run_config
 from common.schema import read_json
 from common.settings import Settings
-from common.splits import resolve
+from common.splits import resolve, shorten
 
 Flags = Mapping[str, Any]
 
@@ -167,6 +167,16 @@ class Session:
             return self.base_model(flags)
         base = self.load(path, {name: flags[name] for name in self.base_flags if name in flags}).base
         return base._replace(model=adapters.merge(base.model))
+
+    def forgotten(self, flags: Flags) -> tuple[str, ...]:
+        """Classes that the swap which --checkpoint names has forgotten; none where it names no swap."""
+        folder = Path(str(flags.get("checkpoint") or "?"))
+        found = [path for kind in ("adapter", "model") if (path := folder / kind / adapters.SWAP).is_file()]
+        plan = read_json(found[0]).get("plan") if found else None
+        gone = from_record(plan).forgotten if plan else ()
+        if gone and distributed.is_main():
+            print(f"forgotten by the base model's run, so neither retained nor trained on: {shorten(gone)}")
+        return gone
 
     def load_folder(self, folder: Path, flags: Flags) -> Base:
         """The model of a folder with whole weights (model/ of a run)."""

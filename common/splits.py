@@ -63,13 +63,14 @@ def shorten(names: Sequence[str], limit: int = 60) -> str:
 
 
 def groups_from_flags(
-    learn: str, forget: str, retain: str, base: Sequence[str], new: Sequence[str]
+    learn: str, forget: str, retain: str, base: Sequence[str], new: Sequence[str], gone: Sequence[str] = ()
 ) -> dict[str, list[str]]:
     """{"learn": ..., "forget": ..., "retain": ...} from three flags; without `retain`, all other base classes.
 
     Args:
         base: classes the pretrained model knows.
         new: classes the training data offers beyond them.
+        gone: classes of `base` that the model has forgotten before.
 
     Raises:
         UserError: unknown classes, overlaps, nothing left to retain.
@@ -82,7 +83,7 @@ def groups_from_flags(
     stranger = [c for c in chosen["forget"] if c not in base]
     if stranger:
         raise UserError(f"--forget: the model does not know class {stranger[0]!r}; it knows: {shorten(base)}.")
-    known = [c for c in chosen["learn"] if c in base]
+    known = [c for c in chosen["learn"] if c in base and c not in gone]
     if known:
         raise UserError(
             f"--learn: the model knows class {known[0]!r} already; new ones are: {shorten([n for n in new if n not in base])}."
@@ -90,7 +91,10 @@ def groups_from_flags(
     if retain:
         chosen["retain"] = resolve(retain, base, "--retain")
     else:
-        chosen["retain"] = [c for c in base if c not in chosen["forget"]]
+        chosen["retain"] = [c for c in base if c not in chosen["forget"] and c not in gone]
+    lost = [c for c in chosen["retain"] if c in gone]
+    if lost:
+        raise UserError(f"--retain: the base model has forgotten class {lost[0]!r}; leave it out, or --learn it again.")
     if not chosen["retain"]:
         raise UserError("no class is left to retain; forget fewer classes.")
     return chosen

@@ -4,23 +4,28 @@ An adapter adds B A x to its layer's output. Where A is orthogonal to x, that is
 whose A is orthogonal to the inputs of forgotten classes leaves the layer's response to them as it is.
 
 The space is spanned by the top eigenvectors of the uncentred covariance of the inputs, as in gradient projection memory
-(Saha et al., ICLR 2021, arXiv:2103.09762) and InfLoRA (Liang and Li, CVPR 2024, arXiv:2404.00228).
+(Saha et al., ICLR 2021, arXiv:2103.09762) and InfLoRA (Liang and Li, CVPR 2024, arXiv:2404.00228). Where pictures show
+more than what is forgotten, the covariance of other pictures is subtracted first, so that the background that both
+share stays free for later phases.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypedDict
 
+import msgspec
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from common import distributed, lora
 from common.domain import Batch, Domain
+from common.errors import UserError
 from common.record import write_bytes
 
 FILE = "guard.safetensors"
@@ -34,17 +39,26 @@ class Space(TypedDict):
 
 
 @torch.no_grad()
-def directions(model: nn.Module, domain: Domain, batches: Iterable[Batch], energy: float) -> dict[str, Tensor]:
+def directions(
+    model: nn.Module, domain: Domain, batches: Iterable[Batch], energy: float, others: Iterable[Batch] = ()
+) -> dict[str, Tensor]:
     """Per adapted layer [in, k] orthonormal directions that hold a share of its inputs' energy, the fewest there are.
 
     Args:
         model: in eval mode.
         batches: this rank's share; all ranks get the same result.
         energy: share of the sum of squares, above 0, up to 1.
+        others: pictures without the items in question; what their inputs have as much of per token is left out.
     """
+    found, common = (covariances(model, domain, part) for part in (batches, others))
+    return {name: top(total - common[name], energy) for name, total in found.items()}
+
+
+def covariances(model: nn.Module, domain: Domain, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """Per adapted layer the mean [in, in] of x x' over its inputs, over all ranks; 0 where there is no batch."""
     layers = lora.adapters(model)
     sums = {
-        name: layer.lora_A.new_zeros(layer.lora_A.shape[1], layer.lora_A.shape[1]) for name, layer in layers.items()
+        name: layer.lora_A.new_zeros(layer.lora_A.shape[1], layer.lora_A.shape[1] + 1) for name, layer in layers.items()
     }
     with ExitStack() as stack:
         for name, layer in layers.items():
@@ -52,19 +66,23 @@ def directions(model: nn.Module, domain: Domain, batches: Iterable[Batch], energ
             stack.callback(handle.remove)
         for batch in batches:
             domain.predict(model, batch)
-    return {name: top(distributed.total(total), energy) for name, total in sums.items()}
+    totals = {name: distributed.total(total) for name, total in sums.items()}
+    return {name: total[:, :-1] / total[0, -1].clamp(min=1) for name, total in totals.items()}
 
 
 def _adder(total: Tensor) -> Any:
-    """A hook that adds x x' of every input to `total`; attention has up to three inputs."""
+    """A hook that adds x x' of every input to `total`, and how many there are to its last column; attention has up to
+    three inputs."""
+
+    wide = total.shape[0]
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         named = [kwargs[name] for name in ("query", "key", "value") if name in kwargs]
-        wide = total.shape[0]
         inputs = {id(x): x for x in (*args[:3], *named) if isinstance(x, Tensor) and x.shape[-1] == wide}
         for x in inputs.values():
             flat = x.detach().reshape(-1, wide).to(total.dtype)
-            total.add_(flat.T @ flat)
+            total[:, :wide].add_(flat.T @ flat)
+            total[:, wide].add_(len(flat))
 
     return add
 
@@ -86,6 +104,38 @@ def project(model: nn.Module, spaces: Sequence[Space]) -> None:
         if found:
             basis = found[0] if len(found) == 1 else torch.linalg.qr(torch.cat(found, 1)).Q
             layer.lora_A.sub_((layer.lora_A @ basis) @ basis.T)
+
+
+def read(folder: str | Path, layers: Collection[str]) -> list[Space]:
+    """The directions beside an adapter; none where no guard took any.
+
+    Args:
+        layers: names of the layers that are adapted now.
+
+    Raises:
+        UserError: the file is damaged, or has no directions for one of `layers`.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            classes = msgspec.json.decode((file.metadata() or {}).get("classes", ""), type=list[list[str]])
+            spaces = [Space(classes=names, layers={}) for names in classes]
+            for key in file.keys():  # noqa: SIM118  # no mapping
+                number, _, name = key.partition(".")
+                spaces[int(number)]["layers"][name] = file.get_tensor(key)
+    except (SafetensorError, OSError, ValueError, IndexError, msgspec.DecodeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}); the command of its run writes it again."
+        ) from None
+    strange = [name for space in spaces for name in layers if name not in space["layers"]]
+    if strange:
+        raise UserError(
+            f"{path} has no directions for layer {strange[0]}, which is adapted now; adapt the layers of that run "
+            "(--lora-position), or use --guard none."
+        )
+    return spaces
 
 
 def sizes(spaces: Sequence[Space]) -> dict[str, int]:

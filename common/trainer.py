@@ -110,7 +110,7 @@ class Trainer:
         self.method.rows, self.method.train_config = self.rows, config
         if self.method.own is not None:
             self.method.own.to(self.device)
-        self.guard = Guard(settings[GuardConfig], self.method, plan)
+        self.guard = Guard(settings[GuardConfig], self.method, plan, str(settings.flags.get("checkpoint") or ""))
         self.settling = Settling(config, domain, self.method, plan)
         self.objective = Objective(self.model, self.method, self.guard, self.format, self.device)
         self.wrapped: nn.Module = self.objective

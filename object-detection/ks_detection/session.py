@@ -118,7 +118,7 @@ class DetectionSession(Session):
         known, new = [c for c in names if c in data.classes], [c for c in data.classes if c not in names]
         if not known:
             raise UserError(f"the data shows none of the checkpoint's classes: {shorten(names)}.")
-        plan = forgetting_plan(forgetting, chosen, known) or plan_from(chosen, known, new)
+        plan = forgetting_plan(forgetting, chosen, known) or plan_from(chosen, known, new, self.forgotten(flags))
         images, seed = settings[ImageConfig], settings.train.seed
         return Opening(
             plan, lambda: DetectionDomain(model, data, dict(plan.groups), images, seed, frozen=settings[FrozenConfig])

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from blobs import REST, pretrained, step_of, trainer
 from safetensors.torch import load_file
+from torch import nn
 
 from common import lora, subspace
+from common.adapters import merge
 from common.errors import UserError
 from common.losses import bounded_forgetting, masked_kl
 from common.methods._base import Position, Step
-from common.plan import make_plan
-from common.record import METRICS, read_lines
+from common.plan import from_record, make_plan
+from common.plan_file import PlanConfig, plan_from
+from common.record import METRICS, Run, read_lines
+from common.session import Session
+from common.settings import settings_from
+from common.trainer import Trainer
 
 PLAN = make_plan("fftl", ["c4"], ["c0"], REST)
 SECOND = PLAN.phases[1]
@@ -166,3 +174,119 @@ def test_the_directions_lie_beside_the_adapter_and_their_size_is_told(tmp_path):
     told = [line["guard"] for line in read_lines(tmp_path / METRICS) if "guard" in line]
     size = {"directions": sum(u.shape[1] for u in saved.values()), "bytes": sum(4 * u.numel() for u in saved.values())}
     assert told == [{"stored": size}, {"kind": "subspace", "classes": ["c0"], "stored": size}]
+
+
+class Tokens:
+    """A domain whose batches are the inputs of the model's one layer."""
+
+    def predict(self, model, batch):
+        return model(batch)
+
+
+def test_the_background_that_other_pictures_share_stays_free():
+    """Directions that pictures without the forgotten class have as much of per token are left to later phases."""
+    background, own, theirs = torch.linalg.qr(torch.randn(12, 3)).Q.T
+    model = nn.Sequential(nn.Linear(12, 4))
+    lora.inject(model, ["0"], 2)
+    ground = 5 * background * torch.randn(40, 1)  # most tokens of every picture
+    with_it = torch.stack([*ground, *(own * torch.randn(10, 1)), *(theirs * torch.randn(10, 1))])
+    without = torch.stack([*ground, *(theirs * torch.randn(20, 1))])
+    whole = subspace.directions(model, Tokens(), [with_it], 0.95)["0"]
+    held = subspace.directions(model, Tokens(), [with_it], 0.95, [without])["0"]
+    assert (whole.T @ background).norm() > 0.99 and (whole.T @ own).norm() < 0.1  # the object is too small to be seen
+    assert (held.T @ background).norm() < 0.1 and (held.T @ own).norm() > 0.99
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_only_crowded_pictures_are_compared_with_others(crowded, tmp_path, monkeypatch):
+    domain, seen = pretrained(4), []
+    monkeypatch.setattr(domain, "crowded", crowded)
+    t = trainer(domain, PLAN, "replay", tmp_path, guard="subspace")
+    take = lambda *args: seen.append([{n[:2] for n in b.names} for b in args[4]]) or {}  # noqa: E731
+    monkeypatch.setattr(subspace, "directions", take)
+    t.guard.end_phase(PLAN.phases[0])
+    (others,) = seen
+    assert (set.union(*others) <= set(REST)) if crowded else others == []
+
+
+# ---- the next run ----------------------------------------------------------------------------------------
+
+
+def first_run(folder):
+    """A run that has forgotten c0, and the domain of its successor."""
+    t = trainer(pretrained(4), make_plan("forget", [], ["c0"], REST), "replay", folder, guard="subspace", steps=2)
+    t.swap()
+    domain = pretrained(4)
+    domain.base = merge(t.model)
+    return t, domain
+
+
+def next_run(domain, folder, before, plan, **settings):
+    """Its successor, which starts from the folder of the first."""
+    flags = {"method": "replay", "device": "cpu", "precision": "fp32", "lora_rank": 2, "gallery": 0, "steps": 12}
+    flags |= {"batch_size": 8, "lr": 1e-2, "checkpoint": str(before), **settings}
+    return Trainer(domain, plan, settings_from((), flags), Run(folder))
+
+
+AGAIN = replace(make_plan("learn", ["c4"], [], REST), gone=("c0",))
+
+
+@pytest.mark.parametrize("guard", ["auto", "subspace"])
+def test_a_run_that_starts_from_another_holds_what_that_one_forgot(guard, tmp_path):
+    first, domain = first_run(tmp_path / "first")
+    t = next_run(domain, tmp_path / guard, tmp_path / "first", AGAIN, guard=guard)
+    (space,) = t.guard.earlier
+    inputs = {name: torch.randn(5, u.shape[1]) @ u.T for name, u in space["layers"].items()}
+    t.swap()
+    for name, layer in lora.adapters(t.model).items():
+        torch.testing.assert_close(
+            layer.low_rank(inputs[name]), torch.zeros(5, layer.lora_B.shape[0]), atol=1e-5, rtol=0
+        )
+    assert any(layer.lora_B.abs().max() > 1e-3 for layer in lora.adapters(t.model).values())
+    told = [line["guard"] for line in read_lines(tmp_path / guard / METRICS) if "guard" in line]
+    assert told == [{"earlier": ["c0"], "stored": subspace.sizes(first.guard.spaces)}]
+    passed_on = load_file(tmp_path / guard / "adapter" / subspace.FILE)
+    assert {name: u.tolist() for name, u in passed_on.items()} == {
+        f"0.{name}": u.tolist() for name, u in space["layers"].items()
+    }
+
+
+def test_what_is_learned_again_is_held_no_longer_and_none_holds_nothing(tmp_path, capsys):
+    _, domain = first_run(tmp_path / "first")
+    relearned = replace(make_plan("learn", ["c0"], [], REST), gone=("c0",))
+    assert relearned.forgotten == () and AGAIN.forgotten == ("c0",)
+    assert next_run(domain, tmp_path / "a", tmp_path / "first", relearned).guard.earlier == []
+    assert next_run(domain, tmp_path / "b", tmp_path / "first", AGAIN, guard="none").guard.earlier == []
+    capsys.readouterr()
+    assert next_run(domain, tmp_path / "c", tmp_path / "nowhere", AGAIN, guard="subspace").guard.earlier == []
+    assert "no directions of what it forgot" in capsys.readouterr().out
+
+
+def test_directions_that_are_damaged_or_of_other_layers_are_refused(tmp_path):
+    first, domain = first_run(tmp_path / "first")
+    file = tmp_path / "first" / "adapter" / subspace.FILE
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    with pytest.raises(UserError, match="guard.safetensors is damaged"):
+        next_run(domain, tmp_path / "a", tmp_path / "first", AGAIN)
+    first.guard.spaces[0]["layers"].popitem()
+    first.guard.save(tmp_path / "first" / "adapter")
+    with pytest.raises(UserError, match="no directions for layer.*--lora-position"):
+        next_run(domain, tmp_path / "b", tmp_path / "first", AGAIN)
+
+
+def test_a_plan_on_a_base_that_has_forgotten_neither_retains_nor_reads_what_is_gone():
+    base = ["a", "b", "c"]
+    plan = plan_from(PlanConfig(forget="b"), base, [], ("a",))
+    assert plan.groups == {"forget": ("b",), "retain": ("c",)} and plan.gone == ("a",)
+    assert plan.forgotten == ("a", "b") and from_record(plan.record()) == plan
+    assert plan_from(PlanConfig(learn="a"), base, [], ("a",)).forgotten == ()
+    with pytest.raises(UserError, match="--retain.*has forgotten class 'a'"):
+        plan_from(PlanConfig(forget="b", retain="a,c"), base, [], ("a",))
+
+
+def test_a_session_reads_what_a_run_has_forgotten(tmp_path, capsys):
+    first_run(tmp_path / "first")
+    assert Session().forgotten({"checkpoint": str(tmp_path / "first")}) == ("c0",)
+    assert "neither retained nor trained on: c0" in capsys.readouterr().out
+    assert Session().forgotten({"checkpoint": str(tmp_path)}) == Session().forgotten({}) == ()
