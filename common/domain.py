@@ -181,6 +181,11 @@ class Domain(Protocol):
         are called; `correct` tells whether all are called right. Empty where an item is the whole picture."""
         return []
 
+    def seen(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """[N, ...] what reaches the part of the model that knows classes: pixels, or the output of a frozen stem. None
+        where an item is not the whole picture."""
+        return None
+
     def confidence(self, scores: Tensor) -> Tensor:
         """[N] how sure [N, C] scores are of their best class, 0..1."""
         return scores.softmax(-1).amax(-1)

@@ -46,7 +46,8 @@ def masked_kl(student: Tensor, teacher: Tensor, hidden: list[int], temperature: 
     Source: DELETE, Zhou et al., CVPR 2025, arXiv:2503.23751, eq. 7-9, with temperature 1.
     """
     wanted = teacher.detach().float() / temperature
-    wanted = wanted.index_fill(1, torch.tensor(hidden, device=wanted.device), HIDDEN).log_softmax(-1)
+    rows = torch.tensor(hidden, dtype=torch.long, device=wanted.device)
+    wanted = wanted.index_fill(1, rows, HIDDEN).log_softmax(-1)
     each = F.kl_div(student.float().log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)  # [N]
     return mean_over_ranks(each)
 

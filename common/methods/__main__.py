@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from common import cli, methods
 from common.errors import UserError
+from common.methods._base import Method
 from common.record import write_bytes
 
 TEMPLATE = Path(__file__).with_name("new_method.txt")
@@ -29,11 +31,29 @@ def new(name: str, folder: Path) -> Path:
     return path
 
 
+def described(name: str) -> str:
+    """What the list says of a method: its line, paper, what trains, what it needs, what it was checked against."""
+    kind = methods.load(name)
+    own = {key: vars(kind).get(key, getattr(Method, key)) for key in ("needs", "checked")}
+    source = " ".join((kind.__doc__ or "").partition("Source: ")[2].split())
+    paper = re.match(r".*?arXiv:[\d.]+|.*?\d{4}|[^.,(]*", source)
+    against = (
+        f"equations compared with {own['checked']}" if own["checked"] else "laws of its equations, no published code"
+    )
+    lines = [
+        str(sys.modules[kind.__module__].__doc__).strip(),
+        f"paper    {paper[0].replace('(', '').strip(' .') if paper and paper[0] else 'none'}",
+        f"trains   {kind.scope(kind.Config())}",
+        f"needs    {own['needs']}",
+        f"checked  {against}",
+    ]
+    return f"{name:18} " + f"\n{'':19}".join(lines)
+
+
 def main(argv: Sequence[str]) -> None:
     """`new NAME`, or nothing for the list."""
     if not argv:
-        for name in methods.available():
-            print(f"{name:18} {sys.modules[methods.load(name).__module__].__doc__}")
+        print("\n\n".join(map(described, methods.available())))
         return
     if len(argv) != 2 or argv[0] != "new":
         raise UserError("usage: python -m common.methods [new NAME]")

@@ -106,7 +106,7 @@ class Continual(Taught):
         if phase.action == "learn":
             self.memory.learn(self.model, phase.target)
         else:
-            self.memory.exemplars.forget(phase.target)
+            self.memory.forget(phase.target)
 
     def stream(self, phase: Phase, role: str, stream: Stream) -> Stream:
         if role != "keep" or not self.chosen:

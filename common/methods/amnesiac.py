@@ -51,6 +51,8 @@ class Amnesiac(Method):
     another cannot leave alone.
     """
 
+    needs = "recorded updates"
+    checked = "the authors' code"
     guards = False  # what was recorded and taken out must not come back through new training
     merge_terms = False
     saved: tuple[str, ...] = ("records",)

@@ -30,6 +30,7 @@ class AmnesiacBatch(Unlearning):
     Source: Graves et al., AAAI 2021, arXiv:2010.10981, section 4.2.
     """
 
+    needs = "keep (repair), recorded updates"
     saved: tuple[str, ...] = ("sums",)
     guards = False
 

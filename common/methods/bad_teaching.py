@@ -27,6 +27,8 @@ class BadTeaching(Unlearning):
     Source: Chundawat et al., AAAI 2023, arXiv:2205.08096, eq. 1-2; temperature 1.
     """
 
+    needs = "keep, teacher, random second model"
+    checked = "the authors' code"
     teaches = True
 
     @dataclass

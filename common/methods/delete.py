@@ -25,6 +25,8 @@ class Delete(Unlearning):
     lr 5e-5 (CIFAR-100, ResNet-18).
     """
 
+    needs = "teacher; no keep data"
+    checked = "the authors' code"
     teaches = True
 
     @dataclass

@@ -17,6 +17,9 @@ class DERpp(DER):
     baseline of GS-LoRA, arXiv:2501.09705: 0.005 / 0.005 (faces, four phases), 0.01 / 0.5 (ImageNet100).
     """
 
+    needs = "keep, teacher, memory on request"
+    checked = "the authors' code"
+
     @dataclass
     class Config(DER.Config):
         rehearse: bool = knob(True, "train on the keep labels too")

@@ -20,6 +20,9 @@ class EWC(Importance):
     Published lambda: 10 on faces, 3 on ImageNet100 (without the paper's factor 1/2); lr 1e-4.
     """
 
+    needs = "keep (learning works without), Fisher"
+    checked = "the code of GS-LoRA, where it is a baseline"
+
     @dataclass
     class Config(Importance.Config):
         penalty_weight: float = knob(10.0, "weight of the penalty; lambda in the paper")

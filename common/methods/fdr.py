@@ -23,6 +23,8 @@ class FDR(Continual):
     Source: Benjamin, Rolnick and Kording, ICLR 2019, arXiv:1805.08289, eq. 5; GS-LoRA, arXiv:2501.09705.
     """
 
+    needs = "keep, teacher"
+    checked = "the code of GS-LoRA, where it is a baseline"
     teaches = True
 
     @dataclass

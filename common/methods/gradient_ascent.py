@@ -22,6 +22,8 @@ class GradientAscent(Unlearning):
     baseline of GS-LoRA's detection experiments.
     """
 
+    needs = "nothing but the forget set"
+
     @dataclass
     class Config(Unlearning.Config):
         ascent_bound: float = knob(0.0, "loss (nats) at which the ascent stops; 0 never")

@@ -26,6 +26,8 @@ class GSLoRA(Replay):
     then never start on a saturated classifier, and a warning says so. `sparsity_from_epoch` above 0 starts it.
     """
 
+    checked = "the authors' code"
+
     @dataclass
     class Config(Replay.Config):
         sparsity_weight: float = knob(0.005, "weight of the group lasso; alpha in the paper")

@@ -35,6 +35,8 @@ class GSLoRApp(GSLoRA):
     18, K-shot 50; w_r 0; forget weights "0.2,0.25,0.25,0.2". Hinge on the batch mean there; per item here.
     """
 
+    needs = "keep, prototypes"
+    checked = "the authors' code"
     saved: tuple[str, ...] = ("prototypes", "average")
 
     @dataclass

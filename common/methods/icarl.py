@@ -37,6 +37,7 @@ class ICaRL(Continual):
     (CIFAR-100), here 20 per class.
     """
 
+    needs = "memory, teacher"
     teaches = True
     memorises = True
     saved: tuple[str, ...] = ("trained_head",)

@@ -18,6 +18,9 @@ class L2(Importance):
     Published lambda: 0.05 (one forget phase), 0.1 (four, faces), 0.05 (four, ImageNet100); lr 1e-4.
     """
 
+    needs = "keep (learning works without)"
+    checked = "the code of GS-LoRA, where it is a baseline"
+
     @dataclass
     class Config(Importance.Config):
         penalty_weight: float = knob(0.05, "weight of the penalty; lambda in the paper")

@@ -48,6 +48,8 @@ class LIRF(Unlearning):
     GS-LoRA's baseline (arXiv:2501.09705): T = 10, alpha = 0.1, weights 300, 10, 0.05 and 5; lr 1e-4.
     """
 
+    needs = "keep, teacher, deposit (half a model)"
+    checked = "the code of GS-LoRA, where it is a baseline"
     trains = "backbone"
     teaches = True
     own: nn.Module  # the deposit

@@ -41,6 +41,8 @@ class LUCIR(Continual):
     20 exemplars per class.
     """
 
+    needs = "memory, teacher"
+    checked = "the authors' code"
     teaches = True
     memorises = True
     saved: tuple[str, ...] = ("frozen", "rows_before")

@@ -27,6 +27,8 @@ class LwF(Continual):
     which is what the code published with GS-LoRA does (log of a log-softmax is NaN, and NaN is replaced by 0).
     """
 
+    needs = "keep (learning works without), teacher"
+    checked = "the code of GS-LoRA, where it is a baseline"
     teaches = True
 
     @dataclass

@@ -17,6 +17,9 @@ class MAS(Importance):
     Published lambda: 5 (one forget phase), 0.005 (four, faces), 0.002 (four, ImageNet100); lr 1e-4.
     """
 
+    needs = "keep (learning works without), gradients"
+    checked = "the code of GS-LoRA, where it is a baseline"
+
     @dataclass
     class Config(Importance.Config):
         penalty_weight: float = knob(5.0, "weight of the penalty; lambda in the paper")

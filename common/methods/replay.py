@@ -22,6 +22,8 @@ class Replay(Method):
     images (beta) and 1 elsewhere, `learn_weight` 1 and 0.9, `forget_weight` 0.2 (beta again).
     """
 
+    checked = "the authors' code"
+
     @dataclass
     class Config(Method.Config):
         learn_weight: float = knob(1.0, "weight of the target loss in a learn phase")

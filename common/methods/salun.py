@@ -29,6 +29,8 @@ class SalUn(Relabel):
     Source: Fan et al., ICLR 2024, arXiv:2310.12508, eq. 3-5. Published: the top half of all weights.
     """
 
+    needs = "keep, gradient of the forget set"
+    checked = "the authors' code"
     saved: tuple[str, ...] = ("mask", "anchor")
 
     @dataclass

@@ -36,6 +36,8 @@ class SCRUB(Unlearning):
     first 5; published lr 1e-4, divided by 10 from round 8 on, replaced here by the loop's cosine.
     """
 
+    needs = "keep, teacher"
+    checked = "the authors' code"
     teaches = True
     saved: tuple[str, ...] = ("average",)
 

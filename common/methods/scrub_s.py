@@ -15,6 +15,9 @@ class SCRUBS(SCRUB):
     Published smoothing: 0.1 (four forget phases), 0.05 (one, and ImageNet100).
     """
 
+    needs = "keep, teacher"
+    checked = "the code of GS-LoRA, where it is a baseline"
+
     @dataclass
     class Config(SCRUB.Config):
         smoothing: float = knob(0.1, "pull to the averaged weights")

@@ -28,6 +28,7 @@ class SI(Penalised):
     0.001 for CIFAR, with c of 0.01 to 0.1 there; c = 0.1 and xi = 0.1 are the defaults here.
     """
 
+    needs = "keep (learning works without)"
     saved: tuple[str, ...] = ("start", "path")
 
     @dataclass

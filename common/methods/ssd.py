@@ -29,6 +29,9 @@ class SSD(Unlearning):
     alpha = 10 and lambda = 1 for ResNet18, alpha = 5 for a ViT, alpha = 50 and lambda = 0.1 for faces (Pins).
     """
 
+    needs = "keep, Fisher"
+    checked = "the authors' code"
+
     @dataclass
     class Config(Unlearning.Config):
         trains: str = knob("all", "which weights may be shrunk", ["backbone", "all"])

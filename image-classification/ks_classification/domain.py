@@ -29,6 +29,8 @@ from ks_classification.data.pixels import ImageConfig, Images, Pixels, Room
 from ks_classification.models import build, layers, stages
 from ks_classification.models.build import ModelSpec
 
+SEEN = 32  # pixels a side of what images are compared by
+
 
 class ClassificationDomain(Domain):
     """Images with one class each, scored by top-1 accuracy over all logits.
@@ -224,6 +226,15 @@ class ClassificationDomain(Domain):
         keys = [pixels.key(draw) for pixels, draw in drawn]
         tokens = [outputs[0] for outputs in self.frozen.outputs(model, parts, keys, compute)]
         return stages.forward(model, torch.stack(tokens).to(device).float(), depth)
+
+    def seen(self, model: nn.Module, batch: Images) -> Tensor:
+        """[N, C, h, w], at most 32 x 32."""
+        images, stem = self.shown(batch).images, getattr(getattr(model, "patch_embed", None), "backbone", None)
+        assert images is not None, "`shown` loads them"
+        frozen = stem is not None and not any(p.requires_grad for p in stem.parameters())
+        images = images.to(next(model.parameters()).device)
+        found = stem(images) if frozen and stem is not None else images
+        return F.adaptive_avg_pool2d(found, (min(SEEN, found.shape[-2]), min(SEEN, found.shape[-1])))
 
     def _losses(self, model: nn.Module, logits: Tensor, embedding: Tensor, labels: Tensor) -> Tensor:
         """[N]: what the head itself is trained with (faces: with its margin), else cross-entropy."""

@@ -66,6 +66,17 @@ def test_the_published_continual_block_has_its_published_numbers():
     assert settings["forget_weights"] == "0.3,0.4,0.28,0.2" and settings["lr"] == 0.01 and settings["epochs"] == 100
 
 
+@pytest.mark.parametrize("name", ["run_forget", "run_cl_forget"])
+def test_batches_of_four_are_of_gs_lora_s_few_shot_runs_alone(name):
+    """The published baselines of few shots have batches of 48, in one step and in four."""
+    sizes = {block: settings["batch_size"] for block, settings in gs_lora_scripts.blocks(name)[1].items()}
+    assert sizes.pop("gs_lora_pp_fewshot") == 4 and set(sizes.values()) == {48} and {"ewc", "der", "lirf"} < set(sizes)
+    shots = {
+        settings.get("shots") for block, settings in gs_lora_scripts.blocks(name)[1].items() if block in ("ewc", "der")
+    }
+    assert shots == ({4} if name == "run_forget" else {None})
+
+
 def test_an_unknown_block_lists_the_known_ones():
     with pytest.raises(UserError, match="has no block 'magic'; it has: gs_lora_pp_fewshot, gs_lora_pp, "):
         gs_lora_scripts.command("run_forget", ["magic"])

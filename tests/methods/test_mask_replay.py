@@ -9,6 +9,7 @@ from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, 
 from toy import DOMAINS, make_trainer, pretrain, swap_plan
 
 from common.losses import masked_kl
+from common.methods.mask_replay import EVEN, matched
 from common.plan import Plan, make_plan
 from common.record import STEPS, read_lines
 from common.train_config import TrainConfig
@@ -47,6 +48,68 @@ def test_masked_kl_is_zero_at_its_own_answer_and_needs_no_item():
     student = (scores / 0.5).index_fill(1, torch.tensor([1, 3]), -1e10)
     assert masked_kl(student, scores, [1, 3], 0.5).item() == pytest.approx(0, abs=1e-6)
     assert masked_kl(scores[:0].requires_grad_(), scores[:0], [1]).item() == 0
+
+
+@pytest.fixture
+def seeing(monkeypatch):
+    """A domain whose items can be compared by what they look like."""
+    domain = pretrained(4)
+    monkeypatch.setattr(domain, "seen", lambda model, batch: batch.points)
+    return domain
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_are_shifted_and_sharpened_to_a_mean_and_a_certainty(seed):
+    torch.manual_seed(seed)
+    scores = 3 * torch.randn(200, 4)
+    share = (2 * torch.randn(200, 4) + torch.tensor([3.0, 0, 0, -1])).softmax(1)
+    answers = matched(scores, share).exp()
+    wanted = (1 - EVEN) * share + EVEN / 4
+    torch.testing.assert_close(answers.sum(1), torch.ones(200))
+    torch.testing.assert_close(answers.mean(0), wanted.mean(0), atol=5e-3, rtol=0)
+    assert answers.amax(1).mean().item() == pytest.approx(wanted.amax(1).mean().item(), abs=5e-3)
+    again = matched(2 * scores - 7, share).exp()  # neither scale nor origin of the scores count
+    torch.testing.assert_close(again, answers, atol=1e-2, rtol=0)
+
+
+def test_forgotten_items_are_answered_on_average_as_their_neighbours_are(seeing, tmp_path):
+    t, phase = begun(METHOD, tmp_path, domain=seeing, mask_answers="neighbours", mask_neighbours=3, mask_weight=0.7)
+    assert t.method.teacher is None  # no second model
+    kept, own = torch.cat([seeing.data[True][c] for c in REST]), seeing.data[True]["c0"]
+    near = torch.cdist(own, kept).topk(3, largest=False).indices // len(seeing.data[True]["c1"])
+    counts = torch.bincount(near.flatten(), minlength=len(REST)) / near.numel()
+    answers = torch.stack([t.method.answers[f"c0/{i}"] for i in range(len(own))]).exp()
+    wanted = torch.zeros(len(seeing.classes))
+    wanted[seeing.classes.rows(REST)] = (1 - EVEN) * counts + EVEN / len(REST)
+    torch.testing.assert_close(answers.mean(0), wanted, atol=1e-2, rtol=0)
+    step = step_of(t, phase)
+    t.model.eval()
+    target, keep = predictions(t, step)
+    own = torch.stack([t.method.answers[name] for name in step.target.names])
+    expected = F.kl_div(target.scores.log_softmax(1), own.exp(), reduction="batchmean")
+    torch.testing.assert_close(t.method.loss(step), keep.loss + 0.7 * expected)
+
+
+def test_they_forget_and_end_with_the_run(seeing, tmp_path):
+    t = trainer(
+        seeing, forget_plan(), METHOD, tmp_path, mask_answers="neighbours", steps=60, batch_size=32, lora_rank=4
+    )
+    last = {line["group"]: line["score"] for line in t.swap() if "score" in line}
+    assert last["forget"] == 0 and last["retain"] > 95
+
+
+def test_with_nothing_kept_or_no_view_of_the_items_the_old_answers_stay_the_target(seeing, tmp_path):
+    plan = Plan("alone", {"a": ("c0", "c1")}, (("forget", ("a",)),))
+    for domain, wanted in ((seeing, plan), (pretrained(4), forget_plan())):
+        t, _ = begun(METHOD, tmp_path, wanted, domain, mask_answers="neighbours")
+        assert t.method.teacher is not None and not t.method.answers
+
+
+def test_a_resumed_run_has_the_same_answers(seeing, tmp_path):
+    t, _ = begun(METHOD, tmp_path, domain=seeing, mask_answers="neighbours")
+    again = trainer(seeing, forget_plan(), METHOD, tmp_path / "again", mask_answers="neighbours")
+    again.method.load_state_dict(t.method.state_dict())
+    assert t.method.answers and all(torch.equal(again.method.answers[n], a) for n, a in t.method.answers.items())
 
 
 def test_a_learn_phase_is_that_of_replay(tmp_path):

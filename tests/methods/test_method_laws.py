@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from blobs import REST, begun, forget_plan, gradients, predictions, pretrained, step_of, trainer
 
 from common import methods
@@ -317,6 +318,39 @@ def test_a_chosen_stream_draws_only_chosen_items_and_each_as_often():
     assert sorted(drawn) == sorted([3, 5, 9, 20] * 6)
     plain = Stream(1, 4).batches(4)
     assert [d.seed for d in next(plain)] == [d.seed for d in next(Chosen(1, 4, items=(3, 9, 5, 20)).batches(100))]
+
+
+def test_der_stores_the_logits_that_an_item_entered_the_memory_with(tmp_path):
+    plan = Plan("two", {"a": ("c4",), "b": ("c5",), "r": REST}, (("learn", ("a",)), ("learn", ("b",))))
+    t = trainer(pretrained(4), plan, "der", tmp_path, trains="all", exemplars=3, teacher="stored")
+    first, second = plan.phases
+    t._begin(first, 0)
+    entered = {name: scores.clone() for name, scores in t.method.memory.logits.items()}
+    assert len(entered) == 3 * len(REST) and t.method.teacher is None
+    with torch.no_grad():
+        t.model.head.bias += 1  # what the phase learns
+    t.model.eval()
+    t.method.end_phase(first)
+    t._begin(second, 0)
+    stored = t.method.memory.logits
+    assert len(stored) == 3 * (len(REST) + 1) and all(torch.equal(stored[name], entered[name]) for name in entered)
+    step = step_of(t, second)
+    items = [(c, int(i)) for c, _, i in (name.partition("/") for name in step.keep.names)]
+    step.keep = t.domain._batch(items, [None] * len(items), True)  # as they were when they entered
+    labels = [t.domain.classes.names[row] for row in step.keep.labels.tolist()]
+    old = torch.tensor([c in REST for c in labels])
+    target, keep = predictions(t, step)
+    wanted = keep.scores.detach() - old[:, None].float()  # old items moved by 1 since they entered, c4 not at all
+    expected = t.method.config.logit_weight * F.mse_loss(keep.scores, wanted)
+    torch.testing.assert_close(t.method.retention(step, target, keep), expected, rtol=1e-4, atol=1e-6)
+    t.method.memory.forget(["c1"])
+    assert not [name for name in t.method.memory.logits if name.startswith("c1")]
+
+
+@pytest.mark.parametrize("settings", [{}, {"exemplars": 3, "published_embeddings": True}])
+def test_der_refuses_stored_logits_where_it_has_none(settings, tmp_path):
+    with pytest.raises(UserError, match="--teacher stored.*--exemplars 200"):
+        trainer(pretrained(4), make_plan("forget", [], ["c0"], REST), "der", tmp_path, teacher="stored", **settings)
 
 
 def test_a_memory_herds_per_class_and_keep_batches_come_from_it(tmp_path):

@@ -52,10 +52,16 @@ def test_a_taken_name_is_refused(tmp_path):
         new("mine", tmp_path)
 
 
-def test_the_list_names_every_method(capsys):
+def test_the_list_says_of_every_method_what_a_reader_must_know(capsys):
     main([])
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == methods.available()
+    listed = capsys.readouterr().out.split("\n\n")
+    assert [entry.split()[0] for entry in listed] == methods.available()
+    for entry in listed:
+        assert [line.split()[0] for line in entry.splitlines()[1:]] == ["paper", "trains", "needs", "checked"], entry
+    entries = dict(zip(methods.available(), listed, strict=True))
+    assert "arXiv:2403.11530" in entries["gs_lora"] and "trains   adapter" in entries["gs_lora"]
+    assert "equations compared with the authors' code" in entries["scrub"]
+    assert "needs    teacher; no keep data" in entries["delete"] and "no published code" in entries["finetune"]
     with pytest.raises(UserError, match="usage"):
         main(["old"])
 
