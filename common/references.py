@@ -18,6 +18,9 @@ from common.observer import Observer
 from common.plan import Plan
 from common.record import REFERENCES, write_json
 from common.settings import Settings
+from common.train_config import TrainConfig
+
+AGAIN = "reference-retrain-again"
 
 
 def reference_plans(plan: Plan) -> dict[str, Plan]:
@@ -45,8 +48,13 @@ def reference_plans(plan: Plan) -> dict[str, Plan]:
     }
 
 
-def unlearns_nothing(settings: Settings) -> Settings:
-    """The settings of a reference run: recording switched off where the method records."""
+def unlearns_nothing(settings: Settings, place: str = "") -> Settings:
+    """The settings of the reference run in folder `place`: recording switched off where the method records; another
+    seed for the second model that never learned."""
+    if place == AGAIN:
+        train = replace(settings.train, seed=settings.train.seed + 1)
+        configs, flags = {**settings.configs, TrainConfig: train}, {**settings.flags, "seed": train.seed}
+        settings = replace(settings, configs=configs, flags=flags)
     if not hasattr(settings.method_config, "disable_unlearning"):
         return settings
     config = replace(settings.method_config, disable_unlearning=True)
@@ -68,10 +76,11 @@ def embeddings(run: Observer) -> dict[str, Tensor]:
 
 
 def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: str = "linear_cka") -> dict[str, Any]:
-    """Runs both references and writes references.json into the main run's folder; returns what it holds.
+    """Runs the references and writes references.json into the main run's folder; returns what it holds.
 
     distance: per group, how far the test embeddings are from the retrained model's; "unlearned" and "remaining"
         are means over those groups. Low is good: the model could be one that never learned.
+    floor: the same distances between two models that never learned it, of different seeds: what chance alone makes.
     gap: per remaining group, its score minus that of the run that unlearned nothing, and their mean.
 
     Args:
@@ -85,12 +94,17 @@ def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: 
     remaining = [g for g in plan.groups if g not in forgotten]
     own, scores = embeddings(main), history_of(main.metrics)[-1]
     plans = reference_plans(plan)
-    theirs = embeddings(carried_out(plans["retrain"], "reference-retrain"))
-    distance = {g: distribution_distance(own[g], theirs[g], kind) for g in plan.groups}
+    theirs, again = (embeddings(carried_out(plans["retrain"], place)) for place in ("reference-retrain", AGAIN))
+
+    def distances(a: Mapping[str, Tensor]) -> dict[str, float]:
+        each = {g: distribution_distance(a[g], theirs[g], kind) for g in plan.groups}
+        return {**each, "unlearned": _mean(each, forgotten), "remaining": _mean(each, remaining)}
+
     before = history_of(carried_out(plans["original"], "reference-original").metrics)[-1]
     result: dict[str, Any] = {
         "kind": kind,
-        "distance": {**distance, "unlearned": _mean(distance, forgotten), "remaining": _mean(distance, remaining)},
+        "distance": distances(own),
+        "floor": distances(again),
         "gap": {
             **{g: scores[g] - before[g] for g in remaining},
             "mean": accuracy_gap([scores[g] for g in remaining], [before[g] for g in remaining]),
@@ -100,7 +114,8 @@ def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: 
         write_json(main.run.path(REFERENCES), result)
         print(
             f"distance to the model that never learned it ({kind}): {result['distance']['unlearned']:.3f} on what was "
-            f"unlearned, {result['distance']['remaining']:.3f} on the rest; accuracy against the model that unlearned "
+            f"unlearned, {result['distance']['remaining']:.3f} on the rest (two such models: "
+            f"{result['floor']['unlearned']:.3f} and {result['floor']['remaining']:.3f}); accuracy against the model that unlearned "
             f"nothing: {result['gap']['mean']:+.1f} points on the rest"
         )
     return result

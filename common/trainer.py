@@ -71,9 +71,9 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
     if distributed.is_main() and run.path(f"model/{adapters.SWAP}").exists():
         domain.save_folder(trainer.model, run.path("model"))
     if compares:
-        plain = references.unlearns_nothing(settings)
 
         def carried_out(plan: Plan, place: str) -> Observer:
+            plain = references.unlearns_nothing(settings, place)
             other = Trainer(domain, plan, plain, Run(run.path(place), plain.flags))
             other.swap()
             return other.observer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,14 +50,24 @@ def _h_mean(run: RunRecord) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _gap(own: Runs, every: Runs) -> list[float]:
-    """The mean distance of forgotten and retained score from those of method `retrain` on the same plan."""
+def _apart(own: Runs, every: Runs) -> list[float]:
+    """By how many points forgotten and retained score are away from those of method `retrain` on the same plan."""
     goal = [run for run in every if run.method == "retrain" and run.plan == own[0].plan]
     columns = [COLUMNS[name].read for name in ("forgotten", "retained")]
     pairs = [(read(own, every), read(goal, every)) for read in columns]
-    if not all(a and b for a, b in pairs):
-        return []
-    return [statistics.fmean(abs(statistics.fmean(a) - statistics.fmean(b)) for a, b in pairs)]
+    return [abs(statistics.fmean(a) - statistics.fmean(b)) for a, b in pairs] if all(a and b for a, b in pairs) else []
+
+
+def _gap(own: Runs, every: Runs) -> list[float]:
+    """Their mean."""
+    apart = _apart(own, every)
+    return [statistics.fmean(apart)] if apart else []
+
+
+def _tug_of_war(own: Runs, every: Runs) -> list[float]:
+    """ToW of Zhao et al., NeurIPS 2024, arXiv:2406.01257, on test items: the product of 1 - distance, in percent."""
+    apart = _apart(own, every)
+    return [100 * math.prod(1 - points / 100 for points in apart)] if apart else []
 
 
 def _trained(run: RunRecord) -> float | None:
@@ -70,7 +81,12 @@ def _done(name: str, unit: float = 1) -> Callable[[RunRecord], float | None]:
 
 def _reference(part: str, name: str) -> Callable[[RunRecord], float | None]:
     """A figure of references.json (--with-references)."""
-    return lambda run: read_json(run.folder / REFERENCES)[part][name] if (run.folder / REFERENCES).is_file() else None
+
+    def read(run: RunRecord) -> float | None:
+        path = run.folder / REFERENCES
+        return read_json(path).get(part, {}).get(name) if path.is_file() else None
+
+    return read
 
 
 def _leak(run: RunRecord) -> float | None:
@@ -88,12 +104,15 @@ COLUMNS = {
     "retained": _each("retained ↑", 1, _standing("retain")),
     "h_mean": _each("H ↑", 1, _h_mean),
     "gap": Column("gap to Retrain ↓", 1, _gap),
+    "tow": Column("ToW ↑", 1, _tug_of_war),
     "average": _each("average ↑", 1, _measure("average")),
     "last": _each("last ↑", 1, _measure("last")),
     "forgetting": _each("forgetting ↓", 1, _measure("forgetting")),
     "backward_transfer": _each("backward transfer ↑", 1, _measure("backward_transfer")),
     "distance_unlearned": _each("distance, unlearned ↓", 3, _reference("distance", "unlearned")),
     "distance_remaining": _each("distance, rest ↓", 3, _reference("distance", "remaining")),
+    "floor_unlearned": _each("the same, Retrain twice, unlearned", 3, _reference("floor", "unlearned")),
+    "floor_remaining": _each("the same, Retrain twice, rest", 3, _reference("floor", "remaining")),
     "accuracy_gap": _each("accuracy gap, rest ↑", 1, _reference("gap", "mean")),
     "leak": _each("leak ↓", 2, _leak),
     "trains": _each("trains (%)", 1, _trained),

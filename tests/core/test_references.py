@@ -13,7 +13,7 @@ from common.evaluation.run_measures import history_of
 from common.plan import Plan
 from common.plan_builders import continual_unlearning
 from common.record import read_lines
-from common.references import compare, reference_plans, unlearns_nothing
+from common.references import AGAIN, compare, reference_plans, unlearns_nothing
 
 NAMES = [f"c{i}" for i in range(6)]
 PLAN = continual_unlearning(NAMES, "unlearn", known=2, per_task=1, tasks=3, requests={2: [2], 3: [1]})
@@ -69,8 +69,19 @@ def test_a_method_that_does_not_unlearn_is_away_from_the_retrained_model(tmp_pat
     domain = pretrained(2)
     main = trainer(domain, plan, "gradient_ascent", tmp_path)
     main.swap()
-    found = compare(main.observer, lambda plan, name: carried_out(domain, plan, "gradient_ascent", tmp_path / name))
+    found = compare(
+        main.observer,
+        lambda plan, name: carried_out(domain, plan, "gradient_ascent", tmp_path / name, seed=name == AGAIN),
+    )
+    assert 0 < found["floor"]["remaining"] < found["distance"]["unlearned"]
     assert found["distance"]["unlearned"] > 0.01 and torch.isfinite(torch.tensor(found["distance"]["remaining"]))
+
+
+def test_the_second_model_that_never_learned_has_another_seed(tmp_path):
+    settings = trainer(pretrained(2), PLAN, "amnesiac", tmp_path, seed=3).settings
+    seeds = {place: unlearns_nothing(settings, place).train.seed for place in ("reference-retrain", AGAIN)}
+    assert seeds == {"reference-retrain": 3, AGAIN: 4} and settings.train.seed == 3
+    assert unlearns_nothing(settings, AGAIN).method_config.disable_unlearning
 
 
 def test_measures_are_written_with_the_records(tmp_path):

@@ -318,7 +318,8 @@ def test_importing_the_report_imports_no_plotting_library():
 
 
 def test_chosen_columns_are_measures_with_their_spread(tmp_path, capsys):
-    """Forgotten 4 and 0, retained 60 and 58 against Retrain's 1 and 62: the gap is (|2 - 1| + |59 - 62|) / 2."""
+    """Forgotten 4 and 0, retained 60 and 58 against Retrain's 1 and 62: the gap is (|2 - 1| + |59 - 62|) / 2, ToW
+    0.99 x 0.97."""
     plan = make_plan("forget", [], ["cat"], ["ant"])
     for name, seed, forgotten, retained, height in (
         ("a0", 0, 4, 60, 50),
@@ -332,13 +333,31 @@ def test_chosen_columns_are_measures_with_their_spread(tmp_path, capsys):
                 line["score"] = {"forget": forgotten, "retain": retained}[line["group"]]
         lines.append({"phase": 1, "measures": {"h_mean": height}})
         (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert body([str(tmp_path), "--columns", "forgotten,retained,h_mean,gap,trains,learned,forget,last"]) == 0
+    assert body([str(tmp_path), "--columns", "forgotten,retained,h_mean,gap,tow,trains,learned,forget,last"]) == 0
     header, _, best, other = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:6]
     )
-    assert header == ["run", "seeds", "forgotten ↓", "retained ↑", "H ↑", "gap to Retrain ↓", "trains (%)", "forget"]
-    assert best[2:] == ["1.0", "62.0", "61.0", "0.0", "2.0", "1.0"]  # the highest H first; empty columns left out
-    assert other[1:] == ["0, 1", "2.0 ± 2.8", "59.0 ± 1.4", "52.0 ± 2.8", "2.0", "2.0 ± 0.0", "2.0 ± 2.8"]
+    assert header == [
+        "run",
+        "seeds",
+        "forgotten ↓",
+        "retained ↑",
+        "H ↑",
+        "gap to Retrain ↓",
+        "ToW ↑",
+        "trains (%)",
+        "forget",
+    ]
+    assert best[2:] == [
+        "1.0",
+        "62.0",
+        "61.0",
+        "0.0",
+        "100.0",
+        "2.0",
+        "1.0",
+    ]  # the highest H first; empty columns left out
+    assert other[1:] == ["0, 1", "2.0 ± 2.8", "59.0 ± 1.4", "52.0 ± 2.8", "2.0", "96.0", "2.0 ± 0.0", "2.0 ± 2.8"]
     with pytest.raises(UserError, match="no column 'nonsense'; there are: learned, "):
         body([str(tmp_path), "--columns", "nonsense"])
 
