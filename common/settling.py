@@ -67,7 +67,8 @@ class Settling:
 
     @torch.no_grad()
     def look(self, phase: Phase) -> bool:
-        """Looks at the held-out items, the model being in eval mode; whether the phase has settled."""
+        """Looks at the held-out items with the model as the phase would end with; whether it has settled."""
+        self.method.model.eval()
         seen: Look = {}
         for role, classes in (("target", phase.target), ("keep", phase.keep)):
             sums = torch.zeros(3, dtype=torch.double)  # loss, share, items

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from common import distributed, lora
@@ -16,6 +17,7 @@ from common.plan import Plan
 from common.rows import TrainedRows
 from common.settings import Settings
 from common.streams import derive
+from common.train_config import TrainConfig
 
 
 def prepare(model: nn.Module, domain: Domain, plan: Plan, settings: Settings) -> TrainedRows | None:
@@ -36,6 +38,17 @@ def prepare(model: nn.Module, domain: Domain, plan: Plan, settings: Settings) ->
         for name in domain.head_rows(model, domain.classes.names):
             parameters[name].requires_grad_(False)
     return TrainedRows(model, domain.head_rows(model, plan.new_classes) if settings.train.train_head_rows else {})
+
+
+def optimizer(
+    parameters: Sequence[nn.Parameter], rows: TrainedRows | None, config: TrainConfig
+) -> torch.optim.Optimizer:
+    """AdamW; vectors and head rows have no decay."""
+    free = {id(p) for p in rows.parameters.values()} if rows is not None else set()
+    decay = [p for p in parameters if p.dim() > 1 and id(p) not in free]
+    plain = [p for p in parameters if p.dim() <= 1 or id(p) in free]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def check_finite(model: nn.Module, title: str) -> None:

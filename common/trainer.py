@@ -123,7 +123,7 @@ class Trainer:
             )
         decay = config.average_decay
         self.average = MovingAverage(self.parameters if decay else [], decay, warm=True)
-        self.optimizer = self._fresh_optimizer()
+        self.optimizer = trainable.optimizer(self.parameters, self.rows, self.config)
         self.resumed: dict[str, Any] | None = None  # the optimizer's state of a run that goes on
         self.factors: Factors = {}  # the adapters at the start of the phase
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
@@ -225,8 +225,6 @@ class Trainer:
         self._end(phase, self.done["step"], total, per_epoch)
 
     def _look(self, phase: Phase) -> bool:
-        """Whether the phase has settled, as the model would be that it ends with."""
-        self.model.eval()
         with self.average.applied(), precision.autocast(self.format, self.device):
             return self.settling.look(phase)
 
@@ -295,21 +293,13 @@ class Trainer:
                 self.method.begin_phase(phase)
                 self.guard.begin_phase(phase)
         if fresh and not self.config.carry_optimizer:
-            self.optimizer = self._fresh_optimizer()
+            self.optimizer = trainable.optimizer(self.parameters, self.rows, self.config)
         if self.resumed is not None and (not fresh or self.config.carry_optimizer):
             self.optimizer.load_state_dict(self.resumed)
         self.resumed = None  # else it belongs to the phase before
         self.wrapped = distributed.wrap(self.objective, self.device, unused=not lora.adapters(self.model))
         if fresh or not self.factors:
             self.factors = factors(self.model)
-
-    def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; vectors and head rows have no decay."""
-        rows = {id(p) for p in self.rows.parameters.values()} if self.rows is not None else set()
-        decay = [p for p in self.parameters if p.dim() > 1 and id(p) not in rows]
-        plain = [p for p in self.parameters if p.dim() <= 1 or id(p) in rows]
-        groups = [{"params": decay, "weight_decay": self.config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.config.lr)
 
     def _set_lr(self, at: Position) -> float:
         c = self.config
