@@ -71,7 +71,7 @@ def test_a_method_that_does_not_unlearn_is_away_from_the_retrained_model(tmp_pat
     main.swap()
     found = compare(
         main.observer,
-        lambda plan, name: carried_out(domain, plan, "gradient_ascent", tmp_path / name, seed=name == AGAIN),
+        lambda plan, name: carried_out(domain, plan, "gradient_ascent", tmp_path / name, seed=int(name == AGAIN)),
     )
     assert 0 < found["floor"]["remaining"] < found["distance"]["unlearned"]
     assert found["distance"]["unlearned"] > 0.01 and torch.isfinite(torch.tensor(found["distance"]["remaining"]))
