@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from blobs import begun, predictions, pretrained, step_of, trainer
+import torch.nn.functional as F
+from blobs import REST, begun, predictions, pretrained, step_of, trainer
 
-from common.plan import Plan
+from common.errors import UserError
+from common.plan import Plan, make_plan
 
 
 def test_der_matches_logits_and_the_published_variant_embeddings(tmp_path):
@@ -24,59 +26,34 @@ def test_der_matches_logits_and_the_published_variant_embeddings(tmp_path):
     assert t.method.retention(step, *predictions(t, step)).item() == 0
 
 
-def test_a_teacher_with_adapters_shares_every_frozen_tensor(tmp_path):
-    t, _ = begun("lwf", tmp_path, trains="adapter")
-    shared = {id(p) for p in t.model.parameters() if not p.requires_grad}
-    own = [p for p in t.method.teacher.module.parameters() if id(p) not in shared]
-    assert sum(p.numel() for p in own) == sum(p.numel() for p in trained(t.model).values())
-
-
-def test_a_teacher_does_not_follow_the_student(tmp_path):
-    t, phase = begun("lwf", tmp_path)
-    step = step_of(t, phase)
-    (before,) = t.method.taught([step.keep])
+def test_der_stores_the_logits_that_an_item_entered_the_memory_with(tmp_path):
+    plan = Plan("two", {"a": ("c4",), "b": ("c5",), "r": REST}, (("learn", ("a",)), ("learn", ("b",))))
+    t = trainer(pretrained(4), plan, "der", tmp_path, trains="all", exemplars=3, teacher="stored")
+    first, second = plan.phases
+    t._begin(first, 0)
+    entered = {name: scores.clone() for name, scores in t.method.memory.logits.items()}
+    assert len(entered) == 3 * len(REST) and t.method.teacher is None
     with torch.no_grad():
-        for p in trained(t.model).values():
-            p.add_(1)
-    torch.testing.assert_close(t.method.taught([step.keep])[0].scores, before.scores, rtol=0, atol=0)
+        t.model.head.bias += 1  # what the phase learns
+    t.model.eval()
+    t.method.end_phase(first)
+    t._begin(second, 0)
+    stored = t.method.memory.logits
+    assert len(stored) == 3 * (len(REST) + 1) and all(torch.equal(stored[name], entered[name]) for name in entered)
+    step = step_of(t, second)
+    items = [(c, int(i)) for c, _, i in (name.partition("/") for name in step.keep.names)]
+    step.keep = t.domain._batch(items, [None] * len(items), True)  # as they were when they entered
+    labels = [t.domain.classes.names[row] for row in step.keep.labels.tolist()]
+    old = torch.tensor([c in REST for c in labels])
+    target, keep = predictions(t, step)
+    wanted = keep.scores.detach() - old[:, None].float()  # old items moved by 1 since they entered, c4 not at all
+    expected = t.method.config.logit_weight * F.mse_loss(keep.scores, wanted)
+    torch.testing.assert_close(t.method.retention(step, target, keep), expected, rtol=1e-4, atol=1e-6)
+    t.method.memory.forget(["c1"])
+    assert not [name for name in t.method.memory.logits if name.startswith("c1")]
 
 
-def test_the_teacher_is_renewed_per_phase_or_kept_from_the_start(tmp_path):
-    plan = Plan("two", {"a": ("c0",), "b": ("c1",), "rest": ("c2", "c3")}, (("forget", ("a",)), ("forget", ("b",))))
-    for teacher in ("phase", "pretrained"):
-        t = trainer(pretrained(4), plan, "lwf", tmp_path / teacher, teacher=teacher)
-        base = copy.deepcopy(t.model)
-        t.swap()
-        kept = all(
-            torch.equal(a, b) for a, b in zip(t.method.teacher.module.parameters(), base.parameters(), strict=True)
-        )
-        assert kept == (teacher == "pretrained")
-
-
-# ---- wrong labels ----------------------------------------------------------------------------------------
-
-
-def test_wrong_labels_are_uniform_over_the_kept_classes():
-    labels = torch.zeros(6000, dtype=torch.long)
-    torch.manual_seed(0)
-    drawn = _relabel.relabelled(pretrained(4), forget_plan().phases[0], labels)
-    assert set(drawn.tolist()) == {1, 2, 3}
-    assert drawn.bincount()[1:].float().std() < 100
-
-
-def test_wrong_labels_never_repeat_the_true_one():
-    labels = torch.arange(6).repeat(50)
-    drawn = _relabel.wrong_labels(labels, range(6))
-    assert (drawn != labels).all() and drawn.min() >= 0 and drawn.max() < 6
-
-
-def test_published_labels_stay_below_the_number_of_forgotten_classes():
-    """The published quirk: with one forgotten class every item gets label 0, be it the true one."""
-    labels = torch.tensor([0, 3, 7] * 20)
-    assert (_relabel.published_labels(labels, 1) == 0).all()
-    assert _relabel.published_labels(labels, 5).max() < 5
-
-
-def test_no_other_label_is_an_error():
-    with pytest.raises(ValueError, match="no other label"):
-        _relabel.wrong_labels(torch.tensor([2]), [2])
+@pytest.mark.parametrize("settings", [{}, {"exemplars": 3, "published_embeddings": True}])
+def test_der_refuses_stored_logits_where_it_has_none(settings, tmp_path):
+    with pytest.raises(UserError, match="--teacher stored.*--exemplars 200"):
+        trainer(pretrained(4), make_plan("forget", [], ["c0"], REST), "der", tmp_path, teacher="stored", **settings)
