@@ -36,6 +36,7 @@ def second_phase(folder, method="replay", **settings):
 def trained(t, phase):
     """Carries out one phase of a trainer."""
     if not t.observer.metrics:
+        t.run.open(t._identity(), t._description(), False)
         t.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
     t._train(phase)
 
