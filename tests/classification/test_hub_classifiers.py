@@ -13,7 +13,6 @@ from common import adapters, commands, hub, lora
 
 NAMES = [*map(str, range(8))]
 KINDS = list(tiny_hub.CLASSIFIERS)
-TOWERS = ("dinov3_vit", "clip")
 SWAP = ["--data", "digits", "--no-flip", "--learn", "8", "--forget", "1", "--retain", "0,2", "--allow-chance"]
 FAST = ["--steps", "2", "--batch-size", "4", "--threads", "1", "--device", "cpu", "--gallery", "1", "--lora-rank", "2",
         "--lora-position", "all"]  # fmt: skip
@@ -88,7 +87,9 @@ def test_every_adapter_has_a_gradient_and_merging_changes_nothing(folders, kind)
         torch.testing.assert_close(adapters.merge(model)(images()), model(images()), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in ("dinov2", "clip") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_a_swap_moves_adapters_and_new_rows_and_its_export_is_read_by_transformers_alone(
     folders, kind, tmp_path, alone
 ):

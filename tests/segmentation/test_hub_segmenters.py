@@ -130,7 +130,9 @@ def run(verb, *words):
     assert commands.main(SESSION, verb, [str(word) for word in words]) == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in ("mask2former", "segformer") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_a_swap_moves_adapters_and_new_rows_and_its_export_is_read_by_transformers_alone(
     folders, kind, tmp_path, alone
 ):
@@ -169,7 +171,7 @@ from ks_segmentation.models.parts.pixels import Maps, PixelSegmenter
 from ks_segmentation.models.parts.watch import watched
 
 
-class MobileNet(FromHub, PixelSegmenter):
+class MobileVit(FromHub, PixelSegmenter):
     network_class = "MobileViTForSemanticSegmentation"
     class_layers = ("network.segmentation_head.classifier.convolution",)
 
@@ -179,7 +181,7 @@ class MobileNet(FromHub, PixelSegmenter):
         return Maps(classes.calls[0].output, classes.calls[0].input)
 
 
-SEGMENTER = MobileNet
+SEGMENTER = MobileVit
 """
 MOBILE = {"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 8, 8, 16, 16], "num_attention_heads": 2,
           "aspp_out_channels": 16, "image_size": 64, "patch_size": 2, "hidden_dropout_prob": 0.0}  # fmt: skip
