@@ -78,7 +78,7 @@ class DetectionSession(Session):
     }
     source, view = SourceConfig, ImageConfig
     swap_flags, pretrain_flags, predict_flags = (ForgettingConfig,), (BaseConfig,), (PredictConfig,)
-    everyday = ("config_file", "class_names", "mixed", "test_size")
+    everyday = ("model", "config_file", "class_names", "mixed", "test_size")
     defaults = {
         "swap": {
             "batch_size": 4, "lr": 5e-4, "weight_decay": 1e-4, "bound": 8.0, "forget_weight": 0.3, "learn_weight": 0.9,
