@@ -42,10 +42,10 @@ demo-segmentation: setup  ## the same for Mask2Former on digit scenes
 	$(PY) semantic-segmentation/demo.py
 
 test: setup $(TOOLS)  ## all tests, in two processes
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup $(TOOLS)  ## tests that take less than ten seconds each
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(TOOLS)  ## style and types
 	$(PY) -m ruff check .

@@ -16,6 +16,12 @@ def pytest_addoption(parser):
     parser.addoption("--regenerate", action="store_true", help="write tests/golden/curves_*.json again")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process waits for another one's last file."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
