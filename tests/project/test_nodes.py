@@ -69,7 +69,7 @@ def submitted(tmp_path):
         words = script(DOMAINS[1]).replace(":29500", f":{port}").replace("per-node=4", "per-node=1")
         (tmp_path / "job").write_text(f"{words} {TOY_RUN} nodes cases.json . &\nwait\n")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": known, "cwd": tmp_path}
-        return subprocess.run(["bash", "job"], timeout=400, **pipes).stdout
+        return subprocess.run(["bash", "job"], timeout=1200, **pipes).stdout
 
     return run
 
