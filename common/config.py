@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from common.errors import UserError
+from common.files import read_text
 from common.schema import typed
 
 
@@ -64,7 +65,7 @@ class _HelpAll(argparse.Action):
 
 
 MANY = 20
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 20_000, 40  # of a YAML file
+MAX_NODES, MAX_DEPTH = 20_000, 40  # of a YAML file
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -196,7 +197,7 @@ def read_yaml(path: str | Path, loader: type[Loader] = Loader) -> dict[str, Any]
     Raises:
         UserError: missing, too large, not YAML, not a mapping, or holding a tag that would run code.
     """
-    text = _text(Path(path))
+    text = read_text(Path(path))
     try:
         data = yaml.load(text, loader)
     except UserError as error:
@@ -209,17 +210,6 @@ def read_yaml(path: str | Path, loader: type[Loader] = Loader) -> dict[str, Any]
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold `name: value` lines.")
     return data
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_BYTES):
-            raise UserError(f"{path} is no file of at most {MAX_BYTES} bytes.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text file.") from None
 
 
 def apply_yaml(parser: argparse.ArgumentParser, path: str | Path, skip: Collection[str] = ()) -> None:

@@ -19,6 +19,7 @@ from common.config import Parser, help_formatter
 from common.errors import UserError
 from common.evaluation.prove import ProveConfig
 from common.evaluation.retrained import References
+from common.plan import ORDERS
 from common.session import Session
 from common.splits import read_list
 from common.sweep.engines import EngineConfig, Task
@@ -68,6 +69,11 @@ def _run(session: Session, demo: Demo, argv: list[str]) -> None:
             "--prove", action=argparse.BooleanOptionalAction, default=True, help="attack what the first run forgot"
         )
     args = parser.parse_args(argv)
+    if args.seeds < 1 or args.jobs < 1:
+        raise UserError(f"`--seeds` and `--jobs` must be at least 1, got {args.seeds} and {args.jobs}.")
+    orders = read_list(args.orders)
+    if not orders or set(orders) - set(ORDERS):
+        raise UserError(f"`--orders {args.orders}`: name some of {', '.join(ORDERS)}.")
     folder, began = Path(args.output_dir), time.monotonic()
     proves = bool(demo.proof and args.prove)
     with _beside(_references(session, demo, folder / "base-seed0", args.overwrite) if proves else []):

@@ -10,6 +10,20 @@ from pathlib import Path
 
 from common.errors import UserError
 
+MAX_TEXT = 10_000_000  # bytes
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a user wrote. Raises UserError: missing, no UTF-8 or too large."""
+    try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_TEXT):
+            raise UserError(f"{path} is no file of at most {MAX_TEXT} bytes.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text file.") from None
+
 
 def find_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
     """The files among `paths` as they are, and those with one of the suffixes below its folders, sorted; not hidden ones.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from common import jpeg
 from common.clean import Copies
 from common.session import Problem
 from ks_classification.data.images import ImageSet, decode, load
@@ -33,6 +34,8 @@ def check(text: str, images: ImageSet) -> tuple[list[str], list[Problem]]:
     for digest in seen["train"].keys() & seen["test"].keys():
         where, other = seen["test"][digest], seen["train"][digest]
         problems.append(Problem("test image in the training data", where, f"same pixels as {other}", fatal=False))
+    every = [item.source for part in ("train", "test") for item in getattr(images, part)]
+    problems += jpeg.damage(Path(source) for source in every if isinstance(source, str))
     counts = {part: Counter(item.label for item in getattr(images, part)) for part in ("train", "test")}
     for part, name in (("train", "training"), ("test", "test")):
         bare = [c for c in images.classes if not counts[part][c]]

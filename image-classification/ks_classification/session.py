@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,8 +127,11 @@ class ClassificationSession(Session):
             spec = spec_from(source, classes)
             model = build.build(spec, pretrained=source.pretrained)
         if spec.name == build.HYBRID and not source.stem_weights:
-            print("the hybrid's frozen stem starts at random: give --stem-weights to read one", file=sys.stderr)
-        if source.stem_weights:
+            raise UserError(
+                f"the stem of {spec.name} does not train: name its weights, a mobilenet_v2 of torchvision, with "
+                "--stem-weights, or `--stem-weights random` for one at random."
+            )
+        if source.stem_weights not in ("", "random"):
             load_stem(model, source.stem_weights)
         layers.set_dropout(model, source.dropout)
         plan = pretrain_plan(spec.classes)

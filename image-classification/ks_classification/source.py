@@ -53,7 +53,7 @@ class SourceConfig(Checked):
     narrow_head: bool = knob(
         False, "keep only those of the checkpoint's logit rows whose classes --data has (ImageNet100)"
     )
-    stem_weights: str = knob("", "torchvision mobilenet_v2 state dict for the hybrid's stem")
+    stem_weights: str = knob("", "torchvision mobilenet_v2 state dict for the hybrid's stem, or random")
     pretrained: bool = knob(False, "fetch the weights that timm or torchvision publish for --model")
     head_rows: int = knob(
         0, "logit rows in all, at least; more than there are classes stay unused (published: 200)", least=0, most=2**18

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from common import jpeg
 from common.images import open_image
 from common.session import Problem
 from ks_detection.data.folders import load
@@ -20,6 +21,7 @@ def check(text: str) -> tuple[list[str], list[Problem]]:
     problems = list(data.problems)
     found = (image_problem(record, lambda path: open_image(path).size) for record in [*data.train, *data.test])
     problems += [problem for problem in found if problem]
+    problems += jpeg.damage(record.path for record in [*data.train, *data.test] if record.path)
     problems += _class_problems(data)
     return describe(text, data), problems
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common import jpeg
 from common.clean import Copies, png
 from common.errors import UserError
 from common.record import write_bytes, write_json
@@ -16,7 +17,7 @@ from ks_segmentation.data import masks
 from ks_segmentation.data.layouts import load
 from ks_segmentation.data.masks import IGNORE, Table, UnknownId
 from ks_segmentation.data.scan import pixels_per_class
-from ks_segmentation.data.sets import Item, MaskSet
+from ks_segmentation.data.sets import Item, MaskItem, MaskSet
 
 
 def check(text: str, data: MaskSet) -> tuple[list[str], list[Problem]]:
@@ -33,6 +34,9 @@ def check(text: str, data: MaskSet) -> tuple[list[str], list[Problem]]:
         images[part], found, wrong = _read_all(items)
         pixels += found
         problems += wrong
+        problems += jpeg.damage(
+            item.image for item in items if isinstance(item, MaskItem) and isinstance(item.image, Path)
+        )
         problems += [] if items else [Problem("no images", text, f"has no {name} images")]
     every = pixels.total() or 1
     lines = [f"{text}: {len(data.train)} training and {len(data.test)} test images, {len(data.classes)} classes"]

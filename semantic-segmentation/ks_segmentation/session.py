@@ -24,7 +24,7 @@ from common.settings import Settings
 from common.splits import read_list, resolve
 from ks_segmentation.check import check, fix
 from ks_segmentation.checkpoints import onnx_graph
-from ks_segmentation.checkpoints.folder import load_folder, load_hub
+from ks_segmentation.checkpoints.folder import check_class_count, load_folder, load_hub
 from ks_segmentation.checkpoints.load import CLASSES_KEY, class_count, load_checkpoint, load_weights
 from ks_segmentation.checkpoints.read_file import WEIGHT_FILES, read_weights
 from ks_segmentation.checkpoints.record import MODEL_FILE
@@ -155,6 +155,7 @@ class SegmentationSession(Session):
         offered = list(dict.fromkeys(c for one in sets for c in one.classes))
         classes = resolve(base.classes, offered, "--classes") if base.classes else offered
         torch.manual_seed(settings.train.seed)
+        check_class_count(settings.flags.get("opts", ()), len(classes))
         model = _for_pretraining(source, base, settings.flags.get("opts", ()), len(classes))
         config_words.tell_unused(settings.flags)
         plan = pretrain_plan(classes)

@@ -59,6 +59,7 @@ def test_a_kept_stem_serves_batches_under_autocast(tmp_path):
     known = [name for name in COLOURS if name != "white"]
     common = ["--data", data, "--feature-cache", str(tmp_path / "kept"), "--views", "2", "--batch-size", "4", *BF16]
     model = ["--model", "hybrid_mobilenetv2", "--img-size", "32", "--model-args", "embed_dim=48,depth=1"]
+    model += ["--stem-weights", "random"]
     made = [*model, *common, "--steps", "2", "--classes", ",".join(known), "--output-dir", str(base)]
     assert commands.main(SESSION, "pretrain", made) == 0
     flags = [

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import read_text
 from common.session import Problem
 from ks_detection.data.records import ImageRecord, Raw, assembled, every_fifth
 from ks_detection.data.yolo import SUFFIXES
@@ -23,7 +24,7 @@ def read_voc(folder: Path, part: str, training: bool) -> Read:
     """
     listing, place = folder / "ImageSets" / "Main" / f"{part}.txt", folder / "Annotations"
     if listing.is_file():
-        files = [place / f"{line.split()[0]}.xml" for line in listing.read_text().splitlines() if line.strip()]
+        files = [place / f"{line.split()[0]}.xml" for line in read_text(listing).splitlines() if line.strip()]
     else:
         files = every_fifth(sorted(place.glob("*.xml")), training)
     if not files:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.config import read_yaml
 from common.errors import UserError
+from common.files import read_text
 from common.images import ImageError, size_of
 from common.session import Problem
 from ks_detection.data.records import ImageRecord, Raw, assembled
@@ -22,12 +23,12 @@ def class_list(folder: Path) -> list[str]:
     if (folder / "data.yaml").is_file():
         names = read_yaml(folder / "data.yaml").get("names")
         if isinstance(names, dict):
-            names = [names[key] for key in sorted(names)]
+            names = [names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))]
         if isinstance(names, list) and names:
             return [str(name) for name in names]
         raise UserError(f"{folder / 'data.yaml'} has no list `names`.")
     if (folder / "classes.txt").is_file():
-        return [line.strip() for line in (folder / "classes.txt").read_text().splitlines() if line.strip()]
+        return [line.strip() for line in read_text(folder / "classes.txt").splitlines() if line.strip()]
     raise UserError(f"{folder} needs class names: data.yaml with `names`, or classes.txt with one per line.")
 
 
@@ -49,7 +50,7 @@ def _record(images: Path, labels: Path, file: Path, names: list[str], problems: 
         problems.append(Problem("corrupt image", str(file), error.reason))
         return ImageRecord(str(inside), file, 1, 1)
     objects = []
-    for number, line in enumerate(text.read_text().splitlines() if text.is_file() else [], 1):
+    for number, line in enumerate(read_text(text).splitlines() if text.is_file() else [], 1):
         if not line.strip():
             continue
         where = f"{text.name}, line {number}"

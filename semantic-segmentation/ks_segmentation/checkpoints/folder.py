@@ -25,12 +25,13 @@ def load_folder(folder: Path, words: Sequence[Any] = ()) -> tuple[Segmenter, lis
         words: KEY, value, ... that override its config; the number of classes is the weights' own.
 
     Raises:
-        UserError: no model there.
+        UserError: no model there, or words that state another number of classes.
     """
     if not (folder / MODEL_FILE).is_file():
         raise UserError(f"{folder} holds no model of ours ({MODEL_FILE} is missing).")
     record: ModelRecord = read_json(folder / MODEL_FILE, ModelRecord, "name a model/ folder that is whole")
     classes = record.classes
+    check_class_count(words, len(classes))
     words = [*flat(record.config), *words, CLASSES_KEY, len(classes)]
     if record.modelname:
         kind = hub_type(record.modelname)
@@ -71,6 +72,13 @@ def load_hub(
     else:
         network = hub.load(kind.network_class, folder, config)
     return kind.of(network, hub.beside(folder), words), hub.row_names(config)
+
+
+def check_class_count(words: Sequence[Any], count: int) -> None:
+    """Raises UserError for KEY, value, ... that state another number of classes than there are."""
+    stated = [value for key, value in zip(words[::2], words[1::2], strict=False) if key == CLASSES_KEY]
+    if stated and str(stated[-1]) != str(count):
+        raise UserError(f"{CLASSES_KEY} {stated[-1]}: there are {count} classes; leave it out, it follows from them.")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> list[Any]:

@@ -19,6 +19,7 @@ from typing import Annotated
 import msgspec
 
 from common.errors import UserError
+from common.files import read_text
 from common.schema import read_json, typed
 from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
@@ -163,7 +164,7 @@ def voc(root: Path, names: tuple[str, ...]) -> MaskSet:
 
     def read(split: str) -> list[MaskItem]:
         path = root / "ImageSets/Segmentation" / f"{split}.txt"
-        stems = path.read_text().split() if path.is_file() else []
+        stems = read_text(path).split() if path.is_file() else []
         return [
             MaskItem(s, root / "JPEGImages" / f"{s}.jpg", root / "SegmentationClass" / f"{s}.png", table) for s in stems
         ]
@@ -258,7 +259,7 @@ def cityscapes(root: Path, names: tuple[str, ...]) -> MaskSet:
 def pet(root: Path, names: tuple[str, ...]) -> MaskSet:
     """images/, annotations/trimaps/ and annotations/{trainval,test}.txt; the animal's pixels are its breed."""
     lines = {
-        split: [line.split()[0] for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+        split: [line.split()[0] for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
         for split, name in (("train", "trainval"), ("test", "test"))
         if (path := root / "annotations" / f"{name}.txt").is_file()
     }
