@@ -7,7 +7,7 @@ DONE   := $(VENV)/.installed
 TOOLS  := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup op demo demo-detection demo-segmentation test test-fast lint format clean
+.PHONY: help setup op demo demo-detection demo-segmentation app test test-fast lint format clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ demo-detection: setup  ## the same for a DINO detector on digit scenes
 
 demo-segmentation: setup  ## the same for Mask2Former on digit scenes
 	$(PY) semantic-segmentation/demo.py
+
+app: setup  ## a page on this machine to try a run on: make app RUN=results/demo-classification
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[app]'
+	$(PY) -m common.app $(or $(RUN),results/demo-classification)
 
 test: setup $(TOOLS)  ## all tests, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

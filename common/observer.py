@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +17,9 @@ from common.errors import UserError
 from common.evaluation import spill
 from common.evaluation.run_measures import class_history_of, history_of, measures, weights_of
 from common.guard import Guard
+from common.hub import PREFIX
 from common.plan import Phase, Plan
-from common.record import METRICS, Run, name_of, read_run_config
+from common.record import METRICS, PHASES, Run, name_of, read_run_config
 from common.rows import TrainedRows
 from common.sparsity import block_of, group_norms, groups, zero_group_ratio
 
@@ -119,15 +122,23 @@ class Observer:
         if items:
             self.run.save_gallery(moment, items)
 
-    def export(self, method: str, rows: TrainedRows | None, guard: Guard) -> None:
-        """The result so far: the adapter folder, or the whole model where all parameters train."""
+    def export(self, method: str, rows: TrainedRows | None, guard: Guard, after: int = 0) -> None:
+        """The result so far: the adapter folder, or the whole model where all parameters train.
+
+        after: a phase that is not the last; its adapter is also kept as phases/<after>.
+        """
         if not distributed.is_main():
             return
-        info = {"classes": list(self.domain.classes.names), "method": method, "plan": self.plan.record()}
+        told = [{g: v for g, v in scores.items() if math.isfinite(v)} for scores in history_of(self.metrics)] or [{}]
+        info = {"classes": list(self.domain.classes.names), "method": method, "plan": self.plan.record(),
+                "metric": self.domain.metric, "before": told[0], "scores": told[-1],
+                "base_model": _base_name(self.run.flags)}  # fmt: skip
         info["run"] = name_of(self._identity())
         if lora.adapters(self.model):
             head = self.domain.head_rows(self.model, self.domain.classes.names)
-            adapters.save(self.model, self.run.path("adapter"), rows.rows if rows else {}, info, head)
+            places = ["adapter", *([f"{PHASES}/{after}"] if 0 < after < len(self.plan.phases) else [])]
+            for place in places:
+                adapters.save(self.model, self.run.path(place), rows.rows if rows else {}, info, head)
             guard.save(self.run.path("adapter"))
         else:
             adapters.save_model(self.model, self.run.path("model"), info)
@@ -159,6 +170,12 @@ class Observer:
         if told:
             self.write([{"phase": phase.index, "action": phase.action, "guard": told}])
         self.show(phase.title)
+
+
+def _base_name(flags: Mapping[str, Any]) -> str:
+    """The base as its card calls it: a name of the hub as it is, of a file or folder the last part, or the model's name."""
+    path = str(flags.get("checkpoint") or flags.get("model") or "")
+    return path if path.startswith(PREFIX) and not Path(path.removeprefix(PREFIX)).exists() else Path(path).name
 
 
 def factors(model: nn.Module) -> Factors:

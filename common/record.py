@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from common.schema import checked_json, read_json, typed
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 REFERENCES = "references.json"
+PHASES = "phases"  # folder of the adapters as the phases but the last left them
 FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json",
          "proof.json", "proof.html")  # fmt: skip
 RESULTS = (
@@ -207,6 +209,7 @@ class Run:
         self._sweep()
         for name in (*FILES, *(RESULTS if self._begun() else ())):
             self.path(name).unlink(missing_ok=True)
+        shutil.rmtree(self.path(PHASES), ignore_errors=True)
         write_json(config, {"identity": identity, "flags": self.flags, **description})
         return False
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from common import commands, report
+from common.adapters.named import Named
 from common.config import apply_values, flag, from_values
 from common.errors import UserError
 from common.evaluation.run_measures import history_of
@@ -20,6 +21,8 @@ from common.record import METRICS, Callback, read_lines
 from common.session import Session
 from common.settings import Settings, settings_from
 from common.trainer import run_plan
+
+Told = Callable[[Mapping[str, Any]], None]  # what a watching function is
 
 
 class Result:
@@ -83,7 +86,8 @@ class Result:
 
 def swap(
     session: Session, model: str | Path | nn.Module, data: Any, learn: Sequence[str] = (), forget: Sequence[str] = (),
-    callbacks: Sequence[Callback] = (), **settings: Any,
+    callbacks: Sequence[Callback] = (), on_step: Told | None = None, on_evaluate: Told | None = None,
+    on_phase_end: Told | None = None, **settings: Any,
 ) -> Result:  # fmt: skip
     """One swap; see `swap` of a domain's package."""
     if settings.get("dry_run"):
@@ -100,12 +104,37 @@ def swap(
             given[name], values[place] = value, ""
     try:
         chosen = _settings(session, values, given)
-        trainer = run_plan(session.open_swap(chosen), chosen, session.name, callbacks)
+        opening = session.open_swap(chosen)
+        watch = _watcher(len(opening.plan.groups), on_step, on_evaluate, on_phase_end)
+        trainer = run_plan(opening, chosen, session.name, [*callbacks, watch])
     except BaseException:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     return Result(trainer.run.folder, trainer.model.eval(), trainer.domain.classes.names, session, given, {}, temporary)
+
+
+def _watcher(groups: int, on_step: Told | None, on_evaluate: Told | None, on_phase_end: Told | None) -> Callback:
+    """One callback of the three functions; the lines of the groups of one scoring become one record."""
+    lines: list[Mapping[str, Any]] = []
+
+    def watch(kind: str, record: Mapping[str, Any]) -> None:
+        if kind == "steps" and on_step:
+            on_step(record)
+        if "group" not in record or "score" not in record:
+            return
+        lines.append(record)
+        if len(lines) < groups:
+            return
+        found = {name: record[name] for name in ("phase", "action", "epoch", "step", "end")}
+        found["scores"] = {line["group"]: line["score"] for line in lines}
+        lines.clear()
+        if on_evaluate:
+            on_evaluate(found)
+        if on_phase_end and record["end"] and record["phase"]:
+            on_phase_end(found)
+
+    return watch
 
 
 def _settings(session: Session, values: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
@@ -135,16 +164,44 @@ def loader(session: Session) -> Callable[..., Result]:
         """The result of a finished run.
 
         Args:
-            path: the run folder, or what `Result.save` wrote.
+            path: the run folder, what `Result.save` wrote, or hf:OWNER/NAME, which is fetched.
             model: the base model, where the run was started with a model object.
             flags: flags that win over the recorded ones, such as checkpoint="moved.pth".
 
         Raises:
             UserError: there is no run, or no result yet.
         """
+        path = session.run_folder(path)
         if not session.is_run(path):
             raise UserError(f"{path} is no run (config.json is missing); name the folder of a finished swap.")
         base = session.load(path, flags, model).base
         return Result(Path(path), base.model, base.classes, session, {} if model is None else {"model": model}, flags)
 
     return load_run
+
+
+def loader_of_several(session: Session) -> Callable[..., Named]:
+    """`load_runs` of a domain's package."""
+
+    def load_runs(
+        runs: Mapping[str, str | Path] | Sequence[str | Path], model: nn.Module | None = None, **flags: Any
+    ) -> Named:
+        """Adapters of several runs on one base: `with load_runs(...).using("birds") as model`.
+
+        Args:
+            runs: run folders by name, or a list of them, which are called by their folders.
+            model, flags: as of `load_run`, for the base of the first run; it must be the base of all.
+
+        Raises:
+            UserError: no runs, or one that belongs to another base.
+        """
+        named = runs if isinstance(runs, Mapping) else {Path(run).name: run for run in runs}
+        if not named:
+            raise UserError("no runs are named; name run folders.")
+        first = session.load_base(session.run_folder(next(iter(named.values()))), flags, model)
+        swaps = Named(first.model, first.classes)
+        for name, run in named.items():
+            swaps.add(name, session.run_folder(run))
+        return swaps
+
+    return load_runs

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from common import adapters, distributed, onnx_file
+from common.adapters.share import fetched
 from common.config import Parser
 from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.run_measures import standing
+from common.hub import PREFIX, is_hub
 from common.plan import Plan, from_record
 from common.record import read_run_config
 from common.schema import read_json
@@ -194,6 +196,13 @@ class Session:
         """Whether a folder holds a run of ours."""
         return (Path(path) / "config.json").is_file()
 
+    def run_folder(self, path: str | Path) -> Path:
+        """The folder of a run: a path, or hf:NAME of a swap on the hub, which is fetched."""
+        text = str(path)
+        if not is_hub(text) or Path(text.removeprefix(PREFIX)).expanduser().exists():
+            return Path(text)
+        return fetched(text.removeprefix(PREFIX))
+
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
         """The flags of a run with those given now, which win; `fetch` and `fetch_model` tell whether data
         and a model of `--model hf:NAME` may be downloaded."""
@@ -221,7 +230,7 @@ class Session:
         Raises:
             UserError: nothing there, no result yet, or the base model has moved.
         """
-        folder = Path(path)
+        folder = self.run_folder(path)
         if not folder.exists():
             raise UserError(
                 f"{path} is no run and no checkpoint: it does not exist; name the folder of a finished run."
@@ -242,7 +251,7 @@ class Session:
         elif (folder / "model").is_dir():
             base = self.load_folder(folder / "model", flags)
         elif (folder / "adapter").is_dir():
-            base = self._with_adapter(folder, flags, model)
+            base = self._with_adapter(folder, given, model)
         else:
             raise UserError(f"{folder} has no result yet; finish the run with its own command first.")
         base.model.eval()
@@ -266,13 +275,23 @@ class Session:
             self.from_graph(file), {**seen, **flags}, {g: tuple(names) for g, names in file.groups.items()}, {}
         )
 
-    def _with_adapter(self, folder: Path, flags: Flags, model: nn.Module | None) -> Base:
-        info, _ = adapters.read(folder / "adapter")
+    def load_base(self, folder: Path, given: Flags, model: nn.Module | None = None) -> Base:
+        """The base model of a finished swap, without its adapter.
+
+        Raises:
+            UserError: no swap, its adapter is of another run, or the base has moved.
+        """
+        record = read_run_config(folder)
+        self._check_result(folder, record["identity"])
+        flags = self.joined(record.get("flags", {}), given)
         path = self.base_path(flags) if model is None else ""
         if path and not Path(path).expanduser().exists():
             raise UserError(f"the base model of {folder}, {path}, is not there; name it with --checkpoint.")
-        base = self.base(flags) if model is None else self.given_model(model, flags)
-        base = self.widened(base, info["classes"])
+        return self.base(flags) if model is None else self.given_model(model, flags)
+
+    def _with_adapter(self, folder: Path, given: Flags, model: nn.Module | None) -> Base:
+        base = self.load_base(folder, given, model)
+        base = self.widened(base, adapters.read(folder / "adapter")[0]["classes"])
         adapters.load(base.model, folder / "adapter")
         return base
 

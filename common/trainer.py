@@ -337,7 +337,7 @@ class Trainer:
         self.observer.write(self.settling.figures(phase, steps, limit))
         self.observer.end_phase(phase, steps // per_epoch, steps, self.factors, self.guard)
         self.done.update(phase=phase.index + 1, step=0)
-        self.observer.export(self.config.method, self.rows, self.guard)
+        self.observer.export(self.config.method, self.rows, self.guard, phase.index)
         self._save()
 
     # ---- stop and resume ---------------------------------------------------------------------------------

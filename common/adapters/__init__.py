@@ -179,16 +179,41 @@ def sha256(model: nn.Module, leave_out: Collection[str], updated: bool = False) 
 
 
 def card(info: Mapping[str, Any]) -> str:
-    """A model card for the hub: its metadata block, and what the adapter does to which base."""
-    steps = [f"{action} {', '.join(c for g in groups for c in info['plan']['groups'][g])}"
-             for action, groups in info.get("plan", {}).get("steps", [])]  # fmt: skip
+    """A model card for the hub: its metadata block, and what the adapter does to which base.
+
+    Args:
+        info: swap.json; "license" where there is one.
+    """
+    plan, base = info.get("plan", {}), str(info.get("base_model") or "")
+    steps = [
+        f"{action} {', '.join(c for g in groups for c in plan['groups'][g])}"
+        for action, groups in plan.get("steps", [])
+    ]
     sizes = [f"rank {layer['rank']}" for layer in info["layers"].values()]
-    lines = ["---", "library_name: peft", "tags:", "- lora", "- knowledge-swapping", "- machine-unlearning", "---", "",
+    known = [f"license: {info['license']}"] if info.get("license") else []
+    known += [f"base_model: {base.removeprefix('hf:')}"] if base.startswith("hf:") else []
+    lines = ["---", "library_name: peft", *known, "tags:", "- lora", "- knowledge-swapping", "- machine-unlearning", "---", "",
              "# Adapter of a knowledge swap", "", *(f"- {step}" for step in steps),
              f"- method: {info.get('method', 'unknown')}; {len(sizes)} layers, {', '.join(dict.fromkeys(sizes))}",
-             f"- base, SHA-256 of its parameters without the classifier: `{info['base_sha256']}`", "",
-             "Taking the adapter off gives the base back: what it forgets is hidden, not removed."]  # fmt: skip
+             f"- base: {base.removeprefix('hf:') or 'not named'}; SHA-256 of its parameters without the classifier: "
+             f"`{info['base_sha256']}`",
+             f"- license: {info.get('license') or 'not stated; that of the base counts as well'}",
+             f"- classes, in the order of their rows: {', '.join(info.get('classes', [])) or 'not named'}", "",
+             *_scores(info), "Taking the adapter off gives the base back: what it forgets is hidden, not removed."]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _scores(info: Mapping[str, Any]) -> list[str]:
+    """A table of the groups: classes, and scores before and after."""
+    before, after = info.get("before", {}), info.get("scores", {})
+    rows = [
+        f"| {group} | {', '.join(classes)} | {before.get(group, math.nan):.1f} | {after.get(group, math.nan):.1f} |".replace(
+            "nan", "–"
+        )
+        for group, classes in info.get("plan", {}).get("groups", {}).items()
+    ]
+    metric = info.get("metric", "score")
+    return [f"| group | classes | {metric} before | after |", "|---|---|---|---|", *rows, ""] if after else []
 
 
 def checksum(model: nn.Module) -> float:

@@ -1,4 +1,4 @@
-"""`python -m common.adapters list | show | apply | remove | merge | diff RUN...`: finished swaps as files."""
+"""`python -m common.adapters list | show | apply | remove | merge | diff | push | pull RUN...`: finished swaps as files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common import adapters
-from common.adapters import stack
+from common.adapters import share, stack
 from common.cli import main
 from common.config import Parser
 
@@ -19,7 +20,9 @@ HELP = """Finished swaps as files; the base's weights are never written to.
   apply RUN... OUTPUT     a run folder with all of them stacked in order; conflicts are errors
   remove STACK NAME OUTPUT  the same stack without one of its runs
   merge RUN OUTPUT        base weights with the update added, as one .safetensors (the verb export: other formats)
-  diff RUN RUN            how far each moves every block, and how far they are apart"""
+  diff RUN RUN            how far each moves every block, and how far they are apart
+  push RUN OWNER/NAME     print what would be uploaded to the hub; with --yes upload it, with your own login
+  pull OWNER/NAME OUTPUT  a run folder from the hub; give its base with --checkpoint where the hub has it not"""
 
 
 def body(argv: list[str]) -> int:
@@ -28,7 +31,15 @@ def body(argv: list[str]) -> int:
     parser = Parser(prog="python -m common.adapters", description=HELP, formatter_class=kind, allow_abbrev=False)
     parser.add_argument("command", choices=list(COMMANDS))
     parser.add_argument("arguments", nargs="+", metavar="RUN", help="run folders, then what the command writes")
+    parser.add_argument("--yes", action="store_true", help="push: upload")
+    parser.add_argument("--license", default="", help="push: identifier for the model card, such as mit")
+    parser.add_argument("--private", action="store_true", help="push: a repository that others cannot see")
     args = parser.parse_args(argv)
+    if args.command == "push" and len(args.arguments) == 2:
+        print(share.push(Path(args.arguments[0]), args.arguments[1], args.yes, args.license, args.private))
+        return 0
+    if args.yes or args.license or args.private:
+        parser.error("--yes, --license and --private are for push")
     function, least, most = COMMANDS[args.command]
     if not least <= len(args.arguments) <= most:
         parser.error(
@@ -85,9 +96,14 @@ def diff(one: str, other: str) -> None:
         print(f"{block:<32}" + "".join(f"{norms[name]:20.4f}" for name in names))
 
 
+def pull(name: str, output: str) -> None:
+    """A run folder."""
+    print(f"wrote {share.pull(name, Path(output))}")
+
+
 MANY = 1000
-COMMANDS: dict[str, tuple[Callable[..., None], int, int]] = {"list": (list_, 1, MANY), "show": (show, 1, 1), "apply": (apply, 2, MANY), "remove": (remove, 3, 3),
-            "merge": (merge, 2, 2), "diff": (diff, 2, 2)}  # fmt: skip
+COMMANDS: dict[str, tuple[Callable[..., Any], int, int]] = {"list": (list_, 1, MANY), "show": (show, 1, 1), "apply": (apply, 2, MANY), "remove": (remove, 3, 3),
+            "push": (share.push, 2, 2), "pull": (pull, 2, 2), "merge": (merge, 2, 2), "diff": (diff, 2, 2)}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main(body))

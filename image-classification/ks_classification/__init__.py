@@ -10,7 +10,9 @@ from common.lazy import lazy
 __getattr__, __all__ = lazy(
     swap="ks_classification.api",
     load_run="ks_classification.api",
+    load_runs="ks_classification.api",
     load_checkpoint="ks_classification.checkpoints.load",
     export_published="ks_classification.checkpoints.export",
+    OwnModel="ks_classification.models.own",
     FaceTransformer="ks_classification.models.face",
 )

@@ -27,8 +27,9 @@ def swap(
             `classes`, or by `data_classes=[...]`.
         learn, forget: class names; all other classes that the model knows and the data shows are retained.
         settings: any flag of `swap.py --help-all` by its name (epochs=5, lr=1e-3, method="replay", seed=0), and
-            `callbacks`: functions called with ("steps" or "metrics", record) as the run goes on. Without `output_dir`
-            the run folder is temporary; `Result.save` keeps it.
+            `callbacks`: functions called with ("steps" or "metrics", record) as the run goes on; `on_step(record)` after
+            every step, `on_evaluate(found)` and `on_phase_end(found)` with the scores of all groups. Without
+            `output_dir` the run folder is temporary; `Result.save` keeps it.
 
     Returns:
         A `Result` with `scores`, `model`, `report(path)` and `save(path)`.
@@ -40,3 +41,4 @@ def swap(
 
 
 load_run = result.loader(SESSION)
+load_runs = result.loader_of_several(SESSION)

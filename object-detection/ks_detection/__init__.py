@@ -10,6 +10,7 @@ from common.lazy import lazy
 __getattr__, __all__ = lazy(
     swap="ks_detection.api",
     load_run="ks_detection.api",
+    load_runs="ks_detection.api",
     DinoConfig="ks_detection.models.dino.config",
     DeformableConfig="ks_detection.models.deformable_detr.config",
     build_dino="ks_detection.models.detectors",

@@ -65,10 +65,3 @@ def sighting(
     truth = ", ".join(t.label for t in truths)
     right = all(t.label == name for t, name in zip(truths, called, strict=True))
     return GalleryItem(record.name, buffer.getvalue(), truth, "; ".join(words), right)
-
-
-def png(image: Image.Image) -> bytes:
-    """The image as PNG bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

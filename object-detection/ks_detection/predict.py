@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common.clean import png
 from common.errors import UserError
 from common.knobs import Checked, knob
 from common.lazy import Module
@@ -55,5 +56,5 @@ def answers(
             for row, score, box in rows
         ]
         text = "  ".join(f"{o['class']} {o['score']:.2f} {o['box']}" for o in objects) or "nothing found"
-        images = {"png": gallery.png(gallery.draw(image, found, names))} if draw else {}
+        images = {"png": png(gallery.draw(image, found, names))} if draw else {}
         yield Answer(str(file), text, {"objects": objects}, images)

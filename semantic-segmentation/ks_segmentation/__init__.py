@@ -9,6 +9,7 @@ from common.lazy import lazy
 __getattr__, __all__ = lazy(
     swap="ks_segmentation.api",
     load_run="ks_segmentation.api",
+    load_runs="ks_segmentation.api",
     build_mask2former="ks_segmentation.models.mask2former.model",
     load_hub="ks_segmentation.checkpoints.folder",
     load_checkpoint="ks_segmentation.checkpoints.load",

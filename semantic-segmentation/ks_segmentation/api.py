@@ -27,9 +27,9 @@ def swap(
             the same pair at every call; images are augmented here.
         learn, forget: class names; all other classes that the model knows and the data shows are retained.
         settings: any flag of `swap.py --help-all` by its name (steps=300, lr=1e-3, method="replay", seed=0),
-            `opts=[KEY, value, ...]` for settings of the config, and `callbacks`: functions called with ("steps" or
-            "metrics", record) as the run goes on. Without `output_dir` the run folder is temporary; `Result.save`
-            keeps it.
+            `opts=[KEY, value, ...]` for settings of the config, and `callbacks`: functions called with ("steps" or "metrics", record) as the run goes on; `on_step(record)` after
+            every step, `on_evaluate(found)` and `on_phase_end(found)` with the scores of all groups. Without
+            `output_dir` the run folder is temporary; `Result.save` keeps it.
 
     Returns:
         A `Result` with `scores` (mean IoU), `model`, `report(path)` and `save(path)`.
@@ -41,3 +41,4 @@ def swap(
 
 
 load_run = result.loader(SESSION)
+load_runs = result.loader_of_several(SESSION)

@@ -116,3 +116,55 @@ def test_wrong_calls_are_one_line(changes, message):
     with pytest.raises(UserError, match=message) as found:
         ks_classification.swap(tiny_model(), **{**call, **changes})
     assert "\n" not in str(found.value)
+
+
+class Net(torch.nn.Module):
+    """A classifier whose head is not its last linear layer, and is not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(3 * 16 * 16, 24)
+        self.fc = torch.nn.Linear(24, 3)
+        self.spare = torch.nn.Linear(24, 2)
+
+    def features(self, images):
+        return self.body(images.flatten(1)).relu()
+
+    def forward(self, images):
+        return torch.nn.functional.linear(self.features(images), self.fc.weight, self.fc.bias)
+
+
+def test_your_own_classifier_with_its_head_and_embeddings(tmp_path):
+    torch.manual_seed(0)
+    net, seen = Net(), {"step": [], "evaluate": [], "end": []}
+    own = ks_classification.OwnModel(net, "fc", lambda model, images: model.features(images))
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(own(images), net(images))
+    run = ks_classification.swap(
+        own, data=(Colours(6), Colours(3, 100)), learn=["white"], forget=["red"], class_names=NAMES[:3],
+        lora_targets="model.body", on_step=seen["step"].append, on_evaluate=seen["evaluate"].append,
+        on_phase_end=seen["end"].append, **FAST,
+    )  # fmt: skip
+    assert run.model.model.fc.weight.shape == (4, 24) and net.fc.weight.shape == (3, 24)
+    assert len(seen["step"]) == 4 and [found["phase"] for found in seen["end"]] == [1, 2]
+    assert seen["evaluate"][0]["scores"] == run.before and seen["end"][-1]["scores"] == run.scores
+    assert run.report(tmp_path / "page.html").is_file() and run.save(tmp_path / "kept").is_dir()
+    again = ks_classification.load_run(tmp_path / "kept", model=own)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(images), run.model(images))
+
+
+def test_a_head_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="no linear layer 'head'; it has: body, fc, spare"):
+        ks_classification.OwnModel(Net(), "head")
+
+
+def test_several_runs_on_one_base(swapped, tmp_path):
+    run, model, *_ = swapped
+    run.save(tmp_path / "a")
+    run.save(tmp_path / "b")
+    swaps = ks_classification.load_runs([tmp_path / "a", tmp_path / "b"], model=model)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad(), swaps.using("b") as adapted:
+        torch.testing.assert_close(adapted(images), run.model(images), rtol=0, atol=1e-6)
+    assert swaps.names == ["a", "b"] and swaps.model.head.weight.shape[0] == 3

@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from ks_classification.session import SESSION
@@ -10,7 +11,7 @@ from test_prove import HERE, place, started  # noqa: F401  # a fixture
 
 from common import adapters, lora
 from common.adapters import __main__ as commands
-from common.adapters import stack
+from common.adapters import share, stack
 from common.cli import main
 from common.errors import UserError
 
@@ -148,3 +149,54 @@ def test_an_adapter_without_a_recorded_base_is_refused(runs, tmp_path):
     with pytest.raises(UserError, match="which base"):
         stack.read(tmp_path / "old")
     assert torch.equal(answers(tmp_path / "old"), answers(runs / "run"))  # but it loads as before
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """What the hub was asked to do; nothing leaves."""
+    calls = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            calls.append(("create", name, options["private"]))
+
+        def create_commit(self, name, operations, **options):
+            calls.append(("commit", name, {o.path_in_repo: o.path_or_fileobj for o in operations}))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return calls
+
+
+def test_push_prints_and_sends_only_with_yes(runs, offline, capsys):
+    run = str(runs / "run")
+    assert main(commands.body, ["push", run, "me/swap", "--license", "mit"]) == 0
+    told = capsys.readouterr().out
+    assert "nothing was sent" in told and "adapter/adapter_model.safetensors" in told and "license: mit" in told
+    assert not offline and str(runs) not in told
+    assert main(commands.body, ["push", run, "me/swap", "--yes", "--private"]) == 0
+    (_, name, private), (_, _, files) = offline
+    assert (name, private) == ("me/swap", True)
+    assert set(files) == {"README.md", "config.json", *(f"adapter/{f}" for f in share.FILES)}
+    assert not [file for file, data in files.items() if str(runs).encode() in data]
+    assert main(commands.body, ["push", run, "swap"]) == 2 and main(commands.body, ["list", run, "--yes"]) == 2
+
+
+def test_a_pulled_swap_is_a_run_folder(runs, tmp_path, monkeypatch):
+    for file, data in share.contents(runs / "run").items():
+        path = tmp_path / "hub" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **o: asked.append(name) or tmp_path / "hub")
+    assert main(commands.body, ["pull", "me/swap", str(tmp_path / "mine")]) == 0
+    record = json.loads((tmp_path / "mine/config.json").read_text())
+    assert record["identity"]["plan"] and "output_dir" not in record["flags"] and asked == ["me/swap"]
+    assert adapters.read(tmp_path / "mine/adapter")[0]["classes"]
+    assert main(commands.body, ["pull", "me/swap", str(tmp_path / "mine")]) == 2
+    images = torch.randn(2, 3, 16, 16)
+    found = [
+        SESSION.load(p, {"checkpoint": str(runs / "base")}) for p in ("hf:me/swap", tmp_path / "mine", runs / "run")
+    ]
+    with torch.no_grad():
+        first, *others = (one.base.model(images) for one in found)
+    assert all(torch.equal(first, other) for other in others) and found[0].groups == found[2].groups

@@ -13,7 +13,6 @@ from common.domain import ClassTable
 from common.onnx_file import Graph, OnnxFile, Outputs
 from ks_detection.data import transforms
 from ks_detection.models.parts.detector import Detector
-from ks_detection.models.parts.padding import Padded
 from ks_detection.models.parts.postprocess import post_process
 
 OUTPUTS = ("pred_logits", "pred_boxes")
@@ -29,18 +28,17 @@ class Answers(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.model(Padded(images, torch.zeros_like(images[:, 0], dtype=torch.bool)))
+        found = self.model.alike(images)
         return found["pred_logits"], found["pred_boxes"]
 
 
-def graph(model: nn.Module, recipe: transforms.Recipe) -> Graph:
-    """The graph of a detector without adapters. Sizes of images stay open, but with a Swin, whose windows are cut for
-    one size: there it is that of the test images, and square."""
-    fixed = str(model.config.backbone).startswith("swin")
-    sizes = [(n, 3, recipe.test_size, recipe.test_size) for n in (2, 1, 3)] if fixed else SIZES
+def graph(model: Detector, recipe: transforms.Recipe) -> Graph:
+    """The graph of a detector without adapters. Sizes of images stay open where the detector allows."""
+    fixed = model.graph_size(recipe.test_size)
+    sizes = [(n, 3, *fixed) for n in (2, 1, 3)] if fixed else SIZES
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(size, generator=generator) for size in sizes]
-    settings = {"num_select": model.config.num_select, "fixed": recipe.test_size if fixed else 0}
+    settings = {"num_select": model.config.num_select, "fixed": fixed}
     return Graph(Answers(model), OUTPUTS, images, not fixed, settings, difference, table())
 
 
@@ -70,11 +68,11 @@ class OnnxDetector(Detector):
 
     def forward(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """One image after the other: a batch of the file has one size."""
-        side = self.file.settings["fixed"]
+        size = self.file.settings["fixed"]
         found = []
         for image in images:
             batch = image[None]
-            if side:
-                batch = nn.functional.interpolate(batch, (side, side), mode="bilinear", antialias=True)
+            if size:
+                batch = nn.functional.interpolate(batch, tuple(size), mode="bilinear", antialias=True)
             found.append(self.file(batch))
         return {name: torch.cat(parts) for name, parts in zip(OUTPUTS, zip(*found, strict=True), strict=True)}

@@ -79,6 +79,15 @@ class HubDetector(Detector):
                 found += _grouped(call[logits], call[boxes], size)
         return found
 
+    def alike(self, images: Tensor) -> dict:
+        mask = {"pixel_mask": torch.ones_like(images[:, 0], dtype=torch.long)} if self.config.family.padded else {}
+        found = self.network(pixel_values=self._coloured(images), **mask)
+        return {"pred_logits": found.logits, "pred_boxes": found.pred_boxes}
+
+    def graph_size(self, side: int) -> tuple[int, int]:
+        cell = self.config.family.cells(self.network.config)
+        return tuple(self.config.size or [-(-side // cell) * cell] * 2)
+
     def prepared(self, images: list[Tensor] | Padded) -> dict[str, Tensor]:
         """What the network is called with: images as it wants them, on one canvas.
 

@@ -68,6 +68,15 @@ class Detector(nn.Module):
         """The outputs from backbone maps and the pixel mask [B, H, W], True on padding."""
         raise NotImplementedError
 
+    def alike(self, images: Tensor) -> dict:
+        """The outputs for images [B, 3, H, W] of one size, none of it padding: what an exported graph computes."""
+        return self(Padded(images, torch.zeros_like(images[:, 0], dtype=torch.bool)))
+
+    def graph_size(self, side: int) -> tuple[int, int] | None:
+        """(height, width) that a graph of it is made for, near `side`; None where a graph takes any. A Swin's windows
+        are cut for one size."""
+        return (side, side) if str(self.config.backbone).startswith("swin") else None
+
     def criterion(self) -> SetCriterion:
         """The loss that it is trained with."""
         return SetCriterion(self.config)

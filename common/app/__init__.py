@@ -1,0 +1,1 @@
+"""A page to try a run on: base, and the state after each phase, side by side."""
