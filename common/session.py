@@ -105,6 +105,7 @@ class Session:
     reference: YAML file of the published settings.
     data_flags: flags besides --data that name data; another --data takes their place.
     base_flags: flags that also reach a base model which is an earlier swap.
+    shared_flags: flags that name weights from elsewhere with which a model trained from scratch begins.
     cache_flags: flags that name folders for caches, which a dry run does without.
     own_flags: flags that fetch or write something, so that a run folder's record of them is not followed.
     suffixes:  endings of image files.
@@ -124,6 +125,7 @@ class Session:
     reference: Path
     data_flags: Sequence[str] = ()
     base_flags: Sequence[str] = ()
+    shared_flags: Sequence[str] = ()
     own_flags: Sequence[str] = ()
     cache_flags: Sequence[str] = ()
     suffixes: Sequence[str] = ()

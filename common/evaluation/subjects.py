@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from common import adapters
+from common.config import flag
 from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
@@ -123,6 +124,12 @@ class Case:
         if unknown:
             raise UserError(f"--shadow-runs: {folder} does not know class {unknown[0]!r}, which {self.folder} forgets.")
         return folder
+
+    def shared(self) -> list[str]:
+        """The flags of the base's recipe that name weights from elsewhere: the references begin with them too."""
+        base = Path(str(self.flags.get("checkpoint") or "?"))
+        flags = read_run_config(base)["flags"] if self.session.is_run(base) else {}
+        return [flag(name) for name in self.session.shared_flags if flags.get(name)]
 
     def references(self) -> tuple[References | None, str]:
         """(the models that the base's recipe gives without the forgotten classes, or None, why there are none).

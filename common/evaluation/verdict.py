@@ -150,10 +150,17 @@ def _interval(e: Estimate, factor: float) -> str:
     return f"[{form.format(factor * e.low)}, {form.format(factor * e.high)}]"
 
 
-def warnings(counts: Mapping[str, int]) -> list[str]:
-    """What limits every figure: classes with few test items. counts: forgotten class -> test items."""
+def warnings(counts: Mapping[str, int], shared: Sequence[str] = ()) -> list[str]:
+    """What limits every figure: classes with few test items, and references that are not clean.
+
+    counts: forgotten class -> test items; shared: flags that name weights from elsewhere in every model.
+    """
     few = [f"{name} ({count})" for name, count in counts.items() if count < FEW_ITEMS]
-    return [f"Few test items, so that intervals are wide: {', '.join(few)}."] if few else []
+    found = [f"Few test items, so that intervals are wide: {', '.join(few)}."] if few else []
+    if shared:
+        told = f"The models that never saw the classes begin with weights from elsewhere ({', '.join(shared)})"
+        found.append(f"{told}, which may have seen them: their figures are no clean floor.")
+    return found
 
 
 def plain(found: Sequence[Verdict]) -> list[dict[str, Any]]:

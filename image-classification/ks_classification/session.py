@@ -87,6 +87,7 @@ class ClassificationSession(Session):
     }
     reference = Path(__file__).parent / "reference.yaml"
     data_flags = ("learn_data",)
+    shared_flags = ("stem_weights",)
     base_flags = own_flags = ("pretrained", "cache_dir")
     suffixes = data.SUFFIXES
     formats = ("published", "folder", "timm", "torchvision")

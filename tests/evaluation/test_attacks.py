@@ -153,6 +153,12 @@ def test_headline_figures_are_tested_together(chances, names):
     assert [f.name for f in verdict.above(headlines(*chances))] == names
 
 
+def test_references_with_weights_from_elsewhere_are_no_clean_floor():
+    assert verdict.warnings({"a": 50}) == []
+    few, floor = verdict.warnings({"a": 3, "b": 50}, ["--stem-weights"])
+    assert "a (3)" in few and "b" not in few.split(":")[1] and "--stem-weights" in floor and "no clean floor" in floor
+
+
 def test_a_single_item_above_references_at_zero_is_no_finding():
     assert exceeding(1 / 72, 1 / 72, 0.0, 72) > 0.025
     assert exceeding(0.5, 0.05, 0.3, 72) < 1e-4 and exceeding(0.3, 0.05, 0.3, 72) == 0.5
