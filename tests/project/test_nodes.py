@@ -1,9 +1,11 @@
 """One run on two nodes: two torchrun agents that meet on this machine, started by the Slurm script of the READMEs. A
 worker that dies in mid-phase costs nothing, nor does a scheduler that takes the nodes away."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -69,7 +71,12 @@ def submitted(tmp_path):
         words = script(DOMAINS[1]).replace(":29500", f":{port}").replace("per-node=4", "per-node=1")
         (tmp_path / "job").write_text(f"{words} {TOY_RUN} nodes cases.json . &\nwait\n")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": known, "cwd": tmp_path}
-        return subprocess.run(["bash", "job"], timeout=1200, **pipes).stdout
+        job = subprocess.Popen(["bash", "job"], start_new_session=True, **pipes)
+        try:
+            return job.communicate(timeout=1200)[0]
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # as it should be
+                os.killpg(job.pid, signal.SIGTERM)
 
     return run
 
