@@ -275,7 +275,7 @@ def test_an_older_folder_names_its_backbone_without_a_look_on_the_hub(tmp_path, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "detr"}, "type 'detr'"),
+        ({"model_type": "detr"}, "a 'detr'; detectors known here: "),
         ({"position_embedding_type": "learned"}, "position_embedding_type"),
         ({"decoder_ffn_dim": 64}, "must be equal"),
         ({"backbone_config": {"model_type": "timm_backbone", "backbone": "hf_hub:x/y"}}, "would be downloaded"),

@@ -117,6 +117,7 @@ def test_later_anchors_do_not_pull_an_unlearned_update_back(tmp_path):
     penalties = []
     plan = plan_of("learn a", "learn b", "forget a")
     t = trainer(pretrained(2), plan, "amnesiac", tmp_path, learner="ewc", steps=4, trains="all")
+    t.run.open(t._identity(), t._description(), False)
     t.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
     for phase in plan.phases:
         t._train(phase)

@@ -154,7 +154,8 @@ class HubDetector(Detector):
             block = re.search(r"\.backbone\.encoder\.layer\.(\d+)\.", name)
             return not re.search(HEADS, name) and not (block and int(block[1]) >= max(used))
 
-        found, more = positions(self, wanted), re.compile(self.config.family.ffn)
+        found = {place: [name for name in names if wanted(name)] for place, names in positions(self).items()}
+        more = re.compile(self.config.family.ffn)
         found["ffn"] += [n for n, m in self.named_modules() if isinstance(m, nn.Linear) and more.search(n)]
         return found
 
