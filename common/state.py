@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
+KEYS = ("done", "model", "factors", "optimizer", "method", "own", "guard", "scaler")  # of state.pt, each a dict
+
 
 class Interrupted(Exception):
     """The run was stopped by the user or a scheduler after a whole step; its state is saved.
@@ -81,7 +83,10 @@ def read_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := [key for key in KEYS if not isinstance(state[key], dict)]:
+            raise TypeError(missing)
+        return dict(state)
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
     except Exception as error:  # torch raises many kinds, OSError among them, for a damaged file

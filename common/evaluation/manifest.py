@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from common.evaluation.subjects import Case
 from common.record import environment
+from common.schema import read_json
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".npz", ".pkl")
 STATE = "state.pt"  # of a run; holds an optimizer, not the result
@@ -46,13 +46,16 @@ def data_digest(names: Iterable[str]) -> tuple[str, int]:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest(), len(lines)
 
 
-def manifest(case: Case, keys: Mapping[str, str], references: Sequence[Path]) -> dict[str, Any]:
-    """The part of proof.json that says what was attacked, with what, and how to repeat it."""
+def items_of(folder: Path) -> list[str]:
+    """Names of the items that a run recorded; [] where it recorded none. Raises UserError for a damaged record."""
+    record = folder / "split.json"
+    parts = read_json(record, dict[str, list[str]]) if record.exists() else {}
+    return [name for part in parts.values() for name in part]
+
+
+def manifest(case: Case, keys: Mapping[str, str], references: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
+    """The part of proof.json that says what was attacked, with what, and how to repeat it; `names` are of `items_of`."""
     base = case.flags.get("checkpoint")
-    documents = case.folder / "split.json"
-    names: list[str] = []
-    if documents.exists():
-        names = [n for part in json.loads(documents.read_text()).values() for n in part]
     digest, count = data_digest(names)
     about = environment()
     about["versions"] |= {name: metadata.version(name) for name in ("scikit-learn", "scipy")}

@@ -18,7 +18,7 @@ from common.evaluation import shadows, verdict
 from common.evaluation.bench import Bench
 from common.evaluation.budget import BUDGETS
 from common.evaluation.figures import RESULT
-from common.evaluation.manifest import manifest
+from common.evaluation.manifest import items_of, manifest
 from common.evaluation.subjects import Case, moved_to
 from common.knobs import Checked, knob
 from common.record import write_json
@@ -55,15 +55,17 @@ class Proof:
     def __init__(self, case: Case, config: ProveConfig) -> None:
         self.case, self.config, self.budget = case, config, BUDGETS[config.budget]
         self.folder = case.folder / "proof"
+        self.items = items_of(case.folder)
         self.device = devices.choose_device(config.device, 0)
 
     def run(self) -> dict[str, Any]:
         began = time.monotonic(), time.process_time()
-        folders, no_reference = self._references()
         case = self.case
+        own = case.own()  # what is damaged in the run is found before references are trained
+        folders, no_reference = self._references()
         self.bench = Bench(case.forgotten, case.retained, case.learned, self.budget, float(case.flags["lr"]), int(case.flags["batch_size"]),
                            self.folder / "cache", 2 + len(folders))  # fmt: skip
-        for subject in case.own():
+        for subject in own:
             self.bench.attack(moved_to(subject, self.device))
         for number, folder in enumerate(folders, 1):
             self.bench.attack(moved_to(case.reference(number, folder), self.device))
@@ -127,7 +129,7 @@ class Proof:
             "anamnesis": bench.anamnesis(),
             "budget": self.budget.record(),
             "test_items": counts,
-            **manifest(case, bench.keys, references),
+            **manifest(case, bench.keys, references, self.items),
         }
 
 

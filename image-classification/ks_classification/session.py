@@ -143,14 +143,15 @@ class ClassificationSession(Session):
         source = settings[SourceConfig]
         if settings.data is not None:
             return data.from_datasets(settings.data, read_list(source.data_classes))
-        return data.load(source.data, source.cache_dir, not settings.record.dry_run)
+        fetch = bool(settings.flags.get("fetch", True)) and not settings.record.dry_run
+        return data.load(source.data, source.cache_dir, fetch)
 
     def _base(self, settings: Settings, images: data.ImageSet) -> Base:
         if settings.model is not None:
             return self.given_model(settings.model, settings.flags)
         source = settings[SourceConfig]
         if not (Path(source.checkpoint or "?") / "adapter").is_dir():
-            model, spec = base_model(source, images)
+            model, spec = base_model(source, images, bool(settings.flags.get("fetch_model", True)))
             return Base(model, spec.classes, spec)
         check_folder_flags(source, ["pretrained"])
         base = self.base(settings.flags)  # an earlier swap

@@ -23,7 +23,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def files_in(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def refused(capsys, folder, run):
