@@ -238,7 +238,7 @@ class Run:
 
     def _sweep(self) -> None:
         """Takes away what a kill in the middle of a write left behind."""
-        for folder in (self.folder, self.folder / "adapter", self.folder / "model"):
+        for folder in (self.folder, self.folder / "adapter", self.folder / "model", *self.path(PHASES).glob("*")):
             for path in folder.glob(f".*{PART}"):
                 path.unlink(missing_ok=True)
 

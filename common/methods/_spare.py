@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common import layers
+from common import distributed, layers
 from common.domain import Batch, Domain, Prediction
 from common.frozen import draws
 
@@ -15,8 +15,8 @@ WORTH = (
 
 
 def can_spare(model: nn.Module) -> bool:
-    """Whether two forward passes of the model give the same."""
-    return layers.fast is not None and not any(draws(module) for module in model.modules())
+    """Whether two forward passes of the model give the same, and no other rank has items that this one does not see."""
+    return layers.fast is not None and not distributed.active() and not any(map(draws, model.modules()))
 
 
 def within(prediction: Prediction, bound: float) -> Tensor | None:

@@ -28,4 +28,4 @@ def test_a_benchmark_prints_its_tables(folder, capsys):
     one = ["--steps", "1", "--warm-up", "0", "--threads", "1"]
     assert cli.main(getattr(script, body), [*flags, *one]) == 0
     told = capsys.readouterr().out
-    assert told.count("% of the limit") == 2 and told.count("peak memory") == 2 and "times as fast as" in told
+    assert told.count("% of the limit") == told.count("peak memory") >= 2 and "times as fast as" in told
