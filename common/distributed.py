@@ -46,9 +46,8 @@ def relaunched(config: LaunchConfig) -> bool:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    module = sys.modules[
-        "__main__"
-    ].__spec__  # of `python -m PACKAGE`, whose folder must not become a place to import from
+    # With `python -m PACKAGE` the package's folder must not become a place to import from.
+    module = sys.modules["__main__"].__spec__
     words = ["--module", module.name.removesuffix(".__main__"), *sys.argv[1:]] if module else sys.argv
     try:
         torchrun(["--standalone", f"--nproc-per-node={config.num_gpus}", *words])

@@ -9,9 +9,8 @@ from common import distributed, layers
 from common.domain import Batch, Domain, Prediction
 from common.frozen import draws
 
-WORTH = (
-    0.5  # below this share of items within the bound, a second forward pass on them is cheaper than a backward on all
-)
+# Below this share of items within the bound, a second forward pass on them is cheaper than a backward pass on all.
+WORTH = 0.5
 
 
 def can_spare(model: nn.Module) -> bool:
