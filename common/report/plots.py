@@ -79,6 +79,8 @@ def scores(run: RunRecord) -> Plot | None:
             for line in run.scored
             if line["group"] == group and line["phase"] in starts
         ]
+        if 0 < len(points) <= len(starts):  # scored between the phases only: what lies between is not known
+            points = [point for x, y in points for point in ((x, y), (x, None))]
         if points:
             lines.append(Line(group, colour[group], points, marks=True, dash=_dash(run, group)))
     if not lines or len(starts) == 1:

@@ -319,8 +319,8 @@ def _thumbnail(item: Item, side: int = 96) -> bytes:
     """PNG bytes of an image, its longer side `side` pixels."""
     image = item.open()
     scale = side / max(image.size)
-    mode = Image.Resampling.NEAREST if scale > 4 else Image.Resampling.BICUBIC
-    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), mode)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
