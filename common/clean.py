@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from common.errors import UserError
 from common.files import unused_name
-from common.images import open_image
+from common.images import open_image, png
 from common.record import write_bytes
 
 ORIENTATION = 0x0112
@@ -54,10 +52,3 @@ class Copies:
         path = unused_name(self.folder / place / f"{stem}{suffix}", self._taken)
         write_bytes(path, data)
         return path
-
-
-def png(image: Image.Image | np.ndarray) -> bytes:
-    """A picture or an array as PNG."""
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -188,3 +188,10 @@ def eight_bits(values: np.ndarray, refuse: Callable[[str], None]) -> np.ndarray:
         return (values if high <= 255 else values >> 8).astype(np.uint8)
     scale = 255 if high <= 1 else 1 if high <= 255 else 1 / 257
     return np.rint(values * scale).astype(np.uint8)
+
+
+def png(image: Image.Image | np.ndarray, small: bool = False) -> bytes:
+    """A picture or an array as PNG; `small` takes more time for fewer bytes."""
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG", optimize=small)
+    return buffer.getvalue()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from common.domain import ClassTable, Domain, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig
+from common.images import png
 from common.layers import use_fast_linears
 from common.progress import watched
 from common.streams import Draw, Stream, load_batches
@@ -320,7 +320,4 @@ def _thumbnail(item: Item, side: int = 96) -> bytes:
     image = item.open()
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return png(image.resize(size, Image.Resampling.BICUBIC), small=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from common.domain import OVERLAP, GalleryItem
+from common.images import png
 from ks_detection.data.records import ImageRecord
 
 THRESHOLD = 0.3  # detections below are not shown
@@ -37,13 +37,12 @@ def draw(image: Image.Image, found: dict[str, Tensor], names: tuple[str, ...], s
 
 def item(record: ImageRecord, found: dict[str, Tensor], names: tuple[str, ...], wanted: frozenset[str]) -> GalleryItem:
     """What the report shows of one image; `wanted` are the classes that it stands for."""
-    buffer = io.BytesIO()
-    draw(record.open(), found, names, SIDE).save(buffer, "PNG", optimize=True)
+    picture = png(draw(record.open(), found, names, SIDE), small=True)
     truth = ", ".join(sorted(t.label for t in record.annotations if t.label in wanted))
     answers = [names[label] for label in found["labels"].tolist()]
     answer = ", ".join(sorted(name for name in answers if name in wanted)) or "none of these"
     name = f"{record.name} ({truth})"  # an image may stand for two groups
-    return GalleryItem(name, buffer.getvalue(), truth, answer, truth == answer)
+    return GalleryItem(name, picture, truth, answer, truth == answer)
 
 
 def surest(covers: Tensor, scores: Tensor) -> Tensor:
@@ -55,8 +54,7 @@ def sighting(
     record: ImageRecord, truths: Sequence[Any], best: dict[str, Tensor], covers: Sequence[float], names: tuple[str, ...]
 ) -> GalleryItem:  # fmt: skip
     """An image with the surest detection that covers each true object. best: scores, labels and boxes, one per object."""
-    buffer = io.BytesIO()
-    draw(record.open(), best, names, SIDE).save(buffer, "PNG", optimize=True)
+    picture = png(draw(record.open(), best, names, SIDE), small=True)
     called = [names[label] for label in best["labels"].tolist()]
     words = [
         f"{truth.label} is called {name} ({100 * score:.0f} %), IoU {cover:.2f}"
@@ -64,4 +62,4 @@ def sighting(
     ]
     truth = ", ".join(t.label for t in truths)
     right = all(t.label == name for t, name in zip(truths, called, strict=True))
-    return GalleryItem(record.name, buffer.getvalue(), truth, "; ".join(words), right)
+    return GalleryItem(record.name, picture, truth, "; ".join(words), right)

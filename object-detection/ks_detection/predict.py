@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.clean import png
 from common.errors import UserError
+from common.images import png
 from common.knobs import Checked, knob
 from common.lazy import Module
 from common.session import Answer

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from common import jpeg
-from common.clean import Copies, png
+from common.clean import Copies
 from common.errors import UserError
+from common.images import png
 from common.record import write_bytes, write_json
 from common.session import Problem
 from ks_segmentation.data import masks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import io
 from collections.abc import Sequence
 from functools import partial
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from common.domain import OVERLAP, GalleryItem
+from common.images import png
 from ks_segmentation.data.augment import scoring_view
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.sets import Item
@@ -64,9 +64,7 @@ def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
         left = i * (size[0] + 4)
         sheet.paste(Image.fromarray(panel).resize(size, Image.Resampling.NEAREST), (left, bar))
         ImageDraw.Draw(sheet).text((left + 1, 1), title, fill="black")
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return png(sheet, small=True)
 
 
 def shown(model: Segmenter, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch import nn
 
 from common.errors import UserError
-from common.images import ImageError, open_image
+from common.images import ImageError, open_image, png
 from common.session import Answer
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.gallery import painted, segment_pixels
@@ -40,7 +38,7 @@ def answers(
         found = _shares(ids, names)
         text = "  ".join(f"{name} {100 * share:.1f} %" for name, share in found.items())
         data = {"classes": [{"class": name, "share": share} for name, share in found.items()]}
-        images = {"ids.png": _png(ids.astype(np.uint8)), "overlay.png": _png(painted(pixels, ids))} if draw else {}
+        images = {"ids.png": png(ids.astype(np.uint8)), "overlay.png": png(painted(pixels, ids))} if draw else {}
         yield Answer(str(file), text, data, images)
 
 
@@ -49,9 +47,3 @@ def _shares(ids: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     counts = np.bincount(ids.ravel())
     order = [row for row in np.argsort(-counts, kind="stable") if counts[row]]
     return {names[row] if row < len(names) else f"row_{row}": float(counts[row] / ids.size) for row in order}
-
-
-def _png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
