@@ -61,8 +61,8 @@ def build(panels: Panels, run: Path) -> Any:
     return page
 
 
-def serve(page: Any, port: int | None, block: bool = True) -> str:
-    """Starts the page on the loopback; its address. port: None takes the first free one from 7860 on."""
+def serve(page: Any, port: int | None) -> None:
+    """Runs the page on the loopback, says its address and waits. port: None takes the first free one from 7860 on."""
     import gradio
 
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from elsewhere
@@ -70,7 +70,5 @@ def serve(page: Any, port: int | None, block: bool = True) -> str:
         server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, theme=theme,
         footer_links=[], ssr_mode=False, enable_monitoring=False, show_error=True,
     )  # fmt: skip
-    if block:
-        print(f"page on {address} (Ctrl-C ends it)", flush=True)
-        page.block_thread()
-    return address
+    print(f"page on {address} (Ctrl-C ends it)", flush=True)
+    page.block_thread()

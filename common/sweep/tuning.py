@@ -89,24 +89,23 @@ def _round(
     """The next trials of every row that lacks some, about `jobs` together; first those of workers that were killed."""
     import optuna
 
+    failed, waiting = optuna.trial.TrialState.FAIL, optuna.trial.TrialState.WAITING
+    asked: list[tuple[str, Any]] = []
     with alone(place, "tune.lock"):
         for study in studies.values():
             _take_up_the_dead(study)
-    failed, asked = optuna.trial.TrialState.FAIL, []
-    for label, study in studies.items():
-        for _ in range(max(1, jobs // len(studies))):
-            if sum(t.state not in (failed, optuna.trial.TrialState.WAITING) for t in study.get_trials(False)) >= trials:
-                break
-            trial = study.ask()
-            earlier = sum(t.number < trial.number and t.state != failed for t in study.get_trials(False))
-            if earlier >= trials:  # another worker was faster
-                study.tell(trial, state=failed)
-                break
-            trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
-            study.sampler = optuna.samplers.TPESampler(seed=PRIOR + zlib.crc32(f"{label} {earlier}".encode()))
-            for name, values in spaces[label].items():
-                _suggest(trial, name, values)
-            asked.append((label, trial))
+        for label, study in studies.items():
+            for _ in range(max(1, jobs // len(studies))):
+                begun = [t for t in study.get_trials(False) if t.state not in (failed, waiting)]
+                if len(begun) >= trials:
+                    break
+                trial = study.ask()
+                trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
+                earlier = sum(t.number < trial.number and t.state != failed for t in study.get_trials(False))
+                study.sampler = optuna.samplers.TPESampler(seed=PRIOR + zlib.crc32(f"{label} {earlier}".encode()))
+                for name, values in spaces[label].items():
+                    _suggest(trial, name, values)
+                asked.append((label, trial))
     return asked
 
 
@@ -119,12 +118,15 @@ def _suggest(trial: Any, name: str, values: list[Any]) -> Any:
 
 
 def _take_up_the_dead(study: Any) -> None:
-    """Queues again what a process of this machine that has ended left unfinished; its folder goes on."""
+    """Queues again what a process of this machine that has ended left unfinished; its folder goes on.
+
+    Under the lock, a trial that no worker has put its name on is one of a worker that was killed while it held the lock.
+    """
     import optuna
 
     for trial in study.get_trials(False, (optuna.trial.TrialState.RUNNING,)):
-        host, pid = trial.user_attrs.get("worker", ["", 0])
-        if host == socket.gethostname() and not exists(pid):
+        host, pid = trial.user_attrs.get("worker", [socket.gethostname(), None])
+        if host == socket.gethostname() and (pid is None or not exists(pid)):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             study.enqueue_trial(trial.params)
 

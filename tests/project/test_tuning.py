@@ -79,11 +79,22 @@ def test_two_workers_share_one_file_and_one_takes_up_what_the_other_had_when_it_
     told = worker.communicate(timeout=120)[1]
     assert worker.returncode == 0, told
     if len(trials(out)) < 10:  # the other one lived until this worker had left a row: the same command finishes it
-        told = start(path, "--tune", "5", "--set", "pause=0.05").communicate(timeout=120)[1]
+        again = start(path, "--tune", "5", "--set", "pause=0.05")
+        told = again.communicate(timeout=120)[1]
+        assert again.returncode == 0, told
     found = trials(out)
     assert sorted(name for name, *_ in found) == ["good"] * 5 + ["poor"] * 5
     assert len({json.dumps(params) for _, params, _ in found}) == 10, "no trial was made twice"
     assert trials(out, (optuna.trial.TrialState.FAIL,)), "the killed one had begun some"
+
+
+def test_a_trial_of_a_worker_that_was_killed_before_it_had_put_its_name_on_it_is_taken_up(tmp_path):
+    path = written(tmp_path, FILE)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    study = optuna.create_study(study_name="good", storage=f"sqlite:///{tmp_path / 'out' / 'tune.sqlite'}")
+    study.ask()
+    assert body([str(path), "--tune", "1"]) == 0
+    assert [name for name, *_ in trials(tmp_path / "out")] == ["good", "poor"]
 
 
 def has_begun(out, pid):
