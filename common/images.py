@@ -83,9 +83,10 @@ def open_ids(path: Path, read: Callable[[Image.Image], np.ndarray]) -> np.ndarra
         return read(ImageOps.exif_transpose(image))
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """(width, height) of the upright picture, from the file's header. Raises ImageError."""
-    with _told(str(path)) as refuse, Image.open(path) as image:
+def size_of(source: Path | bytes, name: str = "") -> tuple[int, int]:
+    """(width, height) of the upright picture, from the header of a file or of its bytes. Raises ImageError."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with _told(name or str(source)) as refuse, Image.open(file) as image:
         _check_size(image.size, refuse)
         return _upright_size(image)
 

@@ -51,4 +51,4 @@ def describe(text: str, data: DetectionSet) -> list[str]:
     for name in data.classes:
         number = f" (id {data.ids[name]})" if name in data.ids else ""
         lines.append(f"  {name + number:<32}{counts[0][name]:>8} training {counts[1][name]:>8} test objects")
-    return lines
+    return [*lines, *data.notes]

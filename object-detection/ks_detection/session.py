@@ -29,7 +29,7 @@ from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data import scenes
 from ks_detection.data.cleaned import fix
-from ks_detection.data.yolo import SUFFIXES
+from ks_detection.data.pictures import SUFFIXES
 from ks_detection.domain import MODEL_FILE, DetectionDomain
 from ks_detection.models.hub.families import FAMILIES
 from ks_detection.models.hub.files import detector_of

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from common import adapters, hub, lora
+from common import adapters, distributed, hub, lora
 from common.domain import ClassTable
 from common.errors import UserError
 from common.knobs import knob
@@ -141,7 +142,10 @@ def open_data(source: SourceConfig, objects: Any = None) -> tuple[DetectionSet, 
     folders = {"learn": source.learn_data, "forget": source.forget_data, "retain": source.retain_data}
     if not (folders["forget"] or folders["retain"]):
         data = load(source.data) if objects is None else from_datasets(objects, read_list(source.data_classes))
-        return (data.joined(load(source.learn_data)) if source.learn_data else data), {}
+        data = data.joined(load(source.learn_data)) if source.learn_data else data
+        if data.notes and distributed.is_main():
+            print(*data.notes, sep="\n", file=sys.stderr)
+        return data, {}
     if objects is not None:
         raise UserError("--forget-data and --retain-data hold all images of a run; leave them or the Datasets out.")
     missing = [name for name, folder in folders.items() if not folder and name != "learn"]

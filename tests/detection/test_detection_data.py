@@ -120,7 +120,9 @@ def test_check_lists_every_problem_and_keeps_going(tmp_path):
 
 def test_a_pixel_of_rounding_is_no_problem():
     assert find_box_problem((-0.6, 0, 10, 10.9), 10, 10) is None
-    assert find_box_problem((-2, 0, 10, 10), 10, 10)[0] == "box outside"
+    assert find_box_problem((-2, 0, 10, 10), 10, 10)[0] == "box cut"
+    assert find_box_problem((-9, 0, 4, 10), 10, 10)[0] == "box outside"
+    assert find_box_problem((10.2, 0, 10.9, 10), 10, 10)[0] == "empty box"
 
 
 def test_digit_scenes_are_the_same_everywhere_and_hold_only_the_digits_asked_for():

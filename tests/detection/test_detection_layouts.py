@@ -117,7 +117,98 @@ def one_coco_file(root):
     (root / "annotations/instances_default.json").write_text(json.dumps(content))
 
 
-MAKERS = [labelimg, roboflow_coco, roboflow_voc, roboflow_yolo, yolo_polygons, yolo_beside, roboflow_csv, bare_csv,
+def labels_of(entries, number=5):
+    """COCO's tables of images 0.jpg ... with a box each."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 80} for i in range(number)]
+    return {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat"}]}
+
+
+def box_of(i, **change):
+    return {"id": i, "image_id": i, "category_id": 1, "bbox": [10, 20, 30, 15]} | change
+
+
+def one_part_of_coco(root):
+    """What one downloads to try: val2017 alone, with all the annotation files of COCO."""
+    pictures(root / "val2017", *(f"{i}.jpg" for i in range(5)))
+    (root / "annotations").mkdir()
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(labels_of([box_of(i) for i in range(5)])))
+    (root / "annotations/captions_val2017.json").write_text("{}")
+
+
+def strange_coco(root):
+    """Ids as text, paths of another machine, no sizes, names in another case, part names of their own."""
+    for part, number in (("train", 4), ("test", 2)):
+        pictures(root / "images" / part / "day 1", *(f"{i}.JPG" for i in range(number)))
+        content = labels_of([box_of(i, image_id=str(i), category_id="1") for i in range(number)], number)
+        for image in content["images"]:
+            image |= {"file_name": f"C:\\data\\{image['file_name']}"}
+            del image["width"], image["height"]
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / f"annotations/{part}.json").write_text(json.dumps(content))
+
+
+def training_part_only(root):
+    """An export without validation images, unpacked into a folder of its own, as macOS does."""
+    place = root / "my project" / "train"
+    labelimg(place)
+    (root / "__MACOSX").mkdir()
+    (place / "._d.xml").write_bytes(b"\0\5\x16\7")
+    (place / "._d.png").write_bytes(b"\0\5\x16\7")
+    (root / "my project/README.dataset.txt").write_text("cats")
+
+
+def xml_by_class(root):
+    """A folder per class, with the same file names in both, and names of renamed pictures in the files."""
+    for place in ("a cat", "b cat"):
+        pictures(root / place, "1.jpg", "2.jpg", "3.tif")
+        for stem in "123":
+            (root / place / f"{stem}.xml").write_text(XML.format(name="1.jpg", w=100, h=80))
+
+
+def voc_without_val(root):
+    labelimg(root / "JPEGImages")
+    (root / "Annotations").mkdir(parents=True)
+    for file in (root / "JPEGImages").glob("*.xml"):
+        file.rename(root / "Annotations" / file.name)
+    (root / "ImageSets/Main").mkdir(parents=True)
+    (root / "ImageSets/Main/train.txt").write_text("d\ne\n")
+    (root / "ImageSets/Main/test.txt").write_text("f\n")
+
+
+def yolo_without_parts(root):
+    pictures(root / "images", "a.jpg", "b.tif")
+    (root / "labels").mkdir()
+    for stem in "ab":
+        (root / f"labels/{stem}.txt").write_text("0 0.25 0.34375 0.3 0.1875\n")
+    (root / "labels/classes.txt").write_text("cat\n")
+    (root / "notes.json").write_text("{}")
+
+
+def excel_csv(root):
+    pictures(root / "pictures", "a.jpg", "b.jpg")
+    lines = ["Image;Label;X1;Y1;X2;Y2", *(f"{name}.jpg;cat;10;20;40;35" for name in "ab")]
+    (root / "boxes.csv").write_text("\n".join(lines), "utf-8-sig")
+
+
+def saved_by_datasets(root, boxes=(10, 20, 30, 15)):
+    import datasets
+
+    def part(number):
+        columns = {"image": datasets.Image(), "objects": {"bbox": [[datasets.Value("float32")]], "category": [datasets.ClassLabel(names=["cat"])]}}  # fmt: skip
+        rows = {"image": [Image.effect_noise((100, 80), 60) for _ in range(number)],
+                "objects": [{"bbox": [list(boxes)], "category": [0]}] * number}  # fmt: skip
+        return datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+
+    datasets.disable_progress_bars()
+    datasets.DatasetDict({"train": part(3), "validation": part(1)}).save_to_disk(root)
+
+
+def saved_with_corners(root):
+    saved_by_datasets(root, (60, 20, 90, 65))
+
+
+MAKERS = [one_part_of_coco, strange_coco, training_part_only, xml_by_class, voc_without_val, yolo_without_parts, excel_csv,
+          saved_by_datasets, labelimg, roboflow_coco, roboflow_voc, roboflow_yolo, yolo_polygons, yolo_beside, roboflow_csv, bare_csv,
           image_folder, xml_apart, one_coco_file]  # fmt: skip
 
 
@@ -130,8 +221,52 @@ def test_every_layout_gives_the_same_box_on_every_image(make, tmp_path):
         (thing,) = record.annotations
         assert thing.label == "cat" and thing.box == pytest.approx(CORNERS, abs=1e-3)
         assert record.open().size == (record.width, record.height) == (100, 80)
-    assert not {p.path for p in data.train} & {p.path for p in data.test}
+    assert not {p.path or p.name for p in data.train} & {p.path or p.name for p in data.test}
+    unsplit = make not in (roboflow_coco, roboflow_voc, roboflow_yolo, yolo_polygons, roboflow_csv, bare_csv, image_folder,
+                           xml_apart, strange_coco, voc_without_val, saved_by_datasets)  # fmt: skip
+    assert unsplit == any("no split is given" in note for note in data.notes)
     assert not [p for p in check(str(tmp_path / "set"))[1] if p.fatal]
+
+
+def test_boxes_that_can_only_be_corners_are_read_as_such(tmp_path):
+    saved_with_corners(tmp_path / "set")
+    assert load(str(tmp_path / "set")).test[0].annotations[0].box == (60, 20, 90, 65)
+
+
+def test_a_split_gives_every_class_a_test_image(tmp_path):
+    for name, number in (("a", 9), ("b", 2)):
+        pictures(tmp_path / name, *(f"{name}{i}.jpg" for i in range(number)))
+        for i in range(number):
+            (tmp_path / f"{name}/{name}{i}.xml").write_text(XML.format(name="x", w=100, h=80).replace("cat", name))
+    data = load(str(tmp_path))
+    assert [p.name for p in data.test] == ["a1.jpg", "a6.jpg", "b1.jpg"] and len(data.train) == 8
+
+
+def test_what_a_photo_set_holds_besides_is_told(tmp_path):
+    pictures(tmp_path, "a.jpg", "b.jpg", "none.jpg", "empty.jpg")
+    more = "<object><name>red cat</name><difficult>1</difficult><truncated>1</truncated><part><name>ear</name></part><bndbox>"
+    more += "<xmin>60.5</xmin><ymin>20</ymin><xmax>104</xmax><ymax>35</ymax></bndbox></object></annotation>"
+    for stem in "ab":
+        text = XML.format(name=stem, w=100, h=80).replace("</annotation>", more)
+        (tmp_path / f"{stem}.xml").write_text(text)
+    (tmp_path / "empty.xml").write_text("<annotation><filename>empty.jpg</filename></annotation>")
+    data = load(str(tmp_path))
+    (test,) = (p for p in data.test if p.annotations)
+    assert [(a.label, a.box, a.crowd) for a in test.annotations] == [("cat", CORNERS, False), ("red cat", (60.5, 20, 100, 35), True)]  # fmt: skip
+    train = next(p for p in data.train if p.annotations)
+    assert [a.crowd for a in train.annotations] == [False, False]
+    assert any("difficult" in note for note in data.notes)
+    told = {p.kind: p for p in check(str(tmp_path))[1]}
+    assert not any(p.fatal for p in told.values())
+    assert told["not annotated"].where.endswith("none.jpg") and "cut at the edge" in told["box cut"].text
+    assert told["no objects"].where in ("empty.jpg", "class 'red cat'")
+
+
+def test_parts_of_an_image_are_no_pixels(tmp_path):
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "b.csv").write_text("filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,0.1,0.2,0.4,0.5\n")
+    with pytest.raises(UserError, match="must be in pixels"):
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["numbers", "letters", "polygon"])

@@ -17,7 +17,7 @@ from common import commands
 # ---- data of detection ---------------------------------------------------------------------------------------------
 
 COCO = [
-    ("images", {"width": "abc"}), ("images", {"width": None}), ("images", {"width": float("nan")}), ("images", {"width": 0}),
+    ("images", {"width": "abc"}), ("images", {"width": "wide"}), ("images", {"width": float("nan")}), ("images", {"width": 0}),
     ("images", {"width": -4}), ("images", {"width": 1e9}), ("images", {"id": [1]}), ("images", {"id": None}), ("images", {"file_name": None}),
     ("images", {"file_name": 5}), ("images", {"file_name": "nothing.png"}), ("images", {"file_name": "x\x00y"}), ("images", {"file_name": "a" * 5000}),
     ("images", {"width": 71}), ("images", {"height": 9}), ("annotations", {"bbox": None}), ("annotations", {"bbox": "1234"}),

@@ -17,6 +17,7 @@ from PIL import Image
 from common.errors import UserError
 from common.images import ImageError, open_image, probe
 from common.progress import in_threads
+from common.saved_data import column_of, encoded, read_dataset, undecoded
 from common.splits import shorten
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -196,38 +197,24 @@ def _check_fetch(name: str, allowed: bool) -> None:
 def hugging_face(name: str, fetch: bool = True) -> ImageSet:
     """A Hugging Face data set with an image and a label column (a folder saved by save_to_disk, or a name)."""
     _check_fetch(f"hf:{name}", fetch or Path(name).is_dir())
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"--data hf:{name} needs the datasets package: pip install datasets") from None
-    try:
-        data = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
-    except Exception as error:  # the library raises many kinds
-        raise UserError(f"cannot load the data set {name!r}: {str(error).splitlines()[0]}") from None
+    data = read_dataset(name)
     test = next((s for s in ("test", "validation", "val") if s in data), None)
     if "train" not in data or test is None:
         raise UserError(f"data set {name!r} has splits {', '.join(data)}; train and test (or validation) are needed.")
-    columns = data["train"].features
-    image = next((c for c, f in columns.items() if isinstance(f, datasets.Image)), None)
-    label = next((c for c, f in columns.items() if isinstance(f, datasets.ClassLabel)), None)
+    image, label = (column_of(data["train"], kind) for kind in ("Image", "ClassLabel"))
     if image is None or label is None:
-        raise UserError(f"data set {name!r} needs an Image and a ClassLabel column; it has {', '.join(columns)}.")
-    names = columns[label].names
+        columns = ", ".join(data["train"].features)
+        raise UserError(f"data set {name!r} needs an Image and a ClassLabel column; it has {columns}.")
+    names = data["train"].features[label].names
 
     def items(split: str) -> list[Item]:
-        rows = data[split].cast_column(image, datasets.Image(decode=False))
+        rows = undecoded(data[split], image)
         return [
-            Item(f"{split}_{i:06d}", names[y], partial(_encoded, rows, i, image))
+            Item(f"{split}_{i:06d}", names[y], partial(encoded, rows, i, image))
             for i, y in enumerate(data[split][label])
         ]
 
     return ImageSet(list(names), items("train"), items(test))
-
-
-def _encoded(rows: Any, index: int, column: str) -> Any:
-    """An encoded picture of a Hugging Face data set, which leaves it on the disk until it is asked for."""
-    found = rows[index][column]
-    return found["bytes"] or found["path"]
 
 
 def from_datasets(data: Any, names: Sequence[str]) -> ImageSet:

@@ -11,7 +11,8 @@ import msgspec
 from common.images import MAX_SIDE
 from common.schema import read_json
 from common.session import Problem
-from ks_detection.data.records import ImageRecord, Raw, assembled
+from ks_detection.data.pictures import Pictures
+from ks_detection.data.records import DetectionSet, Raw, assembled
 
 Id = int | str
 Side = Annotated[float, msgspec.Meta(ge=1, le=MAX_SIDE)]  # some tools write 640.0
@@ -22,8 +23,8 @@ class Image(msgspec.Struct):
 
     id: Id
     file_name: str
-    width: Side
-    height: Side
+    width: Side | None = None
+    height: Side | None = None
 
 
 class Runs(msgspec.Struct):
@@ -51,14 +52,14 @@ class Entry(msgspec.Struct):
     bbox: list[float] | None = None
     id: Id = "?"
     image_id: Id | None = None
-    category_id: int | None = None
+    category_id: Id | None = None
     iscrowd: int | bool = 0
 
 
 class Category(msgspec.Struct):
     """An entry of `categories`."""
 
-    id: int
+    id: Id
     name: str
     supercategory: str | None = None
 
@@ -71,11 +72,10 @@ class Coco(msgspec.Struct):
     categories: list[Category]
 
 
-def read_coco(file: Path, images: Path) -> tuple[list[ImageRecord], dict[str, int], list[Problem]]:
-    """(images, class name -> category id, problems) of one annotation file.
+def read_coco(file: Path, pictures: Pictures) -> DetectionSet:
+    """The images of one annotation file, as training images.
 
-    Args:
-        file: `instances_*.json`; images: the folder that its file names are relative to.
+    Numbers and their text are one id. A category whose id is no number gets its place in the list, from 1.
 
     Raises:
         UserError: the file is missing or not COCO JSON; names the place.
@@ -83,19 +83,17 @@ def read_coco(file: Path, images: Path) -> tuple[list[ImageRecord], dict[str, in
     data: Coco = read_json(file, Coco, "COCO has the lists `images`, `annotations` and `categories`")
     problems = _duplicates(file, data)
     names = _category_names(data)
-    objects: dict[Id, list[Raw]] = {image.id: [] for image in data.images}
-    sizes = {image.id: (int(image.width), int(image.height)) for image in data.images}
+    objects: dict[str, list[Raw]] = {str(image.id): [] for image in data.images}
     shapes: list[Shape] = [Shape()] * len(data.annotations)
     if not all(entry.bbox for entry in data.annotations):
         shapes = read_json(file, Shapes, "a segmentation is a list of polygons or run lengths").annotations
     for entry, shape in zip(data.annotations, shapes, strict=True):
         where = f"{file.name}, annotation {entry.id}"
-        if entry.image_id not in objects:
-            problems.append(Problem("unknown image", where, f"image_id {entry.image_id} is not in `images`"))
-        elif entry.category_id not in names:
-            problems.append(
-                Problem("unknown category", where, f"category_id {entry.category_id} is not in `categories`")
-            )
+        image, category = str(entry.image_id), str(entry.category_id)
+        if image not in objects:
+            problems.append(Problem("unknown image", where, f"image_id {image} is not in `images`"))
+        elif category not in names:
+            problems.append(Problem("unknown category", where, f"category_id {category} is not in `categories`"))
         elif (box := _box(entry, shape.segmentation)) is None:
             problems.append(Problem("bad annotation", where, "has no bbox of four numbers and no segmentation"))
         else:
@@ -103,20 +101,22 @@ def read_coco(file: Path, images: Path) -> tuple[list[ImageRecord], dict[str, in
             if crowd:
                 text = "a crowd region: scored as COCO does, not trained on"
                 problems.append(Problem("crowd", where, text, False))
-            objects[entry.image_id].append(Raw(names[entry.category_id], box, where, crowd))
-    records = [
-        assembled(image.file_name, images / image.file_name, sizes[image.id], objects[image.id], problems)
-        for image in data.images
-    ]
-    return records, {name: number for number, name in names.items()}, problems
+            objects[image].append(Raw(names[category], box, where, crowd))
+    records = []
+    for image in data.images:
+        size = (int(image.width), int(image.height)) if image.width and image.height else None
+        path = pictures.find(image.file_name)
+        records.append(assembled(image.file_name, path, size, objects[str(image.id)], problems))
+    ids = {name: int(key) if key.isdecimal() else place for place, (key, name) in enumerate(names.items(), 1)}
+    return DetectionSet(records, [], sorted(ids, key=ids.__getitem__), ids, problems)
 
 
-def _category_names(data: Coco) -> dict[int, str]:
-    """Names by id, without the one that Roboflow adds for the whole data set and uses for nothing."""
-    used = {entry.category_id for entry in data.annotations}
+def _category_names(data: Coco) -> dict[str, str]:
+    """Names by id as text, without the one that Roboflow adds for the whole data set and uses for nothing."""
+    used = {str(entry.category_id) for entry in data.annotations}
     above = {category.supercategory for category in data.categories if category.name != category.supercategory}
-    kept = [c for c in data.categories if c.id in used or c.name not in above or c.supercategory != "none"]
-    return {category.id: category.name for category in kept}
+    kept = [c for c in data.categories if str(c.id) in used or c.name not in above or c.supercategory != "none"]
+    return {str(category.id): category.name for category in kept}
 
 
 def _box(entry: Entry, shape: list[list[float]] | Runs | None) -> tuple[float, float, float, float] | None:

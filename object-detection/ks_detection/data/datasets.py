@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.images import open_image
-from ks_detection.data.records import Annotation, DetectionSet, ImageRecord, clipped, find_box_problem
+from ks_detection.data.records import CUT, Annotation, DetectionSet, ImageRecord, clipped, find_box_problem
 
 
 def from_datasets(data: Any, names: Sequence[str]) -> DetectionSet:
@@ -54,7 +54,7 @@ def _record(dataset: Any, name: str, index: int, classes: Sequence[str]) -> Imag
         problem = find_box_problem(annotation.box, *image.size)
         if problem and problem[2]:
             raise UserError(f"{problem[0]}: {name}: {problem[1]}.")
-        if not problem:
+        if problem is None or problem[0] == CUT:
             kept.append(Annotation(classes[annotation.label], clipped(annotation.box, *image.size)))
     return ImageRecord(name, None, *image.size, tuple(kept), partial(_open, dataset, index, name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,35 +10,32 @@ from pathlib import Path
 from common.errors import UserError
 from common.session import Problem
 from ks_detection.data.coco import read_coco
-from ks_detection.data.records import DetectionSet, ImageRecord, every_fifth, told
+from ks_detection.data.hugging_face import is_saved, read_saved
+from ks_detection.data.pictures import Pictures, visible
+from ks_detection.data.records import TEST, TRAIN, DetectionSet, ImageRecord, first_folder, parts_of, split, told
 from ks_detection.data.rows import METADATA, Table, read_csv, read_metadata
 from ks_detection.data.scenes import digit_scenes
-from ks_detection.data.voc import read_files, read_voc
-from ks_detection.data.yolo import class_list, read_yolo
+from ks_detection.data.voc import IMAGES, read_files, read_voc
+from ks_detection.data.yolo import LISTS, class_list, read_yolo
 
-# annotation file, image folder, for training and for testing
-COCO_LAYOUTS = (
-    ("annotations/instances_{}2017.json", "{}2017"),
-    ("annotations/instances_{}.json", "{}"),
-    ("annotations/instances_{}.json", "images"),
-    ("instances_{}.json", "images"),
-    ("{}/_annotations.coco.json", "{}"),
-)
-PARTS = (("train", "val"), ("train", "valid"), ("train", "validation"), ("train", "test"))
-NAMES = ("data.yaml", "classes.txt")
+# instances_train2017.json, train.json, coco_val.json, _annotations_test.json; not captions, keypoints or panoptic ones
+OF_A_PART = re.compile(rf"(?:_?annotations?|instances|coco|bbox(?:es)?|labels)?[._-]*({'|'.join(TRAIN + TEST)})[._-]*(?:\d{{4}})?"
+                       r"(?:[._-]*(?:coco|annotations?|instances))?", re.IGNORECASE)  # fmt: skip
+OTHERS = ("data.json", "package.json", "notes.json")  # beside annotations
 
 
 def load(text: str, strict: bool = True) -> DetectionSet:
-    """The data set named by a flag: `digits`, or folders of COCO, VOC or YOLO form, several joined by commas.
+    """The data set named by a flag: `digits`, or folders of any known layout, several joined by commas.
 
     Args:
-        text: `digits` makes scenes of handwritten digits; `digits:0123` of these digits alone.
+        text: `digits` makes scenes of handwritten digits; `digits:0123` of these digits alone; hf:FOLDER is what
+            `save_to_disk` of Hugging Face `datasets` wrote.
         strict: stop at the first problem that would spoil a run; otherwise collect all in `problems`.
 
     Raises:
         UserError: no such folder, no known layout, or a problem found.
     """
-    sets = [_load(part.strip()) for part in text.split(",") if part.strip()]
+    sets = [_told_of(part.strip()) for part in text.split(",") if part.strip()]
     if not sets:
         raise UserError("--data is empty; name a folder, or digits.")
     whole = sets[0]
@@ -48,26 +46,20 @@ def load(text: str, strict: bool = True) -> DetectionSet:
     return whole
 
 
+def _told_of(text: str) -> DetectionSet:
+    found = _load(text).scored_as_voc()
+    return replace(found, notes=[f"{text}: {note}" for note in found.notes])
+
+
 def _load(text: str) -> DetectionSet:
     if text == "digits" or text.startswith("digits:"):
         return digit_scenes(text.partition(":")[2])
-    folder = Path(text)
+    folder = Path(text.removeprefix("hf:")).expanduser()
     if not folder.is_dir():
         raise UserError(f"--data {text}: no such folder.")
-    for file, images in COCO_LAYOUTS:
-        for train, test in PARTS:
-            if (folder / file.format(train)).is_file() and (folder / file.format(test)).is_file():
-                parts = [(folder / file.format(part), folder / images.format(part)) for part in (train, test)]
-                if all(place.is_dir() for _, place in parts):
-                    return _coco(*parts)
-    if (folder / "Annotations").is_dir():
-        return _voc(folder)
-    if (folder / "images").is_dir() and (folder / "labels").is_dir():
-        return _yolo(folder)
-    return _by_parts(folder) or _flat(folder) or _unknown(folder)
-
-
-def _unknown(folder: Path) -> DetectionSet:
+    for read in (_saved, _coco, _voc, _yolo, _by_parts, _flat, _inner):
+        if (found := read(folder)) is not None:
+            return found
     raise UserError(
         f"{folder} has no layout known here: COCO (annotations/instances_train2017.json beside train2017/, or "
         "instances_train.json beside images/), VOC (Annotations/, JPEGImages/), YOLO (images/train, labels/train), or "
@@ -75,101 +67,115 @@ def _unknown(folder: Path) -> DetectionSet:
     )
 
 
+def _saved(folder: Path) -> DetectionSet | None:
+    return read_saved(folder) if is_saved(folder) else None
+
+
+def _coco(folder: Path) -> DetectionSet | None:
+    """Annotation files that name their part, beside folders of images; of one part alone a fifth tests."""
+    files: dict[str, Path] = {}
+    for file in [file for place in (folder / "annotations", folder) for file in sorted(place.glob("*.json"))]:
+        if found := OF_A_PART.fullmatch(file.stem):
+            files.setdefault(found[1].lower(), file)
+    pair = parts_of(files)
+    if pair:
+        return DetectionSet.of_parts(*(read_coco(files[part], _images_of(part, files[part], folder)) for part in pair))
+    if not files or parts_of([place.name for place in folder.iterdir() if place.is_dir()]):
+        return None
+    (part, file), *_ = files.items()
+    return split(read_coco(file, _images_of(part, file, folder)))
+
+
+def _images_of(part: str, file: Path, root: Path) -> Pictures:
+    """The images that an annotation file of one part means."""
+    year = (re.search(r"\d{4}$", file.stem) or [""])[0]
+    own = [root / above / f"{part}{ending}" for above in ("", "images") for ending in dict.fromkeys((year, ""))]
+    places = [place for place in own if place.is_dir()] or [p for p in [first_folder(root, IMAGES)] if p]
+    return Pictures(places or [root])
+
+
+def _voc(folder: Path) -> DetectionSet | None:
+    return read_voc(folder) if visible(folder / "Annotations", "*.xml") else None
+
+
+def _yolo(folder: Path) -> DetectionSet | None:
+    """images/{train,val} and labels/{train,val}, or the two without parts."""
+    images, labels = folder / "images", folder / "labels"
+    if not (images.is_dir() and labels.is_dir()):
+        return None
+    names = class_list(folder, labels, labels / "train")
+    pair = parts_of([place.name for place in images.iterdir() if place.is_dir()])
+    if pair is None:
+        return split(read_yolo(images, labels, names))
+    return DetectionSet.of_parts(*(read_yolo(images / part, labels / part, names) for part in pair))
+
+
 def _by_parts(folder: Path) -> DetectionSet | None:
     """train/ and valid/ (or val/, test/, validation/), each with annotations of its own: Roboflow's exports."""
-    for names in PARTS:
-        train, test = (folder / name for name in names)
-        if train.is_dir() and test.is_dir():
-            found = [_beside(part, folder) for part in (train, test)]
-            if all(found):
-                return _joined(*found)
-            break
-    tables = [[folder / f"{name}.csv" for name in names] for names in PARTS]
-    for pair in tables:
-        if all(file.is_file() for file in pair):
-            return _joined(*(_table(read_csv, file, folder) for file in pair))
+    places = [place.name for place in folder.iterdir() if place.is_dir()]
+    if pair := parts_of(places):
+        found = [_beside(folder / part, folder) for part in pair]
+        if found[0] and found[1]:
+            whole = DetectionSet.of_parts(found[0], found[1])
+            spare = [word for word in TEST if word in places and word != pair[1]]
+            whole.notes.extend(f"{word}/ is not used: {pair[1]}/ tests" for word in spare)
+            return whole
+    if pair := parts_of([file.stem for file in folder.glob("*.csv")]):
+        return DetectionSet.of_parts(*(_table(read_csv, folder / f"{part}.csv", folder) for part in pair))
     return None
 
 
 def _flat(folder: Path) -> DetectionSet | None:
-    """One folder of images with their annotations; every fifth image tests."""
+    """Images with their annotations in one folder, or in folders below it, without parts."""
     found = _beside(folder, folder)
-    if found is None or len(found.train) < 2:
-        return None
-    test = every_fifth(found.train, False) or found.train[-1:]
-    held = {id(record) for record in test}
-    return replace(found, train=[record for record in found.train if id(record) not in held], test=test)
+    return None if found is None else split(found)
 
 
-def _joined(train: DetectionSet, test: DetectionSet) -> DetectionSet:
-    whole = train.joined(replace(test, train=[], test=test.train))
-    return (
-        whole
-        if train.ids
-        else replace(whole, classes=train.classes if train.classes == test.classes else sorted(whole.classes))
-    )
+def _inner(folder: Path) -> DetectionSet | None:
+    """The only folder in it: what unpacking leaves, or an export of training images alone."""
+    inner = [place for place in folder.iterdir() if place.is_dir() and not place.name.startswith((".", "__MACOSX"))]
+    return _load(str(inner[0])) if len(inner) == 1 else None
 
 
 def _beside(folder: Path, root: Path) -> DetectionSet | None:
     """All images of a folder as training images, read from the annotations in it; None where there are none."""
-    listing = [
-        file for place in (folder, folder / "annotations") if place.is_dir() for file in sorted(place.glob("*.json"))
-    ]
-    listing = [file for file in listing if file.name not in ("data.json", "package.json")]
-    if len(listing) == 1:
-        records, ids, problems = read_coco(listing[0], folder / "images" if (folder / "images").is_dir() else folder)
-        return DetectionSet(records, [], sorted(ids, key=ids.get), ids, problems)
-    places = [folder, *(folder / name for name in ("annotations", "Annotations", "labels"))]
-    if files := next((found for place in places if (found := sorted(place.glob("*.xml")))), []):
-        records, names, problems = read_files(files, folder / "images" if (folder / "images").is_dir() else folder)
-        return DetectionSet(records, [], names, problems=problems)
+    places = [place for place in (folder, folder / "annotations") if place.is_dir()]
+    listing = [file for place in places for file in sorted(place.glob("*.json")) if file.name not in OTHERS]
+    pictures = Pictures([first_folder(folder, IMAGES) or folder])
+    if len(listing) == 1 and not listing[0].name.startswith("."):
+        return read_coco(listing[0], pictures)
+    if files := visible(folder, "*.xml"):
+        return read_files(files, pictures, all_of_them=True)
     for read, pattern in ((read_csv, "*.csv"), (_metadata_of(root), METADATA)):
-        if len(tables := sorted(folder.glob(pattern))) == 1:
+        if len(tables := [file for file in sorted(folder.glob(pattern)) if not file.name.startswith(".")]) == 1:
             return _table(read, tables[0], folder)
-    pair = (folder / "images", folder / "labels") if (folder / "labels").is_dir() else (folder, folder)
-    if any(p for p in pair[1].glob("*.txt") if p.name != "classes.txt"):
-        owner = next((p for p in (folder, root) if any((p / name).is_file() for name in NAMES)), None)
-        if owner is not None:
-            names = class_list(owner)
-            records, problems = read_yolo(*pair, names)
-            return DetectionSet(records, [], names, problems=problems)
+    images, labels = (folder / "images", folder / "labels") if (folder / "labels").is_dir() else (folder, folder)
+    if any(file.name not in LISTS and not file.name.lower().startswith("readme") for file in visible(labels, "*.txt")):
+        try:
+            names = class_list(folder, labels, root)
+        except UserError:
+            return None
+        return read_yolo(images, labels, names)
     return None
 
 
 def _metadata_of(root: Path) -> Callable[[Path, list[Problem]], Table]:
-    names = class_list(root) if any((root / name).is_file() for name in NAMES) else []
-    return lambda file, problems: read_metadata(file, names, problems)
+    def read(file: Path, problems: list[Problem]) -> Table:
+        try:
+            names = class_list(root)
+        except UserError:
+            names = []
+        return read_metadata(file, names, problems)
+
+    return read
 
 
 def _table(read: Callable[[Path, list[Problem]], Table], file: Path, folder: Path) -> DetectionSet:
     problems: list[Problem] = []
     table = read(file, problems)
-    records = table.records([folder, folder / "images", folder / file.stem], problems)
+    below = [place for place in (folder / file.stem,) if place.is_dir()]
+    records = table.records(Pictures([*below, folder]), problems)
     return DetectionSet(records, [], table.classes(), problems=problems)
-
-
-def _coco(train: tuple[Path, Path], test: tuple[Path, Path]) -> DetectionSet:
-    train_records, ids, problems = read_coco(*train)
-    test_records, test_ids, more = read_coco(*test)
-    ids = test_ids | ids
-    return DetectionSet(train_records, test_records, sorted(ids, key=ids.get), ids, problems + more)
-
-
-def _voc(folder: Path) -> DetectionSet:
-    train, names, problems = read_voc(folder, "train", True)
-    test, more_names, more = read_voc(folder, "val", False)
-    return DetectionSet(train, test, sorted({*names, *more_names}), problems=problems + more)
-
-
-def _yolo(folder: Path) -> DetectionSet:
-    names = class_list(folder)
-    test = next((part for part in ("val", "valid", "test") if (folder / "images" / part).is_dir()), None)
-    if test is None or not (folder / "images" / "train").is_dir():
-        raise UserError(f"{folder} needs images/train and images/val.")
-    (train_records, problems), (test_records, more) = (
-        read_yolo(folder / "images" / part, folder / "labels" / part, names) for part in ("train", test)
-    )
-    return DetectionSet(train_records, test_records, names, problems=problems + more)
 
 
 def with_classes(records: list[ImageRecord], classes: set[str]) -> list[ImageRecord]:

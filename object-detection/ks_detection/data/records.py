@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -13,15 +14,21 @@ from common.errors import UserError
 from common.images import ImageError, open_image, probe, size_of
 from common.session import Problem
 
-T = TypeVar("T")
+TRAIN, TEST = ("train", "training", "trainval"), ("val", "valid", "validation", "test", "testing")  # words for parts
+CUT = "box cut"
 
 
 class Annotation(NamedTuple):
-    """An annotated object. box: (left, top, right, bottom) in pixels; crowd: a region of many (COCO `iscrowd`)."""
+    """An annotated object.
+
+    box: (left, top, right, bottom) in pixels; crowd: a region of many (COCO `iscrowd`), scored as COCO does and not
+    trained on; difficult: VOC's flag.
+    """
 
     label: str
     box: tuple[float, float, float, float]
     crowd: bool = False
+    difficult: bool = False
 
 
 @dataclass
@@ -47,13 +54,25 @@ class ImageRecord:
 
 @dataclass
 class DetectionSet:
-    """Training and test images, class names in the data set's order, and its number of each class."""
+    """Training and test images, class names in the data set's order, and its number of each class.
+
+    notes: lines on how it was read, where the data does not say.
+    """
 
     train: list[ImageRecord]
     test: list[ImageRecord]
     classes: list[str]
     ids: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_parts(cls, train: DetectionSet, test: DetectionSet) -> DetectionSet:
+        """Of two sets that hold training images alone."""
+        whole = train.joined(replace(test, train=[], test=test.train))
+        if whole.ids:
+            return replace(whole, classes=sorted(whole.ids, key=whole.ids.__getitem__))
+        return whole if train.classes == test.classes else replace(whole, classes=sorted(whole.classes))
 
     def joined(self, other: DetectionSet) -> DetectionSet:
         """Both sets as one; classes of the same name are the same class."""
@@ -64,7 +83,16 @@ class DetectionSet:
             classes,
             other.ids | self.ids,
             self.problems + other.problems,
+            self.notes + other.notes,
         )
+
+    def scored_as_voc(self) -> DetectionSet:
+        """With the difficult objects of test images as regions that no answer is judged on, which is VOC's rule."""
+        if not any(a.difficult for record in self.test for a in record.annotations):
+            return self
+        test = [replace(r, annotations=tuple(a._replace(crowd=a.crowd or a.difficult) for a in r.annotations))
+                for r in self.test]  # fmt: skip
+        return replace(self, test=test, notes=[*self.notes, "objects marked difficult train and are not scored (VOC)"])
 
 
 def image_problem(record: ImageRecord, read: Callable[[Path], tuple[int, int]] = probe) -> Problem | None:
@@ -99,16 +127,26 @@ def told(problems: list[Problem], command: str = "check.py") -> None:
 
 
 def find_box_problem(box: tuple[float, float, float, float], width: int, height: int) -> tuple[str, str, bool] | None:
-    """(kind, text, fatal) if a box cannot be trained on; one pixel beyond the edge is rounding and is cut."""
+    """(kind, text, fatal) of what is wrong with a box; one pixel beyond the edge is rounding and is cut.
+
+    Only a box of the kind `CUT`, most of which is inside, can be used.
+    """
     left, top, right, bottom = box
     shown = f"box ({left:g}, {top:g}, {right:g}, {bottom:g}) in an image of {width}x{height} pixels"
     if any(value != value or abs(value) == float("inf") for value in box):
         return "not a number", shown, True
+    whole, inside = _area(box), _area(clipped(box, width, height))
     if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
+        if whole > 0 and inside >= whole / 2:
+            return CUT, f"{shown} is cut at the edge", False
         return "box outside", shown, True
-    if right - left <= 0 or bottom - top <= 0:
+    if inside <= 0:
         return "empty box", f"{shown} has no area and is left out", False
     return None
+
+
+def _area(box: tuple[float, float, float, float]) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
 def clipped(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
@@ -124,17 +162,26 @@ class Raw(NamedTuple):
     box: tuple[float, float, float, float]
     where: str
     crowd: bool = False
+    difficult: bool = False
 
 
 def assembled(
-    name: str, path: Path, size: tuple[int, int] | None, objects: Sequence[Raw], problems: list[Problem]
+    name: str,
+    path: Path | None,
+    size: tuple[int, int] | None,
+    objects: Sequence[Raw],
+    problems: list[Problem],
+    image: Callable[[], Image.Image] | None = None,
 ) -> ImageRecord:
     """The record of an image with those of its objects that can be trained on; the rest is added to `problems`.
 
     Args:
+        path: None for one that `image` gives.
         size: (width, height) as the annotations state it; None reads it from the picture.
     """
-    if not path.is_file():
+    if path is None:
+        assert size is not None
+    elif not path.is_file():
         problems.append(Problem("missing image", name, f"{path} does not exist"))
     elif size is None:
         try:
@@ -145,19 +192,51 @@ def assembled(
         return ImageRecord(name, path, 1, 1)
     kept: list[Annotation] = []
     for thing in objects:
-        annotation = Annotation(thing.label, clipped(thing.box, *size), thing.crowd)
+        annotation = Annotation(thing.label, clipped(thing.box, *size), thing.crowd, thing.difficult)
         if found := find_box_problem(thing.box, *size):
             problems.append(Problem(found[0], thing.where, *found[1:]))
-        elif annotation in kept:
+        if found and found[0] != CUT:
+            continue
+        if annotation in kept:
             text = f"the same {thing.label} box stands twice in one image"
             problems.append(Problem("duplicate", thing.where, text, False))
         else:
             kept.append(annotation)
     if not kept:
         problems.append(Problem("no objects", name, "the image has no annotation", False))
-    return ImageRecord(name, path, *size, tuple(kept))
+    return ImageRecord(name, path, *size, tuple(kept), image)
 
 
-def every_fifth(names: Sequence[T], training: bool) -> list[T]:
-    """The training or test share of what has no lists: every fifth tests."""
-    return [name for i, name in enumerate(names) if (i % 5 == 4) != training]
+def parts_of(names: Collection[str]) -> tuple[str, str] | None:
+    """Those of the names that stand for training and for test data; None where one is missing."""
+    pair = [next((word for word in words if word in names), None) for words in (TRAIN, TEST)]
+    return (pair[0], pair[1]) if pair[0] and pair[1] else None
+
+
+def first_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """The first of the names that is a folder in `root`."""
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def split(data: DetectionSet) -> DetectionSet:
+    """The set with a fifth of its training images, which are all it has, as test images.
+
+    Of the images of each class in order (of an image with several, its rarest) the second is a test image, and every
+    fifth from there, so that a class of two images has one.
+
+    Raises:
+        UserError: one image.
+    """
+    if len(data.train) < 2:
+        raise UserError("the data holds one image and no test image; at least two are needed.")
+    counts = Counter(label for record in data.train for label in {a.label for a in record.annotations})
+    seen: Counter[str] = Counter()
+    parts: dict[bool, list[ImageRecord]] = {True: [], False: []}
+    for record in data.train:
+        rarest = min((a.label for a in record.annotations), key=lambda label: (counts[label], label), default="")
+        parts[seen[rarest] % 5 == 1].append(record)
+        seen[rarest] += 1
+    if not parts[True]:
+        parts[True].append(parts[False].pop())
+    note = f"no split is given: every fifth image of each class tests ({len(parts[True])} of {len(data.train)})"
+    return replace(data, train=parts[False], test=parts[True], notes=[*data.notes, note])

@@ -13,6 +13,7 @@ import msgspec
 from common.errors import UserError
 from common.schema import typed
 from common.session import Problem
+from ks_detection.data.pictures import Pictures
 from ks_detection.data.records import ImageRecord, Raw, assembled
 
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
@@ -39,16 +40,10 @@ class Table:
         self.sizes[name] = self.sizes.get(name) or size
         return self.objects.setdefault(name, [])
 
-    def records(
-        self, folders: Sequence[Path], problems: list[Problem], names: Sequence[str] | None = None
-    ) -> list[ImageRecord]:
-        """Records of the images, or of those named, which lie in one of the folders."""
-        found = []
-        for name in self.objects if names is None else names:
-            places = [folder / part for folder in folders for part in (name, Path(name).name)]
-            path = next((p for p in places if p.is_file()), places[0])
-            found.append(assembled(name, path, self.sizes[name], self.objects[name], problems))
-        return found
+    def records(self, pictures: Pictures, problems: list[Problem]) -> list[ImageRecord]:
+        """Records of the images."""
+        return [assembled(name, pictures.find(name), self.sizes[name], things, problems)
+                for name, things in self.objects.items()]  # fmt: skip
 
     def classes(self) -> list[str]:
         """In alphabetical order."""
@@ -60,9 +55,11 @@ def read_csv(file: Path, problems: list[Problem]) -> Table:
     six columns without a header: file, left, top, right, bottom, class. A line without a class is an image without boxes.
 
     Raises:
-        UserError: no such columns.
+        UserError: no such columns, or corners as parts of the image.
     """
-    rows = list(csv.reader(io.StringIO(_text(file))))
+    text = _text(file)
+    first_line = text.partition("\n")[0]
+    rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first_line.count)))
     if not rows:
         raise UserError(f"{file} is empty.")
     header, first = [word.strip().lower() for word in rows[0]], 1
@@ -85,6 +82,9 @@ def read_csv(file: Path, problems: list[Problem]) -> Table:
                 things.append(Raw(row[label].strip(), tuple(float(row[i]) for i in corners), where))
         except (ValueError, IndexError):
             problems.append(Problem("bad annotation", where, f"{','.join(row)!r} has no file, class and four numbers"))
+    every = [value for things in table.objects.values() for thing in things for value in thing.box]
+    if every and max(every) <= 1:
+        raise UserError(f"{file} holds corners in 0..1; they must be in pixels.")
     return table
 
 

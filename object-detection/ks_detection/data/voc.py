@@ -1,4 +1,4 @@
-"""Pascal VOC: Annotations/*.xml beside JPEGImages/ with lists in ImageSets/Main, or .xml files beside their images."""
+"""Pascal VOC's .xml files: beside their images, or in Annotations/ with lists in ImageSets/Main."""
 
 from __future__ import annotations
 
@@ -9,58 +9,75 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import read_text
 from common.session import Problem
-from ks_detection.data.records import ImageRecord, Raw, assembled, every_fifth
-from ks_detection.data.yolo import SUFFIXES
+from ks_detection.data.pictures import Pictures, visible
+from ks_detection.data.records import DetectionSet, ImageRecord, Raw, assembled, first_folder, parts_of, split
 
-Read = tuple[list[ImageRecord], list[str], list[Problem]]
+IMAGES = ("JPEGImages", "images", "Images", "imgs")
 
 
-def read_voc(folder: Path, part: str, training: bool) -> Read:
-    """(images, class names in alphabetical order, problems) of one list of a VOC folder.
+def read_voc(folder: Path) -> DetectionSet:
+    """Annotations/ beside JPEGImages/ (or images/), with the lists ImageSets/Main/{train,val}.txt if there are such."""
+    place, lists = folder / "Annotations", folder / "ImageSets" / "Main"
+    pictures = Pictures([first_folder(folder, IMAGES) or folder])
+    named = {file.stem: file for file in visible(lists, "*.txt")} if lists.is_dir() else {}
+    pair = parts_of(named)
+    if pair is None:
+        one = next(iter(named.values())) if len(named) == 1 else None
+        return split(read_files(_listed(one, place) if one else visible(place, "*.xml"), pictures, one is None))
+    sets = (read_files(_listed(named[part], place), pictures) for part in pair)
+    return DetectionSet.of_parts(*sets)
 
-    Args:
-        part: a list in ImageSets/Main ("train", "val"); where there are no lists, every fifth file tests.
-        training: which of the two, where there are no lists.
-    """
-    listing, place = folder / "ImageSets" / "Main" / f"{part}.txt", folder / "Annotations"
-    if listing.is_file():
-        files = [place / f"{line.split()[0]}.xml" for line in read_text(listing).splitlines() if line.strip()]
-    else:
-        files = every_fifth(sorted(place.glob("*.xml")), training)
+
+def _listed(listing: Path, place: Path) -> list[Path]:
+    files = [place / f"{line.split()[0]}.xml" for line in read_text(listing).splitlines() if line.strip()]
     if not files:
-        raise UserError(f"{folder} holds no annotation for {part!r}.")
-    return read_files(files, folder / "JPEGImages")
+        raise UserError(f"{listing} names no annotation.")
+    return files
 
 
-def read_files(files: Sequence[Path], images: Path) -> Read:
-    """The same of .xml files whose images lie in one folder."""
+def read_files(files: Sequence[Path], pictures: Pictures, all_of_them: bool = False) -> DetectionSet:
+    """The images of .xml files as training images, their classes in alphabetical order.
+
+    all_of_them: the files are all that there are, so that a picture without one is a problem.
+    """
     problems: list[Problem] = []
-    by_stem: dict[str, Path] = {}
-    for path in sorted(images.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            by_stem.setdefault(path.stem, path)
-    records = [record for file in files if (record := _record(file, images, by_stem, problems))]
-    return records, sorted({a.label for record in records for a in record.annotations}), problems
+    records = [record for file in files if (record := _record(file, pictures, problems))]
+    if all_of_them:
+        used = {record.path for record in records} | {path for file in files for path in pictures.beside(file)}
+        problems += [Problem("not annotated", str(path), "has no .xml and is not used", False)
+                     for path in pictures.all if path not in used]  # fmt: skip
+    return DetectionSet(records, [], sorted({a.label for r in records for a in r.annotations}), problems=problems)
 
 
-def _record(file: Path, images: Path, by_stem: dict[str, Path], problems: list[Problem]) -> ImageRecord | None:
+def _record(file: Path, pictures: Pictures, problems: list[Problem]) -> ImageRecord | None:
     try:
         root = ElementTree.parse(file).getroot()
         width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-    except (OSError, ElementTree.ParseError, TypeError, ValueError, OverflowError) as error:
+    except (OSError, ElementTree.ParseError, TypeError, ValueError, OverflowError, LookupError) as error:
         problems.append(Problem("bad annotation", str(file), f"cannot be read ({error})"))
         return None
-    stated = Path((root.findtext("filename") or f"{file.stem}.jpg").replace("\\", "/")).name
-    path = images / stated
-    if not path.is_file():  # tools rename images and leave the old name in the file
-        path = by_stem.get(file.stem) or by_stem.get(path.stem) or path
+    path = _picture(file, (root.findtext("filename") or "").strip(), pictures)
     objects = []
     for number, entry in enumerate(root.iter("object")):
         where = f"{file.name}, object {number + 1}"
         try:
             corners = tuple(float(entry.findtext(f"bndbox/{c}")) for c in ("xmin", "ymin", "xmax", "ymax"))
-            objects.append(Raw(entry.findtext("name").strip(), corners, where))
+            difficult = (entry.findtext("difficult") or "0").strip() not in ("0", "false", "False", "Unspecified", "")
+            objects.append(Raw(entry.findtext("name").strip(), corners, where, difficult=difficult))
         except (TypeError, ValueError, AttributeError):
             problems.append(Problem("bad annotation", where, "has no name or no four numbers in bndbox"))
     # labelImg writes 0 x 0 for pictures that it could not measure
     return assembled(path.name, path, (width, height) if width and height else None, objects, problems)
+
+
+def _picture(file: Path, stated: str, pictures: Pictures) -> Path:
+    """labelImg pairs by stem, and leaves an old name in files whose picture was renamed."""
+    own = list(pictures.beside(file))
+    if own:
+        return next((path for path in own if path.name == stated), own[0])
+    found = pictures.find(stated) if stated else None
+    return found if found and found.is_file() else _first_file(pictures.find(file.stem), found)
+
+
+def _first_file(path: Path, other: Path | None) -> Path:
+    return path if path.is_file() or other is None else other

@@ -1,4 +1,4 @@
-"""YOLO labels: a .txt per image with `class cx cy w h` or a polygon in 0..1, names in data.yaml or classes.txt."""
+"""YOLO labels: a .txt per image with `class cx cy w h` or a polygon in 0..1, names in data.yaml, classes.txt or obj.names."""
 
 from __future__ import annotations
 
@@ -9,36 +9,42 @@ from common.errors import UserError
 from common.files import read_text
 from common.images import ImageError, size_of
 from common.session import Problem
-from ks_detection.data.records import ImageRecord, Raw, assembled
+from ks_detection.data.pictures import SUFFIXES, images_in
+from ks_detection.data.records import DetectionSet, ImageRecord, Raw, assembled
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+LISTS = ("classes.txt", "obj.names")  # of labelImg, which writes it beside the labels, and of Darknet
 
 
-def class_list(folder: Path) -> list[str]:
-    """Class names in order, from data.yaml (`names`) or classes.txt.
+def class_list(*folders: Path) -> list[str]:
+    """Class names in order, from the first of the folders with data.yaml (`names`; the name of the file is free),
+    classes.txt or obj.names.
 
     Raises:
-        UserError: neither is there.
+        UserError: none is there.
     """
-    if (folder / "data.yaml").is_file():
-        names = read_yaml(folder / "data.yaml").get("names")
-        if isinstance(names, dict):
-            names = [names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))]
-        if isinstance(names, list) and names:
-            return [str(name) for name in names]
-        raise UserError(f"{folder / 'data.yaml'} has no list `names`.")
-    if (folder / "classes.txt").is_file():
-        return [line.strip() for line in read_text(folder / "classes.txt").splitlines() if line.strip()]
-    raise UserError(f"{folder} needs class names: data.yaml with `names`, or classes.txt with one per line.")
+    for folder in folders:
+        for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda file: file.name != "data.yaml"):
+            names = read_yaml(file).get("names")
+            if isinstance(names, dict):
+                names = [names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))]
+            if isinstance(names, list) and names:
+                return [str(name) for name in names]
+            if file.name == "data.yaml":
+                raise UserError(f"{file} has no list `names`.")
+        if found := next((folder / name for name in LISTS if (folder / name).is_file()), None):
+            return [line.strip() for line in read_text(found).splitlines() if line.strip()]
+    raise UserError(f"{folders[0]} needs class names: data.yaml with `names`, or classes.txt with one per line.")
 
 
-def read_yolo(images: Path, labels: Path, names: list[str]) -> tuple[list[ImageRecord], list[Problem]]:
-    """(images, problems) of a folder of images and the folder of their labels, which may be the same."""
-    files = sorted(p for p in images.rglob("*") if p.suffix.lower() in SUFFIXES)
+def read_yolo(images: Path, labels: Path, names: list[str]) -> DetectionSet:
+    """A folder of images, as training images, and the folder of their labels, which may be the same."""
+    files = images_in(images)
     if not files:
         raise UserError(f"{images} holds no images ({', '.join(SUFFIXES)}).")
     problems: list[Problem] = []
-    return [_record(images, labels, file, names, problems) for file in files], problems
+    return DetectionSet(
+        [_record(images, labels, file, names, problems) for file in files], [], names, problems=problems
+    )
 
 
 def _record(images: Path, labels: Path, file: Path, names: list[str], problems: list[Problem]) -> ImageRecord:

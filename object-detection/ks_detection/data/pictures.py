@@ -1,0 +1,68 @@
+"""Where the picture lies that an annotation names."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """The files below a folder that fit, sorted, without hidden ones (macOS writes `._NAME` beside each file)."""
+    return sorted(path for path in folder.rglob(pattern) if not path.name.startswith(".") and path.is_file())
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files below a folder."""
+    return [path for path in visible(folder, "*") if path.suffix.lower() in SUFFIXES]
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+class Pictures:
+    """The image files below some folders, found by what annotations call them.
+
+    A stated path is never followed out of the folders: of `C:\\photos\\a.jpg` or `../photos/a.jpg` counts what follows
+    the root. Its leading folders may be missing, letters may be of another case, and the ending may be another one.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = list(folders)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        for path in dict.fromkeys(path for folder in self.folders for path in images_in(folder)):
+            for name in {_key(path.name), _key(path.stem)}:
+                found.setdefault(name, []).append(path)
+        return found
+
+    @cached_property
+    def all(self) -> list[Path]:
+        """Every image file."""
+        return list(dict.fromkeys(path for found in self._by_name.values() for path in found))
+
+    def find(self, stated: str) -> Path:
+        """The file; where there is none, or several fit equally well, the path that is missing."""
+        parts = [part for part in stated.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        if parts and parts[0].endswith(":"):
+            del parts[0]
+        if not parts:
+            return self.folders[0] / "?"
+        for start in range(len(parts)):
+            for folder in self.folders:
+                if (path := folder.joinpath(*parts[start:])).is_file():
+                    return path
+        for name in (parts[-1], Path(parts[-1]).stem):
+            if len(found := self._by_name.get(_key(name), ())) == 1:
+                return found[0]
+        return self.folders[0].joinpath(*parts)
+
+    def beside(self, file: Path) -> Iterator[Path]:
+        """Image files with the stem of an annotation file, in its own folder."""
+        return (path for path in self._by_name.get(_key(file.stem), ()) if path.parent == file.parent)
