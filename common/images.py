@@ -39,13 +39,14 @@ class ImageError(UserError):
         self.reason = reason
 
 
-def open_image(source: Any, name: str = "", least: int = 0) -> Image.Image:
+def open_image(source: Any, name: str = "", least: int = 0, upright: bool = True) -> Image.Image:
     """The picture, upright, in 8-bit RGB.
 
     Args:
         source: a path, bytes of a file, a PIL image, an array [H, W] or [H, W, 1 to 4], or a tensor [C, H, W].
         name: how to call it in an error; default its path.
         least: the shorter side that is enough, in pixels; a very large JPEG is then decoded at a fraction of its size.
+        upright: turned as its EXIF orientation says; else as its pixels lie.
 
     Raises:
         ImageError: missing, damaged, larger than the limits, or of values that have no 8-bit form.
@@ -65,7 +66,7 @@ def open_image(source: Any, name: str = "", least: int = 0) -> Image.Image:
             factor = min(image.size) // least if least and image.width * image.height > DRAFT else 1
             if factor > 1:
                 image.draft(None, (image.width // factor, image.height // factor))
-            return _rgb(image, refuse)
+            return _rgb(image, refuse, upright)
 
 
 def open_ids(path: Path, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
@@ -89,6 +90,12 @@ def size_of(source: Path | bytes, name: str = "") -> tuple[int, int]:
     with _told(name or str(source)) as refuse, Image.open(file) as image:
         _check_size(image.size, refuse)
         return _upright_size(image)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a file's EXIF orientation swaps width and height."""
+    with _told(str(path)), Image.open(path) as image:
+        return image.getexif().get(0x0112) in TURNED
 
 
 def probe(path: Path) -> tuple[int, int]:
@@ -151,9 +158,9 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if image.getexif().get(0x0112) in TURNED else (width, height)
 
 
-def _rgb(image: Image.Image, refuse: Callable[[str], None]) -> Image.Image:
+def _rgb(image: Image.Image, refuse: Callable[[str], None], upright: bool = True) -> Image.Image:
     _check_size(image.size, refuse)
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.exif_transpose(image) if upright else image
     if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F
         return _from_array(np.asarray(image), refuse)
     if "transparency" in image.info and image.mode == "P":

@@ -251,7 +251,7 @@ class SegmentationSession(Session):
         return onnx_graph.graph(adapters.merge(loaded.base.model))
 
     def from_graph(self, file: OnnxFile) -> Base:
-        return Base(onnx_graph.OnnxSegmenter(file), file.classes)
+        return Base(onnx_graph.in_place_of(file), file.classes)
 
 
 def _from_hub(source: SourceConfig, words: Sequence[Any], fetch: bool) -> Base:

@@ -318,7 +318,9 @@ def test_fix_writes_what_check_finds_no_error_in(tmp_path, capsys):
     before = {p: p.read_bytes() for p in (tmp_path / "odd").rglob("*") if p.is_file()}
     assert commands.main(SESSION, "check", [str(tmp_path / "odd"), "--json"]) == 2
     told = json.loads(capsys.readouterr().out)
-    assert told["errors"] == 2 * 4  # turned, broken, small, one box outside
+    assert told["errors"] == 2 * 3  # broken, small, one box outside
+    turned = next(p for p in load(str(tmp_path / "odd"), strict=False).train if p.name.startswith("turned"))
+    assert turned.open().size == (100, 80) and sum(p["kind"] == "turned" for p in told["sets"][0]["problems"]) == 2
     assert commands.main(SESSION, "check", [str(tmp_path / "odd"), "--fix", str(tmp_path / "clean")]) == 0
     assert commands.main(SESSION, "check", [str(tmp_path / "clean"), "--json"]) == 0
     data = load(str(tmp_path / "clean"))

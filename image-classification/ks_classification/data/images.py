@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,6 +57,9 @@ class Item(NamedTuple):
             probe(Path(self.source))
         elif not callable(self.source):
             self.open()
+
+
+TESTS = ("test", "val", "valid", "validation")
 
 
 @dataclass
@@ -118,7 +122,8 @@ def digits(seed: int = 0) -> ImageSet:
 
 
 def folders(root: str) -> ImageSet:
-    """Class folders: root/train/<class>/*, root/test/<class>/* (also val/ or validation/).
+    """Class folders: root/train/<class>/*, root/test/<class>/* (also val/, valid/ or validation/), or root/<class>/*, of
+    whose images every fifth is a test image, the second first.
 
     So lie the published ones, CASIA-100 and ImageNet100 among them; classes are in the order of their folders'
     names. Folder names of the published form `<row><separator><WordNet id>` give the class its logit row.
@@ -128,11 +133,19 @@ def folders(root: str) -> ImageSet:
         raise UserError(
             f"--data: there is no folder {root}; name a folder with train/ and test/, digits, cifar10 or cifar100."
         )
-    test_folder = next((base / n for n in ("test", "val", "validation") if (base / n).is_dir()), base / "test")
-    train, test = _class_folders(base / "train"), _class_folders(test_folder)
+    test_folder = next((base / n for n in TESTS if (base / n).is_dir()), base / "test")
+    if not (base / "train").is_dir() and not test_folder.is_dir() and any(_files(base)):
+        found, test_folder = _class_folders(base), base
+        if lone := next((c for c, files in found.items() if len(files) == 1), None):
+            raise UserError(f"class folder {base / lone} holds one image; a class needs a test image as well.")
+        train, test = ({c: [f for i, f in enumerate(files) if (i % 5 == 1) == tests] for c, files in found.items()}
+                       for tests in (False, True))  # fmt: skip
+        print(f"{root}: no split is given: every fifth image of each class tests", file=sys.stderr)
+    else:
+        train, test = _class_folders(base / "train"), _class_folders(test_folder)
     classes = sorted(set(train) | set(test))
     rows = {_class_name(c): int(PUBLISHED.match(c)[1]) for c in classes if PUBLISHED.match(c)}
-    for found, place in ((train, base / "train"), (test, test_folder)):
+    for found, place in ((train, test_folder if test_folder == base else base / "train"), (test, test_folder)):
         empty = [c for c, files in found.items() if not files]
         if empty:
             raise UserError(f"class folder {place / empty[0]} is empty; put images in it or take it away.")

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from common.clean import Copies
 from common.images import open_image
 from common.record import write_json
@@ -63,17 +61,4 @@ def _copied(copies: Copies, part: str, record: ImageRecord) -> Path | None:
     problem = image_problem(record, lambda path: open_image(path).size)
     if problem is None:
         return copies.add(part, record.path, record.name)
-    if problem.kind != "wrong size":
-        return None
-    with Image.open(record.path) as image:
-        if image.size != (record.width, record.height):
-            return None
-        return copies.add(part, record.path, record.name, lambda: _unturned(image))
-
-
-def _unturned(image: Image.Image) -> Image.Image:
-    """The picture as its pixels lie, whatever its EXIF tag says."""
-    image.load()
-    image.getexif().pop(0x0112, None)
-    image.info.pop("exif", None)
-    return open_image(image)
+    return None if problem.fatal else copies.add(part, record.path, record.name, record.open)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from common.errors import UserError
-from common.images import ImageError, open_image, probe, size_of
+from common.images import ImageError, is_turned, open_image, probe, size_of
 from common.session import Problem
 
 TRAIN, TEST = ("train", "training", "trainval"), ("val", "valid", "validation", "test", "testing")  # words for parts
@@ -46,10 +46,16 @@ class ImageRecord:
     image: Image.Image | Callable[[], Image.Image] | None = None
 
     def open(self) -> Image.Image:
-        """The image in upright RGB. Raises UserError when the file is missing or damaged."""
+        """The image in RGB, upright or as its boxes were drawn (see `image_problem`).
+
+        Raises UserError when the file is missing or damaged.
+        """
         if self.image is not None:
             return self.image() if callable(self.image) else self.image
-        return open_image(self.path)
+        picture = open_image(self.path)
+        if picture.size != (self.width, self.height) and picture.size == (self.height, self.width):
+            return open_image(self.path, upright=False)
+        return picture
 
 
 @dataclass
@@ -98,7 +104,8 @@ class DetectionSet:
 def image_problem(record: ImageRecord, read: Callable[[Path], tuple[int, int]] = probe) -> Problem | None:
     """What is wrong with an image's file: it cannot be read, or its boxes belong to another size.
 
-    Boxes belong to the upright picture, as annotation tools show it.
+    Boxes belong to the upright picture, as annotation tools show it; but where the stated size is that of the pixels as
+    they lie in a file that an EXIF tag turns, to these, and the picture is not turned then.
 
     Args:
         read: gives (width, height) of the upright picture; raises ImageError.
@@ -113,8 +120,10 @@ def image_problem(record: ImageRecord, read: Callable[[Path], tuple[int, int]] =
     if size == stated:
         return None
     text = f"is {size[0]}x{size[1]} pixels, the annotations say {stated[0]}x{stated[1]}"
-    if size == stated[::-1]:
-        text += "; if its EXIF tag turns it, write the picture upright without the tag, or its boxes and size turned"
+    if size == stated[::-1] and is_turned(record.path):
+        return Problem(
+            "turned", str(record.path), "is read as its pixels lie: its boxes were drawn so, not upright", False
+        )
     return Problem("wrong size", str(record.path), text)
 
 

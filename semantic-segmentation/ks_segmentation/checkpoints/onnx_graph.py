@@ -1,4 +1,4 @@
-"""Mask2Former as an ONNX graph, and such a graph in the place of a model."""
+"""Segmenters as ONNX graphs, and such a graph in the place of a model."""
 
 from __future__ import annotations
 
@@ -6,66 +6,72 @@ import torch
 from ms_deform_attn.onnx_graph import table
 from torch import Tensor, nn
 
-from common.errors import UserError
 from common.onnx_file import Graph, OnnxFile, Outputs, largest_difference
 from ks_segmentation.checkpoints.folder import flat
 from ks_segmentation.config.load import load_config
-from ks_segmentation.models.mask2former.model import Mask2Former
 from ks_segmentation.models.parts.inference import class_scores
+from ks_segmentation.models.parts.pixels import PixelSegmenter
+from ks_segmentation.models.parts.queries import QuerySegmenter
+from ks_segmentation.models.parts.segmenter import Segmenter
 
-OUTPUTS = ("pred_logits", "pred_masks")
 LEAST_IOU = 0.999
 SIZES = ((2, 3, 96, 128), (1, 3, 128, 160), (3, 3, 64, 192))
 CLEAR = 1e-4  # a pixel whose two best scores are nearer than this may be called either
 
 
 class Answers(nn.Module):
-    """(logits [N, Q, K + 1], mask logits [N, Q, H / 4, W / 4]) of images."""
+    """The outputs of a model that its answers are made of, for images [N, 3, H, W]: of Mask2Former logits [N, Q, K + 1]
+    and mask logits [N, Q, H / 4, W / 4]."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Segmenter) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         found = self.model(images)
-        return found["pred_logits"], found["pred_masks"]
+        return tuple(found[name] for name in self.model.answered)
 
 
-def graph(model: nn.Module) -> Graph:
-    """The graph of a model without adapters. H and W are multiples of 32; they stay open, but with a Swin, whose
-    windows are cut for one size: there it is that of the test images, and square.
-
-    Raises:
-        UserError: a model of transformers.
-    """
-    if type(model) is not Mask2Former:
-        raise UserError(f"a {type(model).__name__} of transformers is not written as onnx; give --to folder.")
-    fixed, side = (
-        model.config.MODEL.BACKBONE.NAME == "D2SwinTransformer",
-        -(-model.config.INPUT.MIN_SIZE_TEST // 32) * 32,
-    )
-    sizes = [(n, 3, side, side) for n in (2, 1, 3)] if fixed else SIZES
+def graph(model: Segmenter) -> Graph:
+    """The graph of a model without adapters. H and W are multiples of 32; where the model leaves them open, they stay
+    so, else the images are squares of the size of the test images."""
+    side = model.graph_side()
+    sizes = [(n, 3, side, side) for n in (2, 1, 3)] if side else SIZES
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(size, generator=generator) for size in sizes]
-    settings = {"config": model.config.plain(), "fixed": side if fixed else 0}
-    return Graph(Answers(model), OUTPUTS, images, not fixed, settings, difference, table())
+    settings = {"config": model.config.plain(), "fixed": side, "outputs": model.answered}
+    return Graph(Answers(model), model.answered, images, not side, settings, difference, table())
 
 
 def difference(own: Outputs, others: Outputs) -> float:
-    """The largest difference of a query's class probabilities; 1 where the IoU of a class is not above 0.999."""
-    for logits, masks, other_logits, other_masks in zip(*own, *others, strict=True):
-        mine, theirs = (class_scores(*found) for found in ((logits, masks), (other_logits, other_masks)))
+    """The largest difference of a class's probability, of queries or pixels; 1 where the IoU of a class is not above
+    0.999."""
+    for mine, theirs in zip(_scores(own), _scores(others), strict=True):
         first, second = mine.topk(2, dim=0).values if len(mine) > 1 else (mine[0], mine[0] - 1)
         clear, a, b = first - second > CLEAR, mine.argmax(0), theirs.argmax(0)
         for row in a[clear].unique():
             both, either = ((a == row) & (b == row) & clear).sum(), (((a == row) | (b == row)) & clear).sum()
             if both <= LEAST_IOU * either:
                 return 1.0
-    return largest_difference([own[0].softmax(-1)], [others[0].softmax(-1)])
+    classes = -1 if len(own) > 1 else 1
+    return largest_difference([own[0].softmax(classes)], [others[0].softmax(classes)])
 
 
-class OnnxSegmenter(Mask2Former):
-    """A file in the place of a Mask2Former, for what asks for its answers."""
+def _scores(found: Outputs) -> list[Tensor]:
+    """[K, h, w] of each image: of queries (logits, masks), or of class logits of pixels."""
+    if len(found) > 1:
+        return [class_scores(logits, masks) for logits, masks in zip(*found, strict=True)]
+    return list(found[0].softmax(1))
+
+
+def in_place_of(file: OnnxFile) -> Segmenter:
+    """A file in the place of a model, for what asks for its answers."""
+    kind = FromPixels if "logits" in file.settings.get("outputs", ()) else FromQueries
+    return kind(file)
+
+
+class FromFile(Segmenter):
+    """See `in_place_of`; stands first among the bases."""
 
     def __init__(self, file: OnnxFile) -> None:
         super().__init__(load_config(None, flat(file.settings["config"])), nn.Identity())
@@ -79,5 +85,12 @@ class OnnxSegmenter(Mask2Former):
         side = self.file.settings["fixed"]
         if side:
             images = nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        logits, masks = self.file(images)
-        return {"pred_logits": logits, "pred_masks": masks}
+        return dict(zip(self.answered, self.file(images), strict=True))
+
+
+class FromQueries(FromFile, QuerySegmenter):
+    """A file whose outputs are queries."""
+
+
+class FromPixels(FromFile, PixelSegmenter):
+    """A file whose output is a map of classes."""

@@ -1,17 +1,18 @@
 """The folder layouts that segmentation data comes in, each as a `MaskSet`.
 
-Our own layout, `folder`: images/ and annotations/, each with training/ and validation/ (or train/, val/, test/), or
+Our own layout, `folder`: images/ and annotations/ (or masks/, labels/), each with training/ and validation/ (or train/, val/, test/), or
 flat. The mask of images/NAME.jpg is annotations/NAME.png and holds one class id per pixel. classes.json names the ids:
 
     {"classes": ["road", "car"], "ignore_index": 255, "splits": {"val": ["NAME", ...]}}
 
 `classes` is a list in the order of the ids, or a table {"0": "road", ...}; its entries may be tables with a `name`. The
 whole file may also be just that list. `ignore_index` (255) is the id of pixels without a class. `splits` names the test
-images of a flat folder; without it every fifth image is one.
+images of a flat folder; without it every fifth image is one. classes.txt with a name per line will do as well.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -109,7 +110,8 @@ def _listing(root: Path) -> Listing:
     """classes.json, empty where there is none. Raises UserError when it is of another form."""
     path = root / "classes.json"
     if not path.is_file():
-        return Listing()
+        lines = read_text(root / "classes.txt").splitlines() if (root / "classes.txt").is_file() else []
+        return Listing([line.strip() for line in lines if line.strip()])
     form = f'{path} must be {{"classes": ["road", "car"], "ignore_index": 255}}, or just the list of names'
     data = read_json(path, advice=form)
     listing: Listing = typed(data if isinstance(data, dict) else {"classes": data}, Listing, str(path), form)
@@ -127,17 +129,26 @@ def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
     listing = _listing(root)
     listed, ignore = names or listing.names(), listing.ignore_index
     if not listed:
+        if not (root / "images").is_dir():
+            raise UserError(
+                f"{root} holds no images/ and annotations/; other layouts are KIND:FOLDER ({', '.join(LAYOUTS)})."
+            )
         raise UserError(f"the classes of {root} have no names; write classes.json there or give --data-classes.")
     classes = tuple(c for i, c in enumerate(listed) if i != ignore)
     ids = [i for i in range(len(listed)) if i != ignore]
     table = Table({i: n for n, i in enumerate(ids)} | {ignore: IGNORE, 255: IGNORE})
     found: dict[str, list[MaskItem]] = {}
+    annotations = _first(root, ("annotations", "masks", "labels"))
     for split, options in SPLITS.items():
         images = _first(root / "images", options)
-        found[split] = pairs(images, root / "annotations" / images.name, table)
+        found[split] = pairs(images, annotations / images.name, table)
     if found["train"] or found["test"]:
         return MaskSet(classes, **found)
-    items = pairs(root / "images", root / "annotations", table)
+    items = pairs(root / "images", annotations, table)
+    if not listing.test():
+        print(
+            f"{root}: no split is given: every fifth image tests ({len(items) // 5} of {len(items)})", file=sys.stderr
+        )
     test = {Path(name).stem for name in listing.test() or [item.name for item in items[4::5]]}
     parts: dict[bool, list[MaskItem]] = {True: [], False: []}
     for item in items:

@@ -25,6 +25,9 @@ class Eomt(FromHub, QuerySegmenter):
         return ["MODEL.MASK_FORMER.SIZE_DIVISIBILITY", side, "TEST.SLIDING_WINDOW", side, "INPUT.CROP.SIZE", [side, side],
                 "INPUT.MIN_SIZE_TEST", side]  # fmt: skip
 
+    def graph_side(self) -> int:
+        return self.network.config.image_size
+
     def queries(self, images: Tensor) -> Queries:
         """One output in front of each block with masked attention, and the last."""
         network, side = self.network, self.network.config.image_size

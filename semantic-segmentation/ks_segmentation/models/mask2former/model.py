@@ -16,7 +16,7 @@ from ks_segmentation.models.mask2former.pixel_decoder import PixelFeatures, pixe
 from ks_segmentation.models.mask2former.query_decoder import decode
 from ks_segmentation.models.parts.from_hub import FromHub
 from ks_segmentation.models.parts.queries import Queries, QuerySegmenter
-from ks_segmentation.models.parts.segmenter import Outputs
+from ks_segmentation.models.parts.segmenter import Outputs, Segmenter
 
 
 class Mask2Former(QuerySegmenter):
@@ -55,6 +55,10 @@ class Mask2Former(QuerySegmenter):
         *levels, mask_features = features
         return self.outputs(self._answer(PixelFeatures(levels, mask_features)))
 
+    def graph_side(self) -> int:
+        """A Swin's windows are cut for one size."""
+        return super().graph_side() if self.config.MODEL.BACKBONE.NAME == "D2SwinTransformer" else 0
+
     def fresh(self) -> Mask2Former:
         return build_mask2former(self.config)
 
@@ -66,6 +70,9 @@ class HubMask2Former(FromHub, Mask2Former):
     """The same from a folder of transformers."""
 
     network_class = "Mask2FormerForUniversalSegmentation"
+
+    def graph_side(self) -> int:
+        return Segmenter.graph_side(self)
 
     def __init__(self, config: Config, network: nn.Module, files: dict[str, bytes]) -> None:
         super().__init__(config, network, files)

@@ -34,6 +34,7 @@ class PixelSegmenter(Segmenter):
     """
 
     auxiliary_weight = 0.0
+    answered = ("logits",)
 
     def maps(self, images: Tensor) -> Maps:
         """The class logits, in training mode too."""

@@ -30,6 +30,7 @@ class QuerySegmenter(Segmenter):
     """A segmenter of which only `queries`, its class layer and its files are its own."""
 
     rows_behind = 1  # "no object"
+    answered = ("pred_logits", "pred_masks")
 
     def queries(self, images: Tensor) -> Queries:
         """What the queries see, in training mode too."""

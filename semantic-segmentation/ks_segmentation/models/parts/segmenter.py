@@ -58,9 +58,11 @@ class Segmenter(nn.Module):
     config: settings of a detectron2 YAML file; of INPUT, TEST and the loss, whatever the model is.
     class_layers: names of the layers with a row per class; the last row of each may be "no object" (`rows_behind`).
     unadapted: parts of names of layers that no adapter goes on.
+    answered: names of the outputs that answers are made of, which is what an ONNX file gives.
     """
 
     class_layers: ClassVar[tuple[str, ...]]
+    answered: ClassVar[tuple[str, ...]]
     rows_behind: ClassVar[int] = 0
     unadapted: ClassVar[tuple[str, ...]] = ()
     pixel_mean: Tensor
@@ -94,6 +96,10 @@ class Segmenter(nn.Module):
     def part(self, outputs: Outputs, images: slice) -> Outputs:
         """The outputs of some images of the batch."""
         return {name: value[images] for name, value in outputs.items()}
+
+    def graph_side(self) -> int:
+        """Side of the square images that an ONNX file of it takes; 0 where any multiples of 32 will do."""
+        return -(-self.config.INPUT.MIN_SIZE_TEST // 32) * 32
 
     def judge(self, outputs: Outputs, labels: Tensor) -> tuple[Tensor, list[Rows]]:
         """(supervised loss, mean over the batch; rows of each image's segments).
