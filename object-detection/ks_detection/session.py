@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.frozen import FrozenConfig
 from common.knobs import knob
 from common.onnx_file import Graph, OnnxFile
+from common.pictures import SUFFIXES
 from common.plan import pretrain_plan
 from common.plan_file import PlanConfig, plan_from
 from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
@@ -29,7 +30,6 @@ from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.cl_detr import ForgettingConfig, forgetting_plan
 from ks_detection.data import scenes
 from ks_detection.data.cleaned import fix
-from ks_detection.data.pictures import SUFFIXES
 from ks_detection.domain import MODEL_FILE, DetectionDomain
 from ks_detection.models.hub.families import FAMILIES
 from ks_detection.models.hub.files import detector_of

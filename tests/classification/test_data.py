@@ -26,6 +26,21 @@ def test_the_test_images_may_lie_in_a_folder_of_another_name(tmp_path, name):
     assert len(data.load(str(tmp_path)).test) == 3
 
 
+def test_class_folders_without_a_split_give_each_class_test_images(tmp_path, capsys):
+    root = tmp_path / "two classes"
+    for name in ("red rose", "tulip"):
+        (root / name).mkdir(parents=True)
+        for i in range(7):
+            Image.fromarray(picture("red", i)).save(root / name / f"{i}.png")
+    images = data.load(str(root))
+    assert [i.name[-5:] for i in images.test] == ["1.png", "6.png"] * 2 and len(images.train) == 10
+    assert "every fifth image of each class tests" in capsys.readouterr().err
+    for i in range(6):
+        (root / "tulip" / f"{i}.png").unlink()
+    with pytest.raises(UserError, match="tulip holds one image"):
+        data.load(str(root))
+
+
 def test_published_folder_names_state_logit_rows(tmp_path):
     ids = {"red": "17?n01532829", "blue": "3?n02110063", "green": "100_n01440764"}
     images = data.load(save_folders(tmp_path, ["red", "blue", "green"], folder=ids.get))

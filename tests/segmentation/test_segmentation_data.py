@@ -55,6 +55,41 @@ def test_voc(tmp_path):
     assert classes_of(found.train[0]) == [15, IGNORE] and found.classes[15] == "person" and not found.test
 
 
+def test_masks_beside_images_and_a_list_of_names_are_enough(tmp_path, capsys):
+    for stem in "abcde":
+        picture(tmp_path / f"images/{stem}.jpg")
+        mask(tmp_path / f"masks/{stem}.png", (0, 1))
+    (tmp_path / "classes.txt").write_text("ground\nred cat\n")
+    found = layouts.load(str(tmp_path))
+    assert found.classes == ("ground", "red cat") and len(found.test) == 1 and classes_of(found.train[0]) == [0, 1]
+    assert "every fifth image tests (1 of 5)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("roboflow", [True, False])
+def test_shapes_of_objects_become_masks(roboflow, tmp_path):
+    half = {"size": list(SIZE), "counts": [0, *[6] * 32]}  # the upper half of each column
+    shapes = [half, [[2, 1, 6, 1, 6, 5, 2, 5]], [[8, 8, 12, 8, 12, 11, 8, 11]]]
+    for part in ("train", "valid"):
+        place = tmp_path / part if roboflow else tmp_path / "images" / part
+        picture(place / "a b.jpg")
+        entries = [{"id": i, "image_id": "7", "category_id": c, "iscrowd": int(i == 0), "segmentation": shape}
+                   for i, (c, shape) in enumerate(zip((9, 4, 4), shapes, strict=True))]  # fmt: skip
+        names = [{"id": 4, "name": "cat"}, {"id": 9, "name": "grass"}]
+        content = {"images": [{"id": 7, "file_name": "a b.jpg"}], "annotations": entries, "categories": names}
+        file = place / "_annotations.coco.json" if roboflow else tmp_path / f"annotations/instances_{part}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content))
+    found = layouts.load(str(tmp_path))
+    assert found.classes == ("background", "cat", "grass") and len(found.train) == len(found.test) == 1
+    pixels, ids = found.train[0].pair()
+    assert pixels.shape[:2] == ids.shape == SIZE
+    assert (ids[0] == 2).all() and ids[3, 4] == 1 and ids[9, 10] == 1 and ids[-1, 0] == 0
+    assert scan(found.train)[0].keys() == {0, 1, 2}
+    file.write_text(json.dumps(content | {"annotations": [{"image_id": 7, "category_id": 4, "bbox": [1, 2, 3, 4]}]}))
+    with pytest.raises(UserError, match="boxes alone are no masks"):
+        layouts.load(str(tmp_path))
+
+
 def test_coco_panoptic_becomes_one_mask_per_category(tmp_path):
     picture(tmp_path / "train2017/1.jpg")
     folder = tmp_path / "annotations/panoptic_train2017"

@@ -4,72 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
-
-from common.images import MAX_SIDE
+from common.coco import Coco, Entry, Runs, Shape, Shapes, category_names
+from common.pictures import Pictures
 from common.schema import read_json
 from common.session import Problem
-from ks_detection.data.pictures import Pictures
 from ks_detection.data.records import DetectionSet, Raw, assembled
-
-Id = int | str
-Side = Annotated[float, msgspec.Meta(ge=1, le=MAX_SIDE)]  # some tools write 640.0
-
-
-class Image(msgspec.Struct):
-    """An entry of `images`."""
-
-    id: Id
-    file_name: str
-    width: Side | None = None
-    height: Side | None = None
-
-
-class Runs(msgspec.Struct):
-    """A mask as run lengths, column by column, as numbers or in COCO's own letters."""
-
-    size: tuple[int, int]
-    counts: list[int] | str
-
-
-class Shape(msgspec.Struct):
-    """An entry again: polygons [x, y, x, y, ...] or run lengths."""
-
-    segmentation: list[list[float]] | Runs | None = None
-
-
-class Shapes(msgspec.Struct):
-    """An annotation file, as far as shapes go. They are read where a box is missing: they take most of a large file."""
-
-    annotations: list[Shape]
-
-
-class Entry(msgspec.Struct):
-    """An entry of `annotations`; bbox: left, top, width, height. Where it is left out, the segmentation tells it."""
-
-    bbox: list[float] | None = None
-    id: Id = "?"
-    image_id: Id | None = None
-    category_id: Id | None = None
-    iscrowd: int | bool = 0
-
-
-class Category(msgspec.Struct):
-    """An entry of `categories`."""
-
-    id: Id
-    name: str
-    supercategory: str | None = None
-
-
-class Coco(msgspec.Struct):
-    """An annotation file, as far as it is read."""
-
-    images: list[Image]
-    annotations: list[Entry]
-    categories: list[Category]
 
 
 def read_coco(file: Path, pictures: Pictures) -> DetectionSet:
@@ -82,7 +22,7 @@ def read_coco(file: Path, pictures: Pictures) -> DetectionSet:
     """
     data: Coco = read_json(file, Coco, "COCO has the lists `images`, `annotations` and `categories`")
     problems = _duplicates(file, data)
-    names = _category_names(data)
+    names = category_names(data)
     objects: dict[str, list[Raw]] = {str(image.id): [] for image in data.images}
     shapes: list[Shape] = [Shape()] * len(data.annotations)
     if not all(entry.bbox for entry in data.annotations):
@@ -111,14 +51,6 @@ def read_coco(file: Path, pictures: Pictures) -> DetectionSet:
     return DetectionSet(records, [], sorted(ids, key=ids.__getitem__), ids, problems)
 
 
-def _category_names(data: Coco) -> dict[str, str]:
-    """Names by id as text, without the one that Roboflow adds for the whole data set and uses for nothing."""
-    used = {str(entry.category_id) for entry in data.annotations}
-    above = {category.supercategory for category in data.categories if category.name != category.supercategory}
-    kept = [c for c in data.categories if str(c.id) in used or c.name not in above or c.supercategory != "none"]
-    return {str(category.id): category.name for category in kept}
-
-
 def _box(entry: Entry, shape: list[list[float]] | Runs | None) -> tuple[float, float, float, float] | None:
     """Corners, or None where nothing tells them."""
     if entry.bbox:
@@ -129,10 +61,7 @@ def _box(entry: Entry, shape: list[list[float]] | Runs | None) -> tuple[float, f
     if isinstance(shape, Runs):
         from pycocotools import mask  # only for files of run lengths
 
-        runs = {"size": list(shape.size), "counts": shape.counts}
-        if isinstance(runs["counts"], list):
-            runs = mask.frPyObjects(runs, *runs["size"])
-        left, top, width, height = mask.toBbox(runs).tolist()
+        left, top, width, height = mask.toBbox(shape.packed()).tolist()
         return left, top, left + width, top + height
     points = [value for polygon in shape or () for value in polygon]
     return (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])) if len(points) > 1 else None

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from common.coco import files_of_parts, images_of, lone_file
 from common.errors import UserError
+from common.pictures import IMAGES, TEST, Pictures, first_folder, parts_of, visible
 from common.session import Problem
 from ks_detection.data.coco import read_coco
 from ks_detection.data.hugging_face import is_saved, read_saved
-from ks_detection.data.pictures import Pictures, visible
-from ks_detection.data.records import TEST, TRAIN, DetectionSet, ImageRecord, first_folder, parts_of, split, told
+from ks_detection.data.records import DetectionSet, ImageRecord, split, told
 from ks_detection.data.rows import METADATA, Table, read_csv, read_metadata
 from ks_detection.data.scenes import digit_scenes
-from ks_detection.data.voc import IMAGES, read_files, read_voc
+from ks_detection.data.voc import read_files, read_voc
 from ks_detection.data.yolo import LISTS, class_list, read_yolo
-
-# instances_train2017.json, train.json, coco_val.json, _annotations_test.json; not captions, keypoints or panoptic ones
-OF_A_PART = re.compile(rf"(?:_?annotations?|instances|coco|bbox(?:es)?|labels)?[._-]*({'|'.join(TRAIN + TEST)})[._-]*(?:\d{{4}})?"
-                       r"(?:[._-]*(?:coco|annotations?|instances))?", re.IGNORECASE)  # fmt: skip
-OTHERS = ("data.json", "package.json", "notes.json")  # beside annotations
 
 
 def load(text: str, strict: bool = True) -> DetectionSet:
@@ -73,25 +68,14 @@ def _saved(folder: Path) -> DetectionSet | None:
 
 def _coco(folder: Path) -> DetectionSet | None:
     """Annotation files that name their part, beside folders of images; of one part alone a fifth tests."""
-    files: dict[str, Path] = {}
-    for file in [file for place in (folder / "annotations", folder) for file in sorted(place.glob("*.json"))]:
-        if found := OF_A_PART.fullmatch(file.stem):
-            files.setdefault(found[1].lower(), file)
+    files = files_of_parts(folder)
     pair = parts_of(files)
     if pair:
-        return DetectionSet.of_parts(*(read_coco(files[part], _images_of(part, files[part], folder)) for part in pair))
+        return DetectionSet.of_parts(*(read_coco(files[part], images_of(part, files[part], folder)) for part in pair))
     if not files or parts_of([place.name for place in folder.iterdir() if place.is_dir()]):
         return None
     (part, file), *_ = files.items()
-    return split(read_coco(file, _images_of(part, file, folder)))
-
-
-def _images_of(part: str, file: Path, root: Path) -> Pictures:
-    """The images that an annotation file of one part means."""
-    year = (re.search(r"\d{4}$", file.stem) or [""])[0]
-    own = [root / above / f"{part}{ending}" for above in ("", "images") for ending in dict.fromkeys((year, ""))]
-    places = [place for place in own if place.is_dir()] or [p for p in [first_folder(root, IMAGES)] if p]
-    return Pictures(places or [root])
+    return split(read_coco(file, images_of(part, file, folder)))
 
 
 def _voc(folder: Path) -> DetectionSet | None:
@@ -139,11 +123,9 @@ def _inner(folder: Path) -> DetectionSet | None:
 
 def _beside(folder: Path, root: Path) -> DetectionSet | None:
     """All images of a folder as training images, read from the annotations in it; None where there are none."""
-    places = [place for place in (folder, folder / "annotations") if place.is_dir()]
-    listing = [file for place in places for file in sorted(place.glob("*.json")) if file.name not in OTHERS]
     pictures = Pictures([first_folder(folder, IMAGES) or folder])
-    if len(listing) == 1 and not listing[0].name.startswith("."):
-        return read_coco(listing[0], pictures)
+    if listing := lone_file(folder):
+        return read_coco(listing, pictures)
     if files := visible(folder, "*.xml"):
         return read_files(files, pictures, all_of_them=True)
     for read, pattern in ((read_csv, "*.csv"), (_metadata_of(root), METADATA)):

@@ -11,9 +11,10 @@ from PIL import Image
 
 from common.errors import UserError
 from common.images import ImageError, open_image, size_of
+from common.pictures import parts_of
 from common.saved_data import column_of, encoded, read_dataset, undecoded
 from common.session import Problem
-from ks_detection.data.records import DetectionSet, ImageRecord, Raw, assembled, parts_of, split
+from ks_detection.data.records import DetectionSet, ImageRecord, Raw, assembled, split
 
 MARKS = ("dataset_dict.json", "state.json")  # of save_to_disk
 BOXES, LABELS = ("bbox", "bboxes", "boxes"), ("category", "categories", "label", "labels", "category_id")

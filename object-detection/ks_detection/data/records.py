@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,6 @@ from common.errors import UserError
 from common.images import ImageError, is_turned, open_image, probe, size_of
 from common.session import Problem
 
-TRAIN, TEST = ("train", "training", "trainval"), ("val", "valid", "validation", "test", "testing")  # words for parts
 CUT = "box cut"
 
 
@@ -214,17 +213,6 @@ def assembled(
     if not kept:
         problems.append(Problem("no objects", name, "the image has no annotation", False))
     return ImageRecord(name, path, *size, tuple(kept), image)
-
-
-def parts_of(names: Collection[str]) -> tuple[str, str] | None:
-    """Those of the names that stand for training and for test data; None where one is missing."""
-    pair = [next((word for word in words if word in names), None) for words in (TRAIN, TEST)]
-    return (pair[0], pair[1]) if pair[0] and pair[1] else None
-
-
-def first_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """The first of the names that is a folder in `root`."""
-    return next((root / name for name in names if (root / name).is_dir()), None)
 
 
 def split(data: DetectionSet) -> DetectionSet:

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from common.errors import UserError
+from common.pictures import Pictures
 from common.schema import typed
 from common.session import Problem
-from ks_detection.data.pictures import Pictures
 from ks_detection.data.records import ImageRecord, Raw, assembled
 
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_text
+from common.pictures import IMAGES, Pictures, first_folder, parts_of, visible
 from common.session import Problem
-from ks_detection.data.pictures import Pictures, visible
-from ks_detection.data.records import DetectionSet, ImageRecord, Raw, assembled, first_folder, parts_of, split
-
-IMAGES = ("JPEGImages", "images", "Images", "imgs")
+from ks_detection.data.records import DetectionSet, ImageRecord, Raw, assembled, split
 
 
 def read_voc(folder: Path) -> DetectionSet:

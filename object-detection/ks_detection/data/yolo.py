@@ -8,8 +8,8 @@ from common.config import read_yaml
 from common.errors import UserError
 from common.files import read_text
 from common.images import ImageError, size_of
+from common.pictures import SUFFIXES, images_in
 from common.session import Problem
-from ks_detection.data.pictures import SUFFIXES, images_in
 from ks_detection.data.records import DetectionSet, ImageRecord, Raw, assembled
 
 LISTS = ("classes.txt", "obj.names")  # of labelImg, which writes it beside the labels, and of Darknet

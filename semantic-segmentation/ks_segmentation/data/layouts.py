@@ -24,6 +24,7 @@ from common.files import read_text
 from common.schema import read_json, typed
 from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
+from ks_segmentation.data.instances import found_in, read_instances
 from ks_segmentation.data.masks import IGNORE, Table
 from ks_segmentation.data.sets import MaskItem, MaskSet
 
@@ -52,6 +53,8 @@ def load(text: str, names: Sequence[str] = ()) -> MaskSet:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}.")
+    if not colon and not (root / "classes.json").is_file() and found_in(root):
+        kind = "coco"
     found = LAYOUTS[kind](root, tuple(names))
     if not found.train and not found.test:
         raise UserError(f"{root} holds no images in the {kind} layout; see semantic-segmentation/README.md.")
@@ -156,6 +159,10 @@ def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
     return MaskSet(classes, parts[False], parts[True])
 
 
+def _told_of_split(root: Path, test: int, train: int) -> None:
+    print(f"{root}: no split is given: every fifth image tests ({test} of {test + train})", file=sys.stderr)
+
+
 def ade20k(root: Path, names: tuple[str, ...]) -> MaskSet:
     """images/{training,validation}; annotations_detectron2/ (class - 1, 255 none) or annotations/ (0 none)."""
     classes = names or class_lists.ADE20K
@@ -222,7 +229,12 @@ class Panoptic(msgspec.Struct):
 
 def coco(root: Path, names: tuple[str, ...]) -> MaskSet:
     """{train,val}2017/ and annotations/panoptic_{train,val}2017.json beside its folder of PNGs: things and stuff alike
-    become one mask per category."""
+    become one mask per category. Without these, files of objects with polygons or run lengths; see `instances`."""
+    if not any((root / "annotations").glob("panoptic_*.json")):
+        whole, stated = read_instances(root)
+        if not stated:
+            _told_of_split(root, len(whole.test), len(whole.train))
+        return whole
     categories: list[Category] = []
     found: dict[str, list[MaskItem]] = {"train": [], "test": []}
     for split, year in (("train", "train2017"), ("test", "val2017")):

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGES = ("JPEGImages", "images", "Images", "imgs")  # usual names of their folder
+TRAIN, TEST = ("train", "training", "trainval"), ("val", "valid", "validation", "test", "testing")  # words for parts
+
+
+def parts_of(names: Collection[str]) -> tuple[str, str] | None:
+    """Those of the names that stand for training and for test data; None where one is missing."""
+    pair = [next((word for word in words if word in names), None) for words in (TRAIN, TEST)]
+    return (pair[0], pair[1]) if pair[0] and pair[1] else None
+
+
+def first_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """The first of the names that is a folder in `root`."""
+    return next((root / name for name in names if (root / name).is_dir()), None)
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:

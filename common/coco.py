@@ -1,0 +1,115 @@
+"""COCO JSON files, as far as they are read, and which file of a folder is of which part."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from common.images import MAX_SIDE
+from common.pictures import IMAGES, TEST, TRAIN, Pictures, first_folder
+
+# instances_train2017.json, train.json, coco_val.json, _annotations_test.json; not captions, keypoints or panoptic ones
+OF_A_PART = re.compile(rf"(?:_?annotations?|instances|coco|bbox(?:es)?|labels)?[._-]*({'|'.join(TRAIN + TEST)})[._-]*(?:\d{{4}})?"
+                       r"(?:[._-]*(?:coco|annotations?|instances))?", re.IGNORECASE)  # fmt: skip
+
+Id = int | str
+Side = Annotated[float, msgspec.Meta(ge=1, le=MAX_SIDE)]  # some tools write 640.0
+
+
+class Image(msgspec.Struct):
+    """An entry of `images`."""
+
+    id: Id
+    file_name: str
+    width: Side | None = None
+    height: Side | None = None
+
+
+class Runs(msgspec.Struct):
+    """A mask as run lengths, column by column, as numbers or in COCO's own letters."""
+
+    size: tuple[int, int]
+    counts: list[int] | str
+
+    def packed(self) -> dict[str, Any]:
+        """As pycocotools takes it."""
+        from pycocotools import mask  # only for files of run lengths
+
+        runs = {"size": list(self.size), "counts": self.counts}
+        return mask.frPyObjects(runs, *self.size) if isinstance(self.counts, list) else runs
+
+
+class Shape(msgspec.Struct):
+    """An entry again: polygons [x, y, x, y, ...] or run lengths."""
+
+    segmentation: list[list[float]] | Runs | None = None
+
+
+class Shapes(msgspec.Struct):
+    """An annotation file, as far as shapes go. They are read where a box is missing: they take most of a large file."""
+
+    annotations: list[Shape]
+
+
+class Entry(msgspec.Struct):
+    """An entry of `annotations`; bbox: left, top, width, height. Where it is left out, the segmentation tells it."""
+
+    bbox: list[float] | None = None
+    id: Id = "?"
+    image_id: Id | None = None
+    category_id: Id | None = None
+    iscrowd: int | bool = 0
+
+
+class Category(msgspec.Struct):
+    """An entry of `categories`."""
+
+    id: Id
+    name: str
+    supercategory: str | None = None
+
+
+class Coco(msgspec.Struct):
+    """An annotation file, as far as it is read."""
+
+    images: list[Image]
+    annotations: list[Entry]
+    categories: list[Category]
+
+
+def files_of_parts(folder: Path) -> dict[str, Path]:
+    """Annotation files of objects by the part that their name states."""
+    files: dict[str, Path] = {}
+    for file in [file for place in (folder / "annotations", folder) for file in sorted(place.glob("*.json"))]:
+        if found := OF_A_PART.fullmatch(file.stem):
+            files.setdefault(found[1].lower(), file)
+    return files
+
+
+def images_of(part: str, file: Path, root: Path) -> Pictures:
+    """The images that an annotation file of one part means."""
+    year = (re.search(r"\d{4}$", file.stem) or [""])[0]
+    own = [root / above / f"{part}{ending}" for above in ("", "images") for ending in dict.fromkeys((year, ""))]
+    places = [place for place in own if place.is_dir()] or [p for p in [first_folder(root, IMAGES)] if p]
+    return Pictures(places or [root])
+
+
+OTHERS = ("data.json", "package.json", "notes.json")  # beside annotations
+
+
+def lone_file(folder: Path) -> Path | None:
+    """The only annotation file of a folder of images."""
+    places = [place for place in (folder, folder / "annotations") if place.is_dir()]
+    found = [file for place in places for file in sorted(place.glob("*.json")) if file.name not in OTHERS]
+    return found[0] if len(found) == 1 and not found[0].name.startswith(".") else None
+
+
+def category_names(data: Coco) -> dict[str, str]:
+    """Names by id as text, without the one that Roboflow adds for the whole data set and uses for nothing."""
+    used = {str(entry.category_id) for entry in data.annotations}
+    above = {category.supercategory for category in data.categories if category.name != category.supercategory}
+    kept = [c for c in data.categories if str(c.id) in used or c.name not in above or c.supercategory != "none"]
+    return {str(category.id): category.name for category in kept}
