@@ -72,7 +72,7 @@ class Pictures:
                 if (path := folder.joinpath(*parts[start:])).is_file():
                     return path
         for name in (parts[-1], Path(parts[-1]).stem):
-            if len(found := self._by_name.get(_key(name), ())) == 1:
+            if len(found := self._by_name.get(_key(name), [])) == 1:
                 return found[0]
         return self.folders[0].joinpath(*parts)
 

@@ -1,16 +1,10 @@
 """The page: each state of a run answers as that state does, it listens here alone, and a browser can use it."""
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from browser import drop_and_click, needs_browser
 from colours import picture
 from PIL import Image
-from processes import environment
 from test_prove import HERE, place, started  # noqa: F401  # a fixture
 
 from common import adapters
@@ -18,8 +12,6 @@ from common.app import page as pages
 from common.app.panels import Panels
 from common.domains import session_of
 from common.errors import UserError
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -84,34 +76,6 @@ def test_a_missing_package_is_one_line(panels, swapped, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+@needs_browser
 def test_a_browser_drops_a_picture_and_clicks(panels, swapped, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    command = [sys.executable, "-m", "common.app", str(swapped)]
-    own = {"env": environment(HF_HUB_OFFLINE="1"), "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **own) as server:  # as a user starts it
-        try:
-            address = server.stdout.readline().split()[2]
-            assert address.startswith("http://127.0.0.1:")
-            image().resize((120, 120)).save(tmp_path / "white.png")
-            asked = []
-            with playwright.sync_playwright() as driver:
-                browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-                tab = browser.new_page(viewport={"width": 1280, "height": 1000})
-                tab.on("request", lambda request: asked.append(request.url))
-                tab.goto(address)
-                tab.set_input_files("#picture input[type=file]", tmp_path / "white.png")
-                last = tab.locator("#text-2 textarea")
-                expected = panels.answers(image().resize((120, 120)))[2].text
-                playwright.expect(last).to_have_value(expected, timeout=30000)
-                tab.locator("#scale input[type=number]").fill("0")
-                tab.locator("#answer").click()
-                weaker = panels.answers(image().resize((120, 120)), 0.0)[2].text
-                playwright.expect(last).to_have_value(weaker, timeout=30000)
-                playwright.expect(tab.get_by_text("processing |")).to_have_count(0, timeout=30000)
-                tab.screenshot(path=Path(os.environ.get("KS_SCREENSHOTS", tmp_path)) / "app.png", full_page=True)
-                browser.close()
-            own = (address, "data:", "blob:", address.replace("http", "ws"))
-            assert asked and not [url for url in asked if not url.startswith(own)]
-        finally:
-            server.terminate()
+    drop_and_click(panels, swapped, image().resize((120, 120)), tmp_path)
