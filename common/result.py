@@ -85,13 +85,17 @@ class Result:
 
 
 def swap(
-    session: Session, model: str | Path | nn.Module, data: Any, learn: Sequence[str] = (), forget: Sequence[str] = (),
-    callbacks: Sequence[Callback] = (), on_step: Told | None = None, on_evaluate: Told | None = None,
-    on_phase_end: Told | None = None, **settings: Any,
+    session: Session, model: str | Path | nn.Module, data: Any = None, learn: Sequence[str] = (),
+    forget: Sequence[str] = (), train: Any = None, test: Any = None, callbacks: Sequence[Callback] = (),
+    on_step: Told | None = None, on_evaluate: Told | None = None, on_phase_end: Told | None = None, **settings: Any,
 ) -> Result:  # fmt: skip
     """One swap; see `swap` of a domain's package."""
     if settings.get("dry_run"):
         raise UserError("`dry_run` is for the command line: `swap.py --dry-run` prints what a run would do.")
+    if train is not None or test is not None:
+        if data is not None or train is None or test is None:
+            raise UserError("name the images once: `data=` (a path, or a pair), or `train=` and `test=`, two Datasets.")
+        data = (train, test)
     temporary = "" if settings.get("output_dir") else tempfile.mkdtemp(prefix="swap-")
     if temporary:
         settings |= {"output_dir": f"{temporary}/run"}

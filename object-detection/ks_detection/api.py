@@ -14,7 +14,11 @@ from ks_detection.session import SESSION
 
 
 def swap(
-    model: str | Path | nn.Module, data: Any, learn: Sequence[str] = (), forget: Sequence[str] = (), **settings: Any
+    model: str | Path | nn.Module,
+    data: Any = None,
+    learn: Sequence[str] = (),
+    forget: Sequence[str] = (),
+    **settings: Any,
 ) -> Result:
     """Learns and forgets object classes; the model that was given is not changed.
 
@@ -24,6 +28,7 @@ def swap(
         data: a path that --data takes, or (train, test): two torch Datasets of (image, {"boxes": [N, 4], "labels": [N]}),
             boxes as left, top, right, bottom in pixels, images as PIL images, uint8 arrays [H, W, 3] or tensors
             [3, H, W] (uint8, or float in 0..1). Labels are named by the Datasets' `classes`, or by `data_classes=[...]`.
+            `train=` and `test=` say the same.
         learn, forget: class names; all other classes that the model knows and the data shows are retained.
         settings: any flag of `swap.py --help-all` by its name (epochs=5, lr=1e-3, method="replay", seed=0), and
             `callbacks`: functions called with ("steps" or "metrics", record) as the run goes on; `on_step(record)` after

@@ -14,7 +14,11 @@ from ks_segmentation.session import SESSION
 
 
 def swap(
-    model: str | Path | nn.Module, data: Any, learn: Sequence[str] = (), forget: Sequence[str] = (), **settings: Any
+    model: str | Path | nn.Module,
+    data: Any = None,
+    learn: Sequence[str] = (),
+    forget: Sequence[str] = (),
+    **settings: Any,
 ) -> Result:
     """Learns and forgets the classes of a segmenter; the model that was given is not changed.
 
@@ -25,6 +29,7 @@ def swap(
             uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8, or float in 0..1), masks [H, W] of class ids with 255
             where there is none. Ids are named by the Datasets' `classes`, or by `data_classes=[...]`. An index gives
             the same pair at every call; images are augmented here.
+            `train=` and `test=` say the same.
         learn, forget: class names; all other classes that the model knows and the data shows are retained.
         settings: any flag of `swap.py --help-all` by its name (steps=300, lr=1e-3, method="replay", seed=0),
             `opts=[KEY, value, ...]` for settings of the config, and `callbacks`: functions called with ("steps" or "metrics", record) as the run goes on; `on_step(record)` after

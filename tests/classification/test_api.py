@@ -102,6 +102,7 @@ def test_methods_that_train_all_are_loaded_too(tmp_path):
         ({"epohcs": 3}, "unknown setting 'epohcs'; did you mean epochs"),
         ({"lr": "fast"}, "lr takes a number, got 'fast'"),
         ({"class_names": ["a"]}, "has 3 logit rows, class_names=.* names 1"),
+        ({"train": Colours(1), "test": Colours(1)}, "name the images once"),
         ({"data": Colours(1)}, "a pair .train, test. of Datasets"),
         ({"learn": ["pink"]}, "--learn: unknown class 'pink'"),
         ({"data_classes": ["red"]}, "label 1 has no name"),
@@ -144,7 +145,7 @@ def test_your_own_classifier_with_its_head_and_embeddings(tmp_path):
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(own(images), net(images))
     run = ks_classification.swap(
-        own, data=(Colours(6), Colours(3, 100)), learn=["white"], forget=["red"], class_names=NAMES[:3],
+        own, train=Colours(6), test=Colours(3, 100), learn=["white"], forget=["red"], class_names=NAMES[:3],
         lora_targets="model.body", on_step=seen["step"].append, on_evaluate=seen["evaluate"].append,
         on_phase_end=seen["end"].append, **FAST,
     )  # fmt: skip
