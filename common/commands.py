@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.files import find_files, unused_name
 from common.frozen import FrozenConfig
 from common.knobs import knob
+from common.onnx_file import ENDING
 from common.record import write_bytes
 from common.report.curves import draw_curves
 from common.session import Answer, Opening, Problem, Session
@@ -274,14 +275,16 @@ def export(session: Session, argv: list[str]) -> None:
     """Writes the model of a run, adapters merged, in a format that others read."""
     parser = _parser(session, "export", ("run", "folder of a finished run, or a checkpoint"))
     parser.add_argument("output", help="file or folder to write")
+    default = f"onnx where the file ends in .onnx, else {session.formats[0]}, or a folder of a model of transformers"
     parser.add_argument(
-        "--to", "--format", default=session.formats[0], choices=[*session.formats, "onnx"], help="what to write"
+        "--to", "--format", choices=[*session.formats, "onnx"], help=f"what to write (default: {default})"
     )
     text = "leave the forgotten classes' head rows out for good, and check the written file"
     parser.add_argument("--permanent", action="store_true", help=text)
     given = _given(session, parser, (), (session.source,), argv)
     path, kind, permanent = Path(given.pop("output")), given.pop("to"), given.pop("permanent")
     loaded = session.load(given.pop("run"), given)
+    kind = kind or ("onnx" if path.suffix == ENDING else session.own_format(loaded))
     if not permanent:
         written = session.export_onnx(loaded, path) if kind == "onnx" else session.export(loaded, path, kind)
         print(f"wrote {written}")

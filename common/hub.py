@@ -232,7 +232,14 @@ def save(model: Any, folder: Path, names: Sequence[str], files: Mapping[str, byt
     Args:
         names: of its class rows.
         files: name -> content of what lies beside it.
+
+    Raises:
+        UserError: the name is that of a file of weights.
     """
+    if folder.suffix in (".pth", ".pt", ".pkl", ".bin", ".safetensors", ".onnx"):
+        raise UserError(
+            f"a model of transformers is written as a folder; give {folder.with_suffix('')}, not {folder.name}."
+        )
     config = model.config
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in enumerate(names)}

@@ -109,7 +109,7 @@ class Session:
     cache_flags: flags that name folders for caches, which a dry run does without.
     own_flags: flags that fetch or write something, so that a run folder's record of them is not followed.
     suffixes:  endings of image files.
-    formats:   what `export` can write; the first is the default.
+    formats:   what `export` can write; see `own_format`.
     """
 
     name: str
@@ -322,6 +322,10 @@ class Session:
     def fix(self, data: str, output: str) -> list[str]:
         """Writes a cleaned copy of data into a new folder, which `check` finds no error in; lines that say what was done."""
         raise NotImplementedError
+
+    def own_format(self, loaded: Loaded) -> str:
+        """Which of `formats` the model is written in where none is named."""
+        return self.formats[0]
 
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         """Writes the model, adapters merged, as one of `formats`; the file or folder written."""

@@ -219,6 +219,9 @@ class ClassificationSession(Session):
     def fix(self, data: str, output: str) -> list[str]:
         return fix(data, output)
 
+    def own_format(self, loaded: Loaded) -> str:
+        return "folder" if isinstance(loaded.base.model, HubClassifier) else self.formats[0]
+
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         merged = adapters.merge(loaded.base.model)
         if isinstance(merged, HubClassifier):

@@ -243,6 +243,9 @@ class SegmentationSession(Session):
     def fix(self, data: str, output: str) -> list[str]:
         return fix(data, output)
 
+    def own_format(self, loaded: Loaded) -> str:
+        return loaded.base.model.own_format
+
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         model, names = loaded.base.model, loaded.base.classes
         return model.export(path, kind, [*names, *(f"spare_{i}" for i in range(len(names), model.num_classes))])

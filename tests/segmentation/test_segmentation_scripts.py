@@ -368,7 +368,7 @@ def test_bad_input_ends_in_one_line_and_code_2(place, tmp_path, capsys):
     one_line(capsys, call("pretrain", *tiny, *data, "--checkpoint", place / "base"), "`--checkpoint` is for swap.py")
     one_line(capsys, call("predict", place / "base", tmp_path / "nowhere.png"), "no file or folder")
     one_line(capsys, call("evaluate", tmp_path / "nowhere", "--cache-dir", ""), "nowhere")
-    one_line(capsys, call("export", place / "base", tmp_path / "x.onnx"), "ends in .pth or .pkl")
+    one_line(capsys, call("export", place / "base", tmp_path / "x.zip"), "ends in .pth or .pkl")
     assert not (tmp_path / "r").exists(), "nothing is left behind"
 
 

@@ -28,6 +28,7 @@ class Mask2Former(QuerySegmenter):
     """
 
     class_layers = ("network.class_predictor",)
+    own_format = "detectron2"
 
     def queries(self, images: Tensor) -> Queries:
         """What the queries see, in training mode too, from images whose sides are best multiples of 32."""

@@ -30,6 +30,7 @@ class FromHub(Segmenter):
     """
 
     network_class: ClassVar[str]
+    own_format = "folder"
 
     def __init__(self, config: Config, network: nn.Module, files: Mapping[str, bytes]) -> None:
         super().__init__(config, network)

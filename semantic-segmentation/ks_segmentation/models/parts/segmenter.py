@@ -59,10 +59,12 @@ class Segmenter(nn.Module):
     class_layers: names of the layers with a row per class; the last row of each may be "no object" (`rows_behind`).
     unadapted: parts of names of layers that no adapter goes on.
     answered: names of the outputs that answers are made of, which is what an ONNX file gives.
+    own_format: what `export` writes where no format is named.
     """
 
     class_layers: ClassVar[tuple[str, ...]]
     answered: ClassVar[tuple[str, ...]]
+    own_format: ClassVar[str] = "folder"
     rows_behind: ClassVar[int] = 0
     unadapted: ClassVar[tuple[str, ...]] = ()
     pixel_mean: Tensor
