@@ -4,6 +4,8 @@ import json
 
 import onnxruntime
 import pytest
+import tiny_hub
+import tiny_hub_detectors
 import torch
 from colours import spec
 from ks_classification.checkpoints import onnx_graph as classifiers
@@ -11,7 +13,10 @@ from ks_classification.models.build import build
 from ks_classification.session import SESSION as CLASSIFICATION
 from ks_detection.checkpoints import onnx_graph as detectors
 from ks_detection.checkpoints.export import export_official
+from ks_detection.models.hub.families import FAMILIES
+from ks_detection.models.hub.files import detector_of
 from ks_detection.session import SESSION as DETECTION
+from ks_segmentation import load_hub
 from ks_segmentation.checkpoints import onnx_graph as segmenters
 from ks_segmentation.session import SESSION as SEGMENTATION
 from PIL import Image
@@ -20,7 +25,7 @@ from tiny_dino import tiny_dino
 from tiny_mask2former import RESNET
 from tiny_mask2former import model as tiny_mask2former
 
-from common import commands, onnx_file
+from common import commands, hub, onnx_file
 from common.domain import ClassTable
 from common.errors import UserError
 from common.session import Base, Loaded
@@ -126,6 +131,37 @@ def test_detectors_of_open_size(kind, tmp_path):
     whole.flags |= given.flags
     answers = [next(DETECTION.predict(m, [tmp_path / "x.png"], torch.device("cpu"))) for m in (given, whole)]
     assert answers[0].data == answers[1].data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rt_detr_v2", "rf_detr"])
+def test_detectors_of_transformers(kind, tmp_path):
+    config = tiny_hub_detectors.tiny_config(kind, 5)
+    config.decoder_layers = 1
+    torch.manual_seed(0)
+    model = detector_of(hub.build(FAMILIES[kind].kind, config).requires_grad_(False))
+    file = DETECTION.export_onnx(
+        loaded(model, test_size=64, longest=96), tmp_path / "a.onnx"
+    )  # checked on 2, 1, 3 images
+    found, inputs = notes(file)
+    assert inputs[onnx_file.INPUT][1:] == [3, 64, 64] and isinstance(inputs[onnx_file.INPUT][0], str)
+    assert (found["classes"], found["forgotten"]) == (NAMES, ["b"])
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        own, other = model.alike(image), DETECTION.load(file, {}).base.model(list(image))
+    assert detectors.difference(*([part[name] for name in detectors.OUTPUTS] for part in (own, other))) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_segmenter_of_transformers_that_answers_by_pixels(tmp_path):
+    sizes = tiny_hub.SEGMENTERS["segformer"]
+    folder = tiny_hub.save("segformer", "SegformerForSemanticSegmentation", sizes, NAMES, tmp_path / "model")
+    model, _ = load_hub(f"hf:{folder}")
+    given = SEGMENTATION.load(SEGMENTATION.export_onnx(loaded(model), tmp_path / "a.onnx"), {}).base.model
+    images = torch.ones(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)["logits"], given(images)["logits"], rtol=0, atol=1e-4)
+    assert torch.equal(*(m.segment(images, [(30, 50)])[0] for m in (model, given)))
 
 
 @pytest.mark.slow
