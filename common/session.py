@@ -199,11 +199,13 @@ class Session:
         return (Path(path) / "config.json").is_file()
 
     def run_folder(self, path: str | Path) -> Path:
-        """The folder of a run: a path, or hf:NAME of a swap on the hub, which is fetched."""
+        """The folder of a run: a path, hf:FOLDER, or hf:NAME of a swap on the hub, which is fetched; of a model there it
+        is a folder with the model's config alone."""
         text = str(path)
-        if not is_hub(text) or Path(text.removeprefix(PREFIX)).expanduser().exists():
-            return Path(text)
-        return fetched(text.removeprefix(PREFIX))
+        local = Path(text.removeprefix(PREFIX) if is_hub(text) else text)
+        if not is_hub(text) or local.expanduser().exists():
+            return local.expanduser() if is_hub(text) else local
+        return fetched(text.removeprefix(PREFIX), or_model=True)
 
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
         """The flags of a run with those given now, which win; `fetch` and `fetch_model` tell whether data
@@ -240,7 +242,9 @@ class Session:
         if folder.suffix == onnx_file.ENDING:
             return self._of_file(folder, dict(given))
         if not self.is_run(folder):
-            flags = {**given, "checkpoint": str(path)}
+            named = is_hub(str(path)) and not Path(str(path).removeprefix(PREFIX)).expanduser().exists()
+            place = {"model": str(path), "checkpoint": ""} if named else {"checkpoint": str(folder)}
+            flags = {**given, **place}
             return Loaded(self.base(flags), flags, {}, {})
         record = read_run_config(folder)
         flags = self.joined(record.get("flags", {}), given)

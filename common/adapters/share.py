@@ -16,7 +16,7 @@ from typing import Any
 from common import adapters
 from common.errors import UserError
 from common.files import find_files
-from common.hub import NAME, PREFIX
+from common.hub import NAME, PREFIX, is_folder
 from common.record import name_of, read_run_config, write_bytes
 
 PLACES = ("data", "output_dir", "cache", "config", "plan", "file", "path", "wandb", "weights", "checkpoint")
@@ -97,8 +97,15 @@ def push(run: Path, name: str, yes: bool = False, licence: str = "", private: bo
     return "\n".join([f"uploaded to {name}:", *lines])
 
 
-def fetched(name: str) -> Path:
-    """The cached files of a swap on the hub. Raises UserError: no such name, no network, or no swap there."""
+def fetched(name: str, or_model: bool = False) -> Path:
+    """The cached files of a swap on the hub.
+
+    Args:
+        or_model: a model of transformers will do as well; of it config.json is fetched.
+
+    Raises:
+        UserError: no such name, no network, or no swap there.
+    """
     from huggingface_hub import snapshot_download
 
     if not NAME.fullmatch(name):
@@ -108,7 +115,8 @@ def fetched(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the library raises many kinds
         raise UserError(f"`{name}` cannot be taken from the hub: {_first_line(error)}.") from None
-    adapters.read(folder / "adapter")
+    if not (or_model and is_folder(folder)):
+        adapters.read(folder / "adapter")
     return folder
 
 

@@ -51,6 +51,13 @@ def opened(folder):
     return (model, names) if names else (layers.widen(model, len(NAMES), names=NAMES), NAMES)
 
 
+def test_a_folder_is_scored_as_a_base_is_named(folders, capsys):
+    for name in (f"hf:{folders / 'dinov2'}", folders / "dinov2"):
+        run("evaluate", name, "--data", "digits", "--no-per-class")
+    one, two = capsys.readouterr().out.split("top-1 accuracy (%)")[1:]
+    assert one == two
+
+
 def images(seed=0):
     return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
