@@ -26,6 +26,7 @@ from common.schema import checked_json
 WEIGHTS, CONFIG, SWAP, CARD = "adapter_model.safetensors", "adapter_config.json", "swap.json", "README.md"
 PREFIX = "base_model.model."
 AGAIN = "the command of its run writes it again"
+SAME = 1e-6  # relative difference of the mean size of weights that are the same
 
 
 class Layout(msgspec.Struct):
@@ -157,7 +158,7 @@ def _same_base(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
         return False
     pairs = zip(sizes, own["mean_abs"].values(), strict=True)
     known = saved["parameters"] in (None, own["parameters"])
-    return known and all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
+    return known and all(math.isclose(a, b, rel_tol=SAME) for a, b in pairs)
 
 
 def sha256(model: nn.Module, leave_out: Collection[str], updated: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from common import adapters
-from common.adapters import PREFIX
+from common.adapters import PREFIX, SAME
 from common.errors import UserError
 from common.record import write_bytes, write_json
 from common.schema import read_json
+from common.weights import read_weights
 
-MERGED = "model/model.safetensors"
+FILE = "model.safetensors"
+EXPORT = "the verb `export` writes merged weights of any base."
 
 
 @dataclass(frozen=True)
@@ -171,20 +174,39 @@ def merge(swap: Swap, output: Path) -> None:
     """Writes the base's weights with the updates added and the head replaced, as one .safetensors under its own names.
 
     Raises:
-        UserError: the base is not a folder with model.safetensors (then `export` merges), or something is there.
+        UserError: something is there already; see `merged`.
     """
-    base = Path(str(read_json(swap.run / "config.json")["flags"].get("checkpoint") or "?")) / MERGED
-    if not base.is_file():
-        raise UserError(f"the base of {swap.run} is no {MERGED}; the verb `export` writes merged weights of any base.")
     if output.exists():
         raise UserError(f"{output} exists already; choose another file.")
-    _, state = adapters.read_tensors(base)
+    data = to_bytes(merged(swap), metadata={"format": "pt", "classes": json.dumps(swap.classes)})
+    write_bytes(output, data)
+
+
+def merged(swap: Swap) -> dict[str, Tensor]:
+    """The weights of the base (a run, a folder or a file with whole weights, or an earlier swap) with the update added.
+
+    Raises:
+        UserError: the base is not there, names its weights otherwise, or is another than the swap was made for.
+    """
+    base = Path(str(read_json(swap.run / "config.json")["flags"].get("checkpoint") or "?"))
+    state, sizes = merged(read(base)) if (base / "adapter").is_dir() else _weights(base), _sizes(swap)
     for layer in swap.info["layers"]:
+        key = next((k for k in (f"{layer}.weight", f"{layer}.in_proj_weight") if k in state), None)
+        if key is None:
+            raise UserError(f"{base} has no {layer}.weight: it names its weights otherwise; {EXPORT}")
+        weight = state[key].float()  # a file may hold halves
+        if not math.isclose(sizes.get(layer, math.nan), weight.double().abs().mean().item(), rel_tol=SAME):
+            raise UserError(f"{swap.run} was made for other base weights than {base} holds.")
         a, b = swap.factors(layer)
-        key = next(k for k in (f"{layer}.weight", f"{layer}.in_proj_weight") if k in state)
-        state[key] = state[key] + (b @ a).to(state[key])
-    state |= {name: swap.tensors[PREFIX + name] for name in swap.info["rows"]}
-    write_bytes(output, to_bytes(state, metadata={"format": "pt", "classes": json.dumps(swap.classes)}))
+        state[key] = weight + b @ a
+    return state | {name: swap.tensors[PREFIX + name] for name in swap.info["rows"]}
+
+
+def _weights(base: Path) -> dict[str, Tensor]:
+    found = next((p for p in (base / "model" / FILE, base / FILE, base) if p.is_file()), None)
+    if found is None:
+        raise UserError(f"the base, {base}, is no file and no folder with {FILE}; {EXPORT}")
+    return read_weights(found).state
 
 
 def difference(one: Swap, other: Swap) -> Mapping[str, Mapping[str, float]]:

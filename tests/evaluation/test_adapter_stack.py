@@ -1,6 +1,7 @@
 """Swaps as files: stacked, left out, merged; a base that is never written to."""
 
 import json
+import shutil
 
 import huggingface_hub
 import pytest
@@ -106,14 +107,47 @@ def test_conflicts_are_errors(runs, tmp_path, capsys):
         assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
-def test_merged_weights_answer_as_the_run_does(runs, tmp_path):
-    assert main(commands.body, ["merge", str(runs / "side"), str(tmp_path / "m.safetensors")]) == 0
+def merged(run, file):
+    """What `merge` writes, or the line that it refuses with."""
+    base = {path: path.read_bytes() for path in run.parent.rglob("*") if path.is_file()}
+    code = main(commands.body, ["merge", str(run), str(file)])
+    assert code == 2 or file.is_file()
+    assert {path: path.read_bytes() for path in base} == base
+    return load_file(file) if code == 0 else None
+
+
+@pytest.mark.parametrize("run", ["side", "run", "next"])  # forgets; learns too; was made for the result of another
+def test_merged_weights_answer_as_the_run_does(runs, tmp_path, run):
     model = SESSION.load(runs / "base", {}).base.model
-    expected = answers(runs / "side")
-    model.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    state = merged(runs / run, tmp_path / "m.safetensors")
+    model.head = torch.nn.Linear(model.head.in_features, len(state["head.weight"]))
+    model.load_state_dict(state)
     with torch.no_grad():
         found = model(torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found, answers(runs / run), atol=1e-5)
+
+
+def on_base(run, base, folder):
+    """A copy of a run whose record names another base."""
+    shutil.copytree(run, folder)
+    record = json.loads((folder / "config.json").read_text())
+    record["flags"]["checkpoint"] = str(base)
+    (folder / "config.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_base_is_any_file_with_the_weights_of_the_swap(runs, tmp_path, capsys):
+    state = load_file(runs / "base/model/model.safetensors")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "plain.pth")
+    torch.save({name: value + 0.01 for name, value in state.items()}, tmp_path / "other.pth")
+    torch.save({f"vit.{name}": value for name, value in state.items()}, tmp_path / "renamed.pth")
+    found = merged(on_base(runs / "side", tmp_path / "plain.pth", tmp_path / "a"), tmp_path / "a.safetensors")
+    expected = merged(runs / "side", tmp_path / "b.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in expected.items()) and set(found) == set(expected)
+    for base, message in (("other.pth", "other base weights"), ("renamed.pth", "otherwise"), ("nowhere", "no file")):
+        run = on_base(runs / "side", tmp_path / base, tmp_path / f"on-{base}")
+        assert merged(run, tmp_path / "c.safetensors") is None and not (tmp_path / "c.safetensors").exists()
+        assert message in capsys.readouterr().err
 
 
 def test_list_show_and_diff_tell_what_a_swap_is(runs, capsys):
@@ -138,8 +172,6 @@ def test_list_show_and_diff_tell_what_a_swap_is(runs, capsys):
 
 
 def test_an_adapter_without_a_recorded_base_is_refused(runs, tmp_path):
-    import shutil
-
     shutil.copytree(runs / "run", tmp_path / "old")
     path = tmp_path / "old/adapter/swap.json"
     info = json.loads(path.read_text())
