@@ -178,8 +178,8 @@ def merge(swap: Swap, output: Path) -> None:
     """
     if output.exists():
         raise UserError(f"{output} exists already; choose another file.")
-    data = to_bytes(merged(swap), metadata={"format": "pt", "classes": json.dumps(swap.classes)})
-    write_bytes(output, data)
+    tensors = {name: value.contiguous().clone() for name, value in merged(swap).items()}  # a file may tie some
+    write_bytes(output, to_bytes(tensors, metadata={"format": "pt", "classes": json.dumps(swap.classes)}))
 
 
 def merged(swap: Swap) -> dict[str, Tensor]:
@@ -190,10 +190,13 @@ def merged(swap: Swap) -> dict[str, Tensor]:
     """
     base = Path(str(read_json(swap.run / "config.json")["flags"].get("checkpoint") or "?"))
     state, sizes = merged(read(base)) if (base / "adapter").is_dir() else _weights(base), _sizes(swap)
-    for layer in swap.info["layers"]:
-        key = next((k for k in (f"{layer}.weight", f"{layer}.in_proj_weight") if k in state), None)
-        if key is None:
-            raise UserError(f"{base} has no {layer}.weight: it names its weights otherwise; {EXPORT}")
+    places = {
+        n: next((k for k in (f"{n}.weight", f"{n}.in_proj_weight") if k in state), "") for n in swap.info["layers"]
+    }
+    missing = [f"{n}.weight" for n, key in places.items() if not key] + [n for n in swap.info["rows"] if n not in state]
+    if missing:
+        raise UserError(f"{base} has no {missing[0]}: it names its weights otherwise; {EXPORT}")
+    for layer, key in places.items():
         weight = state[key].float()  # a file may hold halves
         if not math.isclose(sizes.get(layer, math.nan), weight.double().abs().mean().item(), rel_tol=SAME):
             raise UserError(f"{swap.run} was made for other base weights than {base} holds.")

@@ -138,16 +138,21 @@ def on_base(run, base, folder):
 
 def test_a_base_is_any_file_with_the_weights_of_the_swap(runs, tmp_path, capsys):
     state = load_file(runs / "base/model/model.safetensors")
-    torch.save({"model": state, "epoch": 3}, tmp_path / "plain.pth")
+    torch.save({"model": state | {"tied": state["head.weight"]}, "epoch": 3}, tmp_path / "plain.pth")
     torch.save({name: value + 0.01 for name, value in state.items()}, tmp_path / "other.pth")
     torch.save({f"vit.{name}": value for name, value in state.items()}, tmp_path / "renamed.pth")
+    torch.save({name.replace("head.", "head.0."): value for name, value in state.items()}, tmp_path / "head.pth")
     found = merged(on_base(runs / "side", tmp_path / "plain.pth", tmp_path / "a"), tmp_path / "a.safetensors")
     expected = merged(runs / "side", tmp_path / "b.safetensors")
-    assert all(torch.equal(found[name], value) for name, value in expected.items()) and set(found) == set(expected)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert set(found) == {*expected, "tied"}
     for base, message in (("other.pth", "other base weights"), ("renamed.pth", "otherwise"), ("nowhere", "no file")):
         run = on_base(runs / "side", tmp_path / base, tmp_path / f"on-{base}")
         assert merged(run, tmp_path / "c.safetensors") is None and not (tmp_path / "c.safetensors").exists()
         assert message in capsys.readouterr().err
+    learned = on_base(runs / "run", tmp_path / "head.pth", tmp_path / "on-head")
+    assert merged(learned, tmp_path / "c.safetensors") is None  # or the file would keep the old head
+    assert "has no head." in capsys.readouterr().err
 
 
 def test_list_show_and_diff_tell_what_a_swap_is(runs, capsys):
