@@ -18,6 +18,7 @@ from common.streams import Stream
 
 Batch = Any  # the loop never looks inside
 OVERLAP = 0.5  # IoU from which on a prediction covers an object or segment
+NOTHING = "no object"  # the answer on an object that no prediction covers
 USUAL_BATCH = 256  # up to here a batch may be larger than the data; its items then repeat
 
 
@@ -95,11 +96,14 @@ class Evaluation(NamedTuple):
     figures: other scores of the same form by name ({"AP50": {"total": ..., class name: ...}}); for the report.
     curves:  class name -> what `Domain.curve_axes` names second, 0..1, over evenly spaced values of what it names
         first, from 0 to 1 (precision over recall); for the report.
+    answers: class name -> what its test items (`Domain.answered`) are called -> their share, 0..1; NOTHING where the model
+        answers with no class; for the report.
     """
 
     scores: dict[str, float]
     figures: dict[str, dict[str, float]] = {}
     curves: dict[str, list[float]] = {}
+    answers: dict[str, dict[str, float]] = {}
 
 
 class Domain(Protocol):
@@ -108,6 +112,8 @@ class Domain(Protocol):
     name: str  # "classification"; names the folder under results/
     metric: str  # "acc", "map", "miou": what tables show
     metric_label: str  # "top-1 accuracy (%)": what axes show
+    meaning: str = ""  # what the score is, in one sentence for readers who do not know it
+    answered: str = "test items"  # what the answers of an `Evaluation` are counted in
     classes: ClassTable
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
     plain_loss: bool = True  # the supervised loss is the cross-entropy of `scores`, label smoothing aside
@@ -198,9 +204,15 @@ class Domain(Protocol):
         """{"total": score, class name: score, ...} on the test split, 0..100, over all ranks."""
         ...
 
-    def evaluate_groups(self, model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
-        """`evaluate` of several groups, with all there is to tell; a domain whose groups share pictures sees each once."""
-        return {group: Evaluation(self.evaluate(model, classes)) for group, classes in groups.items()}
+    def evaluate_groups(
+        self, model: nn.Module, groups: Mapping[str, Sequence[str]], most: int = 0
+    ) -> dict[str, Evaluation]:
+        """`evaluate` of several groups, with all there is to tell; a domain whose groups share pictures sees each once.
+
+        most: at most about so many test items of each group, the same ones at every call; 0 takes all. A domain that
+            takes all or none gives {}.
+        """
+        return {} if most else {group: Evaluation(self.evaluate(model, own)) for group, own in groups.items()}
 
     def test_scores(self, model: nn.Module, classes: Sequence[str]) -> dict[str, Tensor]:
         """Class -> [N, C] scores of its test items, over all ranks; {} where classes do not exclude one another."""

@@ -18,10 +18,13 @@ from common.evaluation import spill
 from common.evaluation.run_measures import class_history_of, history_of, measures, weights_of
 from common.guard import Guard
 from common.hub import PREFIX
+from common.methods._base import Position
 from common.plan import Phase, Plan
 from common.record import METRICS, PHASES, Run, name_of, read_run_config
 from common.rows import TrainedRows
+from common.sampling import Sampling
 from common.sparsity import block_of, group_norms, groups, zero_group_ratio
+from common.train_config import TrainConfig
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 
@@ -33,10 +36,12 @@ class Observer:
     """
 
     def __init__(
-        self, domain: Domain, plan: Plan, model: nn.Module, run: Run, format: str, device: torch.device, gallery: int
-    ) -> None:
+        self, domain: Domain, plan: Plan, model: nn.Module, run: Run, format: str, device: torch.device,
+        config: TrainConfig,
+    ) -> None:  # fmt: skip
         self.domain, self.plan, self.model, self.run = domain, plan, model, run
-        self.format, self.device, self.gallery = format, device, gallery
+        self.format, self.device, self.config = format, device, config
+        self.sampling = Sampling(config, len(plan.groups))
         self.metrics: list[dict[str, Any]] = []
 
     @contextmanager
@@ -66,6 +71,32 @@ class Observer:
             told = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
             when = "before" if phase == 0 else f"phase {phase} {action}, epoch {epoch}"
             print(f"  {when}: {self.domain.metric}  {told}", flush=True)
+
+    def due(self, at: Position) -> bool:
+        """Whether scores are taken after this step; those of a phase's last step are taken in any case."""
+        return self._due_whole(at) or self.sampling.due(at)
+
+    def look(self, at: Position) -> None:
+        """Takes the scores that are due after this step."""
+        if self.sampling.due(at):
+            self.sample(at.phase, at.number + 1, at.total)
+        if self._due_whole(at):
+            self.score(at.phase.index, at.phase.action, at.epoch + 1, at.number + 1, end=False)
+
+    def _due_whole(self, at: Position) -> bool:
+        every, after = self.config.eval_every, at.number + 1
+        return bool(every) and after % at.per_epoch == 0 and (at.epoch + 1) % every == 0 and after < at.total
+
+    def sample(self, phase: Phase, step: int, total: int) -> None:
+        """Scores a small sample of test items after a step of a phase of `total` steps, and records one line."""
+        size = self.sampling.size(total)
+        if not size:
+            return
+        with self.answering():
+            found = self.domain.evaluate_groups(self.model, self.plan.groups, size)
+        if found:
+            told = {group: evaluation.scores["total"] for group, evaluation in found.items()}
+            self.write([{"phase": phase.index, "action": phase.action, "step": step, "sample": told, "items": size}])
 
     def profile(self, phase: Phase, before: Factors) -> None:
         """The profile over depth: each group's norm, how far its update moved in this phase, and zero groups."""
@@ -111,13 +142,13 @@ class Observer:
                 self.run.tell(METRICS, line)
 
     def show(self, moment: str) -> None:
-        if not (self.gallery and distributed.is_main()):
+        if not (self.config.gallery and distributed.is_main()):
             return
         with self.answering():
             items = [
                 i
                 for classes in self.plan.groups.values()
-                for i in self.domain.gallery(self.model, classes, self.gallery)
+                for i in self.domain.gallery(self.model, classes, self.config.gallery)
             ]
         if items:
             self.run.save_gallery(moment, items)

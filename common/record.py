@@ -285,15 +285,15 @@ class Run:
         return records[:count]
 
     def save_details(self, phase: int, found: Mapping[str, Any], axes: Sequence[str]) -> None:
-        """Stores the figures and curves of a phase's end (0: before) for the report, where a domain gives any.
+        """Stores figures, curves and answers of a phase's end (0: before) for the report, where a domain gives any.
 
         found: group -> `Evaluation`; axes: what its curves show.
         """
         groups = {}
         for group, e in found.items():
-            if e.figures or e.curves:
+            if e.figures or e.curves or e.answers:
                 curves = {name: [round(y, 4) for y in ys] for name, ys in e.curves.items()}
-                groups[group] = {"figures": e.figures, "curves": curves}
+                groups[group] = {"figures": e.figures, "curves": curves, "answers": e.answers}
         if not groups:
             return
         path = self.path(DETAILS)
@@ -380,6 +380,8 @@ def flat_numbers(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     """The numbers of one record under readable names: the group's score, or each loss term."""
     if "score" in record:
         return [(f"{record.get('group', '')}", float(record["score"]))]
+    if "sample" in record:
+        return [(f"{group} (sample)", float(score)) for group, score in record["sample"].items()]
     return [
         (k, float(v)) for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "phase", "epoch")
     ]

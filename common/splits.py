@@ -129,3 +129,10 @@ def subset(
         count = shots or max(1, round(fraction * len(members)))
         chosen += [members[i] for i in torch.randperm(len(members), generator=generator)[:count].tolist()]
     return sorted(chosen)
+
+
+def spaced(lists: Sequence[Sequence[int]], most: int) -> list[int]:
+    """At most `most` numbers of several lists: in turn from each, evenly spaced within it, none twice."""
+    each = -(-most // max(1, len(lists)))
+    chosen = [[own[k * len(own) // each] for k in range(each)] if len(own) > each else own for own in lists]
+    return list(dict.fromkeys(own[k] for k in range(each) for own in chosen if k < len(own)))[:most]

@@ -73,11 +73,14 @@ class TrainConfig(Checked):
     )
     seed: int = knob(0, "seed of data order, adapters, dropout and augmentation", least=0, most=2**63 - 1)
     eval_every: int = knob(0, "also score every so many epochs; 0 only at phase ends", least=0)
+    curve_points: int = knob(
+        8, "times a phase scores a small sample of test items, for the report's curves; 0: never", least=0
+    )
     save_every: float = knob(60.0, "seconds between saved states (a killed run goes on from the last)", least=0)
     gallery: int = knob(4, "test pictures per group in the report", least=0)
 
 
-NOT_IDENTITY = ("save_every", "gallery")  # settings that change no number of a run
+NOT_IDENTITY = ("save_every", "gallery", "curve_points")  # settings that change no number of a run
 NEWER = {  # left out at these values, so that records from before them stay equal
     "average_decay": 0.0, "forget_steps": 0, "forget_lr": 0.0,
     "until": "steps", "settled_window": 25, "settled_share": 0.01, "settled_change": 0.02,

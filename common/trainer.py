@@ -127,7 +127,7 @@ class Trainer:
         self.resumed: dict[str, Any] | None = None  # the optimizer's state of a run that goes on
         self.factors: Factors = {}  # the adapters at the start of the phase
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
-        self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config.gallery)
+        self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config)
         self.done: dict[str, Any] = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
         self.done["cpu_seconds"], self.cpu = 0.0, time.process_time()
         self.pending: list[dict[str, Any]] = []
@@ -143,7 +143,7 @@ class Trainer:
         return {
             **environment(),
             "metric": self.domain.metric,
-            "metric_label": self.domain.metric_label,
+            **{name: getattr(self.domain, name) for name in ("metric_label", "meaning", "answered")},
             "phases": [asdict(p) | {"title": p.title} for p in self.plan.phases],
             "precision": self.format,
             "device": str(self.device),
@@ -189,6 +189,8 @@ class Trainer:
         per_epoch, total = self._length(phase)
         start = self.done["step"]
         self._begin(phase, start)
+        if start == 0:
+            self.observer.sample(phase, 0, total)
         batches = self._batches(phase, start)
         began = time.monotonic()
         saved = began
@@ -209,9 +211,9 @@ class Trainer:
             began = now
             if settled:
                 break
-            if self._scores_now(at):
+            if self.observer.due(at):
                 with self.average.applied():
-                    self.observer.score(phase.index, phase.action, at.epoch + 1, number + 1, end=False)
+                    self.observer.look(at)
                 began = time.monotonic()
             if distributed.any_rank(self.stop.asked, self.device):
                 progress.close()
@@ -227,11 +229,6 @@ class Trainer:
     def _look(self, phase: Phase) -> bool:
         with self.average.applied(), precision.autocast(self.format, self.device):
             return self.settling.look(phase)
-
-    def _scores_now(self, at: Position) -> bool:
-        """Whether --eval-every asks for scores after this step; those of the last step are taken in any case."""
-        every, after = self.config.eval_every, at.number + 1
-        return bool(every) and after % at.per_epoch == 0 and (at.epoch + 1) % every == 0 and after < at.total
 
     def _step(self, at: Position, batches: Batches, lr: float) -> dict[str, float]:
         """Forward and backward on `accumulate` pairs of batches, one optimizer step; the loss and its terms."""
@@ -335,6 +332,7 @@ class Trainer:
             self.guard.end_phase(phase)
         trainable.check_finite(self.model, phase.title)
         self.observer.write(self.settling.figures(phase, steps, limit))
+        self.observer.sample(phase, steps, limit)
         self.observer.end_phase(phase, steps // per_epoch, steps, self.factors, self.guard)
         self.done.update(phase=phase.index + 1, step=0)
         self.observer.export(self.config.method, self.rows, self.guard, phase.index)

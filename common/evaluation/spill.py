@@ -18,6 +18,7 @@ from common.plan import Phase, Plan
 
 Scores = Mapping[str, Tensor]  # class -> [N, C] class scores of its test items
 LEAST = 1e-4  # a smaller share of the mean answer is left out of the record
+FEW = 0.005  # likewise of the answers on a class
 
 
 def absent(phase: Phase) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -64,6 +65,13 @@ def spill(scores: Scores, base: Mapping[str, Mapping[str, float]], table: ClassT
             told["distance"] = variation(_shares(share.mean(0), table), base[name])
         found[name] = told
     return found
+
+
+def shares(counts: Mapping[str, float]) -> dict[str, float]:
+    """Answers counted by class as shares of their sum, 0..1, the largest first; the very small ones are left out."""
+    whole = sum(counts.values())
+    found = {name: round(count / whole, 4) for name, count in counts.items() if count > FEW * whole}
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
 def _shares(values: Tensor, table: ClassTable) -> dict[str, float]:

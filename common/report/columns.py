@@ -29,7 +29,7 @@ def _each(heading: str, digits: int, read: Callable[[RunRecord], Any]) -> Column
     return Column(heading, digits, lambda own, _: [float(v) for v in map(read, own) if v is not None])
 
 
-def _standing(action: str) -> Callable[[RunRecord], float | None]:
+def outcome(action: str) -> Callable[[RunRecord], float | None]:
     """The final score of the groups whose last action this was ("retain": never touched)."""
     return lambda run: (
         run.pooled([g for g in run.groups if run.role(g) == action], run.moments[-1]) if run.moments else None
@@ -99,9 +99,9 @@ def _leak(run: RunRecord) -> float | None:
 
 
 COLUMNS = {
-    "learned": _each("learned ↑", 1, _standing("learn")),
-    "forgotten": _each("forgotten ↓", 1, _standing("forget")),
-    "retained": _each("retained ↑", 1, _standing("retain")),
+    "learned": _each("learned ↑", 1, outcome("learn")),
+    "forgotten": _each("forgotten ↓", 1, outcome("forget")),
+    "retained": _each("retained ↑", 1, outcome("retain")),
     "h_mean": _each("H ↑", 1, _h_mean),
     "gap": Column("gap to Retrain ↓", 1, _gap),
     "tow": Column("ToW ↑", 1, _tug_of_war),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.report import sections, verdict
+from common.report import plots, sections, verdict, words
 from common.report.runs import RunRecord
-from common.report.table import FOOTNOTE, NO_NAMES, Names, tables
+from common.report.table import FOOTNOTE, NO_NAMES, Names, Table, tables
 from common.report.templates import style, template
 
 
@@ -23,7 +23,9 @@ def render(runs: Sequence[RunRecord], title: str = "", columns: Sequence[str] = 
     several = len(firsts) > 1
     top = _most_moved(firsts) if several else None
     return template("page.html").render(
-        title=title or heading(called),
+        title=title or (heading(called) if several else words.title(firsts[0])),
+        orders=words.orders(firsts) if several else [],
+        fronts=_fronts(found) if several else [],
         tables=found if len(runs) > 1 else [],
         footnote="" if columns else FOOTNOTE,
         rules=verdict.RULES,
@@ -40,6 +42,15 @@ def heading(names: Sequence[str]) -> str:
     if len(names) > 3:
         return f"{len(names)} knowledge swaps compared"
     return "Knowledge swapping: " + ", ".join(names)
+
+
+def _fronts(found: Sequence[Table]) -> list[plots.Plot]:
+    """What the runs of each table forgot against what they retained and learned; every seed has its dot."""
+    every = [
+        [(row[0], run) for row, members in zip(table.rows, table.sets, strict=True) for run in members]
+        for table in found
+    ]
+    return [plot for pairs in every for plot in plots.fronts([run for _, run in pairs], [name for name, _ in pairs])]
 
 
 def _most_moved(runs: Sequence[RunRecord]) -> float | None:

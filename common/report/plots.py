@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from common.report.columns import outcome
 from common.report.runs import RunRecord
 from common.report.svg import Axes, Line, chart
 
@@ -20,11 +21,12 @@ POINTS = 240  # per curve; more cannot be told apart at this size
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn chart and the legend that belongs to it: (name, hue, dash) per curve."""
+    """A drawn chart, the legend that belongs to it, (name, hue, dash) per curve, and what a reader must know of it."""
 
     title: str
     svg: Markup
     legend: Sequence[tuple[str, float, str]] = ()
+    note: str = ""
 
 
 def hues(run: RunRecord) -> dict[str, float]:
@@ -70,23 +72,89 @@ def _bands(run: RunRecord) -> list[tuple[float, float, str]]:
 
 
 def scores(run: RunRecord) -> Plot | None:
-    """Score of each group over the optimizer steps."""
+    """Score of each group over the optimizer steps: lines of a sample of test items, dots of all of them."""
     starts = {0: 0.0, **{index: start for index, (start, _) in spans(run).items()}}
-    colour, lines = hues(run), []
+    colour, lines, legend = hues(run), [], []
     for group in run.groups:
         points = [
             (starts[line["phase"]] + line["step"], finite(line["score"]))
             for line in run.scored
             if line["group"] == group and line["phase"] in starts
         ]
-        if 0 < len(points) <= len(starts):  # scored between the phases only: what lies between is not known
+        sampled = _sampled(run, group, starts)
+        if sampled or 0 < len(points) <= len(starts):  # what lies between scores of all items is not known from them
             points = [point for x, y in points for point in ((x, y), (x, None))]
         if points:
-            lines.append(Line(group, colour[group], points, marks=True, dash=_dash(run, group)))
+            dash = _dash(run, group)
+            lines += [Line(group, colour[group], sampled, dash=dash)] if sampled else []
+            lines.append(Line(group, colour[group], points, marks=True, dash=dash))
+            legend.append((group, colour[group], dash))
     if not lines or len(starts) == 1:
         return None
     axes = Axes("optimizer step", run.metric_label, (0, 100), _bands(run), title="score of each group over the steps")
-    return Plot("Scores over steps", chart(lines, axes), [(line.name, line.hue, line.dash) for line in lines])
+    return Plot("Scores over steps", chart(lines, axes), legend, _sample_note(run))
+
+
+def _sampled(run: RunRecord, group: str, starts: Mapping[int, float]) -> list[tuple[float, float | None]]:
+    """The scores of the sample, each phase a curve of its own."""
+    points: list[tuple[float, float | None]] = []
+    for line in run.sampled:
+        if line["phase"] in starts and group in line["sample"]:
+            x = starts[line["phase"]] + line["step"]
+            points += [(x, None)] if line["step"] == 0 else []
+            points.append((x, finite(line["sample"][group])))
+    return points
+
+
+def _sample_note(run: RunRecord) -> str:
+    if not run.sampled:
+        return "Dots: all test items. What lies between them was not scored."
+    sizes = sorted({line["items"] for line in run.sampled})
+    size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return f"Lines: a sample of at most {size} test pictures of each group, scored on the way. Dots: all test pictures."
+
+
+def fronts(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Plot]:
+    """Runs against each other, a dot each: what they forgot against what they retained, and against what they learned.
+
+    The grey line joins the runs that none of the others betters in both (the Pareto front).
+
+    Args:
+        names: of the runs; runs of one name have one colour.
+    """
+    called = list(dict.fromkeys(names))
+    found = []
+    for role, what in (("retain", "retained"), ("learn", "learned")):
+        dots = [(name, outcome("forget")(run), outcome(role)(run)) for name, run in zip(names, runs, strict=True)]
+        known = [(name, x, y) for name, x, y in dots if x is not None and y is not None]
+        if len(known) < 2:
+            continue
+        lines = [Line("Pareto front", -1, _front([(x, y) for _, x, y in known]), dash="2 3")]
+        legend = []
+        for number, name in enumerate(called, 1):
+            hue = 360 * (number - 1) / len(called) + 10
+            own = [Line(name, hue, [(x, y)], True, tag=str(number)) for n, x, y in known if n == name]
+            lines += own
+            legend += [(f"{number} {name}", hue, "")] if own else []
+        label = runs[0].metric_label
+        low = max(0.0, 10 * math.floor(min(y for _, _, y in known) / 10) - 10)
+        high = min(100.0, 10 * math.ceil(max(x for _, x, _ in known) / 10) + 10)
+        axes = Axes(f"forgotten: {label}, lower is better", f"{what}: higher is better", (low, 100), width=460, height=300,
+                    x_range=(0, high), title=f"{what} against forgotten, a dot per run")  # fmt: skip
+        found.append(Plot(f"{what.capitalize()} against forgotten", chart(lines, axes), legend))
+    return found
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float | None]]:
+    """Corners of the staircase below and right of which every point is bettered: small x and large y are good."""
+    corners: list[tuple[float, float | None]] = []
+    best = -math.inf
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if y > best:
+            corners += [(x, best)] if corners else []
+            corners.append((x, y))
+            best = y
+    return corners
 
 
 def _dash(run: RunRecord, group: str) -> str:
@@ -172,12 +240,16 @@ def _centre(curve: Sequence[tuple[float, float | None]]) -> str:
 
 
 def _block_labels(blocks: Sequence[str]) -> tuple[list[str], str]:
-    """Short names of the blocks and what was cut: 'blocks.0', 'blocks.1' -> '0', '1' and 'blocks'."""
-    heads = {b.rpartition(".")[0] for b in blocks}
-    if len(heads) == 1:
-        return [b.rpartition(".")[2] for b in blocks], heads.pop()
+    """Short names of the blocks and what was cut: 'blocks.0', 'blocks.1' -> '0', '1' and 'blocks'; of blocks in several
+    places the letters in which they differ: 'a.encoder.0', 'a.decoder.0' -> 'enc 0', 'dec 0' and 'a'."""
     parts = [b.split(".") for b in blocks]
-    return [f"{p[0][:3]}{p[-1]}" if len(p) > 1 else p[0] for p in parts], ""
+    same = 0
+    while all(len(p) > same + 1 for p in parts) and len({p[same] for p in parts}) == 1:
+        same += 1
+    prefix, rest = ".".join(parts[0][:same]), [p[same:] for p in parts]
+    short = [" ".join(dict.fromkeys([p[0] if len(p) == 1 else p[0][:3], p[-1]])) for p in rest]
+    twice = len(set(short)) < len(short)
+    return [str(i) for i in range(1, len(blocks) + 1)] if twice else short, prefix
 
 
 def finite(value: Any) -> float | None:

@@ -95,6 +95,22 @@ class RunRecord:
         return str(self.config.get("metric_label") or self.config.get("metric") or "score")
 
     @property
+    def meaning(self) -> str:
+        """What the score is, in a sentence; "" in older records."""
+        return str(self.config.get("meaning", ""))
+
+    @property
+    def answered(self) -> str:
+        """What answers are counted in: 'test images'."""
+        return str(self.config.get("answered", "test items"))
+
+    def answers(self, index: int) -> dict[str, Mapping[str, float]]:
+        """Class -> what its items were called before training (0) or at the last moment (-1) -> share, 0..1, the largest
+        first; {} where it was not recorded."""
+        groups = self.details[index].values() if self.details else ()
+        return {name: own for found in groups for name, own in found.get("answers", {}).items()}
+
+    @property
     def unit(self) -> str:
         """' %' where the scores are percentages, else ''."""
         return " %" if "%" in self.metric_label else ""
@@ -103,6 +119,11 @@ class RunRecord:
     def scored(self) -> list[Mapping[str, Any]]:
         """The lines that hold a group's score, in order of time."""
         return [line for line in self.lines if "score" in line]
+
+    @cached_property
+    def sampled(self) -> list[Mapping[str, Any]]:
+        """The lines that hold scores of a small sample of test items, in order of time."""
+        return [line for line in self.lines if "sample" in line]
 
     @cached_property
     def adapters(self) -> list[Mapping[str, Any]]:
@@ -130,7 +151,7 @@ class RunRecord:
 
     @property
     def details(self) -> list[Mapping[str, Any]]:
-        """group -> {"figures", "curves"} before training and after each phase scored so far; empty without any."""
+        """group -> {"figures", "curves", "answers"} before training and after each phase scored so far; empty without any."""
         keys = [str(moment.index) for moment in self.moments]
         return [self.stored[key] for key in keys] if self.stored.keys() >= set(keys) else []
 
@@ -207,6 +228,8 @@ class MetricLine(msgspec.Struct):
     """A line of metrics.jsonl, as far as it must be there."""
 
     phase: int
+    step: int | None = None
+    sample: dict[str, float | None] = {}
     action: str = ""
     group: str | None = None
     score: float | None = None

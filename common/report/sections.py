@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.report import details, plots
+from common.report import details, flow, plots, words
 from common.report.runs import PROOF, PROOF_PAGE, RunRecord, forgetting
 from common.report.table import NONE, duration, memory
 from common.report.verdict import verdicts
@@ -17,6 +18,7 @@ from common.schema import read_json
 MANY = 120  # classes of a group; above, the bars show those that changed most
 COMPARED = 4  # runs whose answers fit below one picture
 NAME = 16  # characters of a class name that always fit; longer names are cut, with the whole as a tooltip
+LOST, WORST = 1.0, 20  # points below its best from which on a class is shown, and how many at most
 FAST = "features below the adapted blocks are the base model's: probes find forgotten classes there as before"
 
 
@@ -37,7 +39,11 @@ def section(
         "verdicts": verdicts(run),
         "rows": score_rows(run),
         "extra": extra_rows(run),
+        "about": words.paragraph(run),
+        "flow": flow.flow(run, colour),
+        "moves": flow.sentences(run),
         "spill": spill_rows(run),
+        "peaks": peaks(run),
         "facts": facts(run),
         "curves": curves,
         "losses": plots.losses(run),
@@ -95,6 +101,20 @@ def spill_rows(run: RunRecord, most: int = 4) -> list[dict[str, Any]]:
         }
         for name, found in run.latest("spill").items()
     ]
+
+
+def peaks(run: RunRecord) -> list[dict[str, Any]]:
+    """Classes that should be known and score lower than before: how far below their best, and when that was; worst first."""
+    rows: list[dict[str, Any]] = []
+    for group, members in run.groups.items():
+        for name in map(str, members) if run.role(group) != "forget" else ():
+            scores = [(moment.per_class[name], moment.title) for moment in run.moments if name in moment.per_class]
+            if scores and (lost := max(scores)[0] - scores[-1][0]) >= LOST:
+                best, when = max(scores)
+                rows.append(
+                    {"group": group, "name": name, "lost": lost, "best": best, "when": when, "now": scores[-1][0]}
+                )
+    return sorted(rows, key=lambda row: -row["lost"])[:WORST]
 
 
 def extra_rows(run: RunRecord) -> list[tuple[str, list[str]]]:
@@ -213,7 +233,8 @@ def by_picture(answers: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> li
     for name in dict.fromkeys(item["name"] for _, items in answers for item in items):
         named = ((title, [item for item in items if item["name"] == name]) for title, items in answers)
         seen = [(title, items[0]) for title, items in named if items]  # a picture of two groups was answered twice
-        result.append({"name": name, "truth": str(seen[0][1]["truth"]), "views": _views(seen)})
+        wide = _wide(seen[0][1]["picture"])
+        result.append({"name": name, "truth": str(seen[0][1]["truth"]), "wide": wide, "views": _views(seen)})
     return result
 
 
@@ -224,6 +245,13 @@ def _views(seen: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]
         view = views.setdefault(item["picture"], {"source": _source(item["picture"]), "answers": []})
         view["answers"].append((title, str(item["answer"]), item.get("correct")))
     return list(views.values())
+
+
+def _wide(encoded: str) -> bool:
+    """Whether a PNG is at least twice as wide as high: several panels in a row."""
+    header = base64.b64decode(encoded[:32])
+    width, height = (int.from_bytes(header[at : at + 4], "big") for at in (16, 20))
+    return header[1:4] == b"PNG" and width >= 2 * height
 
 
 def _source(encoded: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -26,6 +26,7 @@ class Line:
     hue:    degrees on the colour circle; the page's CSS sets lightness for light and dark screens.
     points: (x, y) in order; a y of None interrupts the curve.
     marks:  draw a dot, with its value as a tooltip, at every point.
+    tag:    text beside the first point.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Line:
     points: Sequence[Point]
     marks: bool = False
     dash: str = ""
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,13 @@ class Axes:
     labels: Sequence[str] = ()
     width: int = 380
     height: int = 250
-    title: str = field(default="")
+    title: str = ""
+    x_range: tuple[float, float] | None = None
+
+
+def cut(name: str, letters: int) -> str:
+    """The name, its end replaced by an ellipsis where it has more letters."""
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -83,8 +91,8 @@ def _macro(name: str) -> Callable[..., Markup]:
 
 
 def _on_page(kind: str, hue: float) -> str:
-    """The style of a part of a line: the page's CSS makes a colour of the hue."""
-    return f"--h:{hue:.0f}"
+    """The style of a part of a line: the page's CSS makes a colour of the hue, grey of one below 0."""
+    return f"--h:{hue:.0f}" if hue >= 0 else "--h:0;--vivid:0%"
 
 
 def _in_file(kind: str, hue: float) -> str:
@@ -103,7 +111,7 @@ class _Frame:
         xs = [x for x, _ in points] + [edge for start, end, _ in axes.bands for edge in (start, end)] or [0.0, 1.0]
         if axes.labels:
             xs = [-0.4, len(axes.labels) - 0.6]
-        self.x = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
+        self.x = self.axes.x_range or (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
         low, high = min([0.0, *(y for _, y in points)]), max([0.0, *(y for _, y in points)])
         self.y = axes.y_range or ((low * 1.05, high * 1.05) if high > low else (low, low + 1))
         self.y_values = ticks(*self.y, count=5 if axes.height > 200 else 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.domain import NOTHING
 from common.report.runs import RunRecord
 
 LEARNED, PARTLY = 0.8, 0.2  # of the score that the retained classes started with
@@ -15,8 +16,8 @@ FROM_PEAK = 10.0  # points below the best score so far
 RULES = (
     "Learned: at least 80 % of the level at which the retained classes began (partly: at least 20 %). Forgot: at most "
     "10 % of the earlier score is left (partly: at most 70 %). Retained: at most 3 points lost (mostly: at most 10). "
-    "Warnings: forgotten items get other answers than the base gives without their class (total variation above 0.5), "
-    "or a class that is to be known is more than 10 points below its best."
+    "Warnings: forgotten items get other answers than the base gives without their class (total variation above 0.5) or, "
+    "where that is not measured, more than half of them are called one other class; or a class that is to be known is more than 10 points below its best."
 )
 
 
@@ -62,10 +63,10 @@ def _verdict(run: RunRecord, group: str) -> Verdict:
         word, grade = _forgot(after, max(path[0][1], start))
     else:
         word, grade = _kept(path[0][1] - after)
-    return Verdict(group, role, word, grade, tuple(path), classes, _warning(run, classes))
+    return Verdict(group, role, word, grade, tuple(path), classes, _warning(run, group, classes))
 
 
-def _warning(run: RunRecord, classes: Sequence[str]) -> str:
+def _warning(run: RunRecord, group: str, classes: Sequence[str]) -> str:
     """One sentence per class that is answered strangely or has lost much, the worst first, at most two."""
     told = []
     for name, found in run.latest("spill").items():
@@ -74,6 +75,11 @@ def _warning(run: RunRecord, classes: Sequence[str]) -> str:
             top, share = max(answers.items(), key=lambda pair: pair[1])
             text = f"{100 * share:.0f} % of {name} is now called {top}, with confidence {found['confidence']:.2f}."
             told.append((distance, text))
+    if not told and len(run.moments) > 1:
+        for name in classes if run.role(group) == "forget" else ():
+            top, share = next(((a, s) for a, s in run.answers(-1).get(name, {}).items() if a != NOTHING), ("", 0.0))
+            if top != name and share > SPILLED:
+                told.append((share, f"{100 * share:.0f} % of the {run.answered} of {name} are now called {top}."))
     for name, points in run.latest("from_peak").items():
         if name in classes and points > FROM_PEAK:
             told.append((points / 100, f"{name} is {points:.0f} points below its best."))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from common import devices, distributed, precision
+from common.chance import known_classes
 from common.errors import UserError
 from common.plan import Plan
 from common.streams import Draw
@@ -26,8 +27,7 @@ def refuse_chance(domain: ClassificationDomain, plan: Plan, train: TrainConfig) 
     """
     from scipy.special import bdtrc
 
-    taught = {c for group in plan.learned_groups for c in plan.groups[group]}
-    known = [c for group in plan.groups.values() for c in group if c not in taught and c in domain.spec.classes]
+    known = known_classes(plan, domain.spec.classes)
     if len(known) < 2:
         return
     answers = right_answers(domain, domain.classes.rows(known), train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common import distributed, splits
-from common.domain import ClassTable, Domain, GalleryItem, Prediction
+from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
+from common.evaluation.spill import shares
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig
 from common.images import png
@@ -51,6 +52,8 @@ class ClassificationDomain(Domain):
     name = "classification"
     metric = "acc"
     metric_label = "top-1 accuracy (%)"
+    meaning = "the share of test images whose surest answer, out of all classes, is the right one"
+    answered = "test images"
 
     def __init__(
         self, spec: ModelSpec, images: ImageSet, groups: dict[str, Sequence[str]], config: ImageConfig,
@@ -163,9 +166,13 @@ class ClassificationDomain(Domain):
     def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Images]:
         pixels, indices = self.pixels["train" if train else "test"], self._indices(classes, train)
         if stream is None:
-            share, count = indices[distributed.rank() :: distributed.world()], self.config.eval_batch
-            return (pixels[[Draw(k, None) for k in share[i : i + count]]] for i in range(0, len(share), count))
+            return self._ordered(indices, "train" if train else "test")
         return load_batches(stream, indices, pixels.__getitem__, 0 if pixels.deferred else self.config.workers)
+
+    def _ordered(self, indices: Sequence[int], part: str) -> Iterator[Images]:
+        """One pass over this rank's share of some images."""
+        share, count = indices[distributed.rank() :: distributed.world()], self.config.eval_batch
+        return (self.pixels[part][[Draw(k, None) for k in share[i : i + count]]] for i in range(0, len(share), count))
 
     def saved(self) -> dict[str, float]:
         return self.frozen.counts()
@@ -245,22 +252,36 @@ class ClassificationDomain(Domain):
 
     def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:
         """Top-1 accuracy over all logits: {"total", class name: ...}, in percent."""
-        device = next(model.parameters()).device
-        right = torch.zeros(len(self.classes), device=device)
-        count = torch.zeros_like(right)
-        batches = -(-self.size(classes, train=False) // (self.config.eval_batch * distributed.world()))
-        for batch in watched(self.loader(classes, train=False), batches, "scoring"):
-            labels = batch.labels.to(device)
+        return self.evaluate_groups(model, {"": classes})[""].scores
+
+    def evaluate_groups(
+        self, model: nn.Module, groups: Mapping[str, Sequence[str]], most: int = 0
+    ) -> dict[str, Evaluation]:
+        return {group: self._evaluation(model, classes, most) for group, classes in groups.items()}
+
+    def _evaluation(self, model: nn.Module, classes: Sequence[str], most: int) -> Evaluation:
+        indices = self._sample(classes, most) if most else self._indices(classes, train=False)
+        batches = -(-len(indices) // (self.config.eval_batch * distributed.world()))
+        own = torch.zeros(2, 0, dtype=torch.long)  # label and answer of each image
+        for batch in watched(self._ordered(indices, "test"), batches, "scoring"):
             logits, embedding = self.forward(model, [batch])
+            labels = batch.labels.to(logits.device)
             if self.config.eval_margin:
                 logits = layers.classifier(model)(embedding, labels)
-            answers = logits.argmax(-1)
-            right.index_add_(0, labels, (answers == labels).float())
-            count.index_add_(0, labels, torch.ones_like(labels, dtype=right.dtype))
-        right, count = distributed.total(right), distributed.total(count)
-        scores = {"total": (100 * right.sum() / count.sum()).item()}
-        rows = self.classes.rows(classes)
-        return scores | {c: (100 * right[r] / count[r]).item() for c, r in zip(classes, rows, strict=True)}
+            own = torch.cat([own, torch.stack([labels, logits.argmax(-1)]).cpu()], dim=1)
+        pairs = torch.cat(distributed.gather(own), dim=1)
+        labels, right = pairs[0], (pairs[0] == pairs[1]).float()
+        scores, answers = {"total": (100 * right.sum() / len(right)).item()}, {}
+        for name, row in zip(classes, self.classes.rows(classes), strict=True):
+            if (mine := labels == row).any():
+                scores[name] = (100 * right[mine].sum() / mine.sum()).item()
+                counts = pairs[1][mine].bincount().tolist()
+                answers[name] = shares(dict(zip(self.classes.names, counts, strict=False)))
+        return Evaluation(scores, answers=answers)
+
+    def _sample(self, classes: Sequence[str], most: int) -> list[int]:
+        """Test images that stand for all of these classes, about as many of each."""
+        return splits.spaced([self._by_class["test"].get(c, []) for c in classes], most)
 
     def part_of(self, batch: Images, items: Tensor) -> Images | None:
         chosen = items.nonzero().flatten().tolist()
@@ -277,8 +298,7 @@ class ClassificationDomain(Domain):
 
     def gallery(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
         """Test images of as many of the classes as possible, the same ones at every call."""
-        found = [self._by_class["test"][c] for c in classes]
-        picked = [c[k] for k in range(max(map(len, found))) for c in found if k < len(c)][:count]
+        picked = self._sample(classes, count)
         batch = self.pixels["test"][[Draw(i, None) for i in picked]]
         logits, _ = self.forward(model, [batch])
         share, rows = logits.float().softmax(-1).max(-1)
@@ -315,7 +335,7 @@ def _positions(items: Sequence[Item]) -> dict[str, list[int]]:
     return found
 
 
-def _thumbnail(item: Item, side: int = 96) -> bytes:
+def _thumbnail(item: Item, side: int = 160) -> bytes:
     """PNG bytes of an image, its longer side `side` pixels."""
     image = item.open()
     scale = side / max(image.size)

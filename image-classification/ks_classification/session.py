@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from common import adapters, hub, lora
+from common.chance import ChanceConfig
 from common.config import from_values
 from common.domain import Domain
 from common.errors import UserError
@@ -45,7 +46,7 @@ from ks_classification.source import (
     spec_from,
 )
 
-SWAP_ONLY = ("allow_chance", "checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head")
+SWAP_ONLY = ("checkpoint", "class_names", "head_rows", "learn_data", "lora_merged", "narrow_head")
 
 
 @dataclass
@@ -79,7 +80,7 @@ class ClassificationSession(Session):
         "export": "python image-classification/export.py results/classification/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, ImageConfig
-    pretrain_flags, predict_flags = (BaseConfig,), (PredictConfig,)
+    swap_flags, pretrain_flags, predict_flags = (ChanceConfig,), (BaseConfig,), (PredictConfig,)
     everyday = ("model", "pretrained", "class_names", "img_size")
     defaults = {
         "swap": {"lr": 3e-3},  # adapters; methods that train whole models want a tenth of it
@@ -265,7 +266,7 @@ def _domain(base: Base, images: data.ImageSet, plan: Plan, settings: Settings) -
 
 def _checked(domain: ClassificationDomain, plan: Plan, settings: Settings) -> ClassificationDomain:
     """The domain, unless its base model does not know its own classes. Raises UserError."""
-    if not settings[SourceConfig].allow_chance:
+    if not settings[ChanceConfig].allow_chance:
         refuse_chance(domain, plan, settings.train)
     return domain
 

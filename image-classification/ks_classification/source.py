@@ -59,7 +59,6 @@ class SourceConfig(Checked):
         0, "logit rows in all, at least; more than there are classes stay unused (published: 200)", least=0, most=2**18
     )
     dropout: float = knob(0.0, "dropout after the position embedding and in FFNs (published: 0.1)", least=0, below=1)
-    allow_chance: bool = knob(False, "go on with a model that knows its own classes no better than a guesser")
     cache_dir: str = knob("data", "where CIFAR is kept")
 
 

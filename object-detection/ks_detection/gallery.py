@@ -40,7 +40,8 @@ def item(record: ImageRecord, found: dict[str, Tensor], names: tuple[str, ...], 
     picture = png(draw(record.open(), found, names, SIDE), small=True)
     truth = ", ".join(sorted(t.label for t in record.annotations if t.label in wanted))
     answers = [names[label] for label in found["labels"].tolist()]
-    answer = ", ".join(sorted(name for name in answers if name in wanted)) or "none of these"
+    drawn = f"none of these; drawn: {', '.join(sorted(set(answers)))}" if answers else "nothing found"
+    answer = ", ".join(sorted(name for name in answers if name in wanted)) or drawn
     name = f"{record.name} ({truth})"  # an image may stand for two groups
     return GalleryItem(name, picture, truth, answer, truth == answer)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from common.domain import Evaluation
+from common.domain import NOTHING, OVERLAP, Evaluation
+from common.evaluation.spill import shares
 
 
 class Truth(NamedTuple):
@@ -82,6 +84,29 @@ def coco_scores(truths: Sequence[Truth], found: Sequence[Found], classes: Sequen
         evaluation.evaluate()
         evaluation.accumulate()
     return _summary(evaluation.eval["precision"][:, :, :, 0, -1], classes)
+
+
+def called(
+    truths: Sequence[Truth], found: Sequence[Found], classes: Sequence[str], threshold: float
+) -> dict[str, dict[str, float]]:
+    """Class -> how the surest detection that covers each of its objects (IoU at least 0.5) is called -> share of the
+    objects, 0..1; NOTHING where none covers it with a score of at least `threshold`."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in classes}
+    for truth, own in zip(truths, found, strict=True):
+        shown = sum(score >= threshold for score in own.scores)  # best first
+        boxes, labels = np.asarray(own.boxes[:shown]).reshape(-1, 4), [*own.labels[:shown], NOTHING]
+        for name, box, crowd in truth.annotations:
+            if name in counts and not crowd:
+                covers = np.append(_overlaps(np.asarray(box), boxes) >= OVERLAP, True)
+                counts[name][labels[int(covers.argmax())]] += 1
+    return {name: shares(count) for name, count in counts.items() if count}
+
+
+def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """[N] IoU of a box [4] with boxes [N, 4], corners in pixels."""
+    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = sides.clip(0).prod(1)
+    return shared / np.maximum((box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared, 1e-9)
 
 
 def _annotations(truths: Sequence[Truth], numbers: dict[str, int]) -> list[dict]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common import adapters, hub
+from common.chance import ChanceConfig, refuse_chance
 from common.config import Parser, from_values
 from common.domain import ClassTable, Domain
 from common.errors import UserError
@@ -77,7 +78,7 @@ class DetectionSession(Session):
         "export": "python object-detection/export.py results/detection/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, ImageConfig
-    swap_flags, pretrain_flags, predict_flags = (ForgettingConfig,), (BaseConfig,), (PredictConfig,)
+    swap_flags, pretrain_flags, predict_flags = (ForgettingConfig, ChanceConfig), (BaseConfig,), (PredictConfig,)
     everyday = ("model", "config_file", "class_names", "mixed", "test_size")
     defaults = {
         "swap": {
@@ -120,9 +121,14 @@ class DetectionSession(Session):
             raise UserError(f"the data shows none of the checkpoint's classes: {shorten(names)}.")
         plan = forgetting_plan(forgetting, chosen, known) or plan_from(chosen, known, new, self.forgotten(flags))
         images, seed = settings[ImageConfig], settings.train.seed
-        return Opening(
-            plan, lambda: DetectionDomain(model, data, dict(plan.groups), images, seed, frozen=settings[FrozenConfig])
-        )
+
+        def domain() -> DetectionDomain:
+            own = DetectionDomain(model, data, dict(plan.groups), images, seed, frozen=settings[FrozenConfig])
+            if not settings[ChanceConfig].allow_chance:
+                refuse_chance(own, plan, names, settings.train)
+            return own
+
+        return Opening(plan, domain)
 
     def open_pretrain(self, settings: Settings) -> Opening:
         source, wanted = settings[SourceConfig], settings[BaseConfig]

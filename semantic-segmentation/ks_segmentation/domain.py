@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import distributed
+from common import distributed, splits
 from common.domain import OVERLAP, ClassTable, Domain, Evaluation, GalleryItem, Prediction
 from common.errors import UserError
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig, constant
 from common.knobs import Checked, knob
 from common.progress import watched
-from common.splits import shorten
 from common.streams import Draw, Stream, derive, load_batches
 from ks_segmentation.checkpoints.record import save_config
 from ks_segmentation.data.augment import scoring_view, train_view
@@ -92,6 +91,11 @@ class SegmentationDomain(Domain):
     exclusive = False  # scores are those of one query, while all queries answer a segment
     metric = "miou"
     metric_label = "mean IoU (%)"
+    meaning = (
+        "for every class the share of pixels on which truth and answer agree, out of those that either gives to the class; "
+        "then the mean over classes"
+    )
+    answered = "pixels of test images"
     recovery = ""
 
     def __init__(
@@ -107,7 +111,7 @@ class SegmentationDomain(Domain):
         offered = [c for s in sets for c in s.classes]
         missing = [c for c in wanted if c not in offered]
         if missing:
-            raise UserError(f"no mask can hold class {missing[0]!r}; the data has: {shorten(offered)}.")
+            raise UserError(f"no mask can hold class {missing[0]!r}; the data has: {splits.shorten(offered)}.")
         self.wanted = frozenset(self.classes.rows(wanted))
         self.train_items = self._known(sets, "train") if training else []
         self.test_items = self._known(sets, "test")
@@ -141,7 +145,7 @@ class SegmentationDomain(Domain):
         ]
         if not found:
             raise UserError(
-                f"no image is left for {shorten(classes)}; with --others drop every one holds other classes."
+                f"no image is left for {splits.shorten(classes)}; with --others drop every one holds other classes."
             )
         return found
 
@@ -298,16 +302,22 @@ class SegmentationDomain(Domain):
             found.append(torch.stack([covers.amax(1), (covers * same).amax(1), best], dim=1))
         return torch.cat(found)
 
-    def confusions(self, model: Segmenter, groups: Mapping[str, Sequence[str]]) -> dict[str, Confusion]:
+    def confusions(self, model: Segmenter, groups: Mapping[str, Sequence[str]], most: int = 0) -> dict[str, Confusion]:
         """Pixel counts of each group on this rank's test images, each looked at once; a group's counts leave out
-        the pixels of other classes."""
+        the pixels of other classes. most: see `evaluate_groups`."""
         counts = {group: Confusion(self.classes.names, IGNORE) for group in groups}
         rows = {group: torch.tensor(self.classes.rows(classes)) for group, classes in groups.items()}
         device = next(model.parameters()).device
         together = list(dict.fromkeys(c for classes in groups.values() for c in classes))
-        count = -(-self.size(together, train=False) // (self.config.eval_batch * distributed.world()))
+        chosen = self._indices(together, train=False)
+        if most:
+            chosen = sorted(
+                {i for own in groups.values() for i in splits.spaced([self._indices(own, train=False)], most)}
+            )
+        count = -(-len(chosen) // (self.config.eval_batch * distributed.world()))
+        share = chosen[distributed.rank() :: distributed.world()]
         runner = _Kept(self, model) if getattr(model, "frozen_stages", 0) else model
-        for batch in watched(self.loader(together, train=False), count, "scoring"):
+        for batch in watched(self._in_order(share, together, train=False), count, "scoring"):
             sizes = [tuple(label.shape) for label in batch.labels]
             answers = runner.segment(batch.images.to(device), sizes)
             for answer, label in zip(answers, batch.labels, strict=True):
@@ -316,16 +326,18 @@ class SegmentationDomain(Domain):
                     counts[group].add(answer, label.where(torch.isin(label, own), IGNORE))
         return counts
 
-    def scores(self, model: Segmenter, groups: Mapping[str, Sequence[str]]) -> dict[str, Scores]:
+    def scores(self, model: Segmenter, groups: Mapping[str, Sequence[str]], most: int = 0) -> dict[str, Scores]:
         """mIoU, fwIoU, mACC, pACC and per-class values of each group on the test images, over all ranks."""
         device = next(model.parameters()).device
-        return {group: counts.scores(device) for group, counts in self.confusions(model, groups).items()}
+        return {group: counts.scores(device) for group, counts in self.confusions(model, groups, most).items()}
 
     def evaluate(self, model: Segmenter, classes: Sequence[str]) -> dict[str, float]:
         return self.evaluate_groups(model, {"": classes})[""].scores
 
-    def evaluate_groups(self, model: Segmenter, groups: Mapping[str, Sequence[str]]) -> dict[str, Evaluation]:
-        return {group: found.evaluation(groups[group]) for group, found in self.scores(model, groups).items()}
+    def evaluate_groups(
+        self, model: Segmenter, groups: Mapping[str, Sequence[str]], most: int = 0
+    ) -> dict[str, Evaluation]:
+        return {group: found.evaluation(groups[group]) for group, found in self.scores(model, groups, most).items()}
 
     def save_folder(self, model: Segmenter, folder: Path) -> None:
         save_config(folder, model, self.classes.names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,8 @@ from ks_segmentation.data.sets import Item
 from ks_segmentation.models.parts.inference import resized
 from ks_segmentation.models.parts.segmenter import Segmenter
 
-LONGEST = 320  # pixels, of one image in the gallery
+SHORTEST, LONGEST = 240, 320  # pixels of the longer side of one image in the gallery
+LETTERS, LINE, SPACE = 13, 18, 6  # pixels: height of its text, of a line of text, between images
 SHARE = 0.01  # of the image's pixels: smaller answers are not named
 
 
@@ -51,27 +52,54 @@ def segment_pixels(model: Segmenter, pixels: np.ndarray) -> np.ndarray:
     return model.segment(image, [pixels.shape[:2]])[0].to(torch.int16).cpu().numpy()
 
 
-def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
-    """PNG bytes of images of one size in a row, each with a title above it."""
-    height, width = panels[0].shape[:2]
-    scale = (
-        max(1, round(96 / max(height, width))) if max(height, width) < 96 else min(1.0, LONGEST / max(height, width))
-    )
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    bar = 14
-    sheet = Image.new("RGB", ((size[0] + 4) * len(panels) - 4, size[1] + bar), "white")
-    for i, (panel, title) in enumerate(zip(panels, titles, strict=True)):
-        left = i * (size[0] + 4)
-        sheet.paste(Image.fromarray(panel).resize(size, Image.Resampling.NEAREST), (left, bar))
-        ImageDraw.Draw(sheet).text((left + 1, 1), title, fill="black")
+def side_by_side(pixels: np.ndarray, masks: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:
+    """PNG bytes of an image and of masks [H, W] painted over it, each with its title above, and the colours below."""
+    longer = max(pixels.shape[:2])
+    scale = max(1.0, SHORTEST / longer) if longer < SHORTEST else min(1.0, LONGEST / longer)
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    image = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    panels = {"image": image}
+    for title, ids in masks.items():
+        larger = Image.fromarray(ids.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+        panels[title] = painted(image, np.asarray(larger))
+    rows = sorted({row for ids in masks.values() for row in _large(ids)})
+    key = _key([(names[row], colour(row)) for row in rows], (size[0] + SPACE) * len(panels) - SPACE)
+    sheet = Image.new("RGB", (key.width, size[1] + LINE + SPACE + key.height), "white")
+    for i, (title, panel) in enumerate(panels.items()):
+        left = i * (size[0] + SPACE)
+        sheet.paste(Image.fromarray(panel), (left, LINE))
+        ImageDraw.Draw(sheet).text((left + 1, 0), title, fill="black", font_size=LETTERS)
+    sheet.paste(key, (0, size[1] + LINE + SPACE))
     return png(sheet, small=True)
+
+
+def _large(ids: np.ndarray) -> list[int]:
+    """The rows that fill more than a hundredth of a mask."""
+    values, counts = np.unique(ids[ids != IGNORE], return_counts=True)
+    return [int(row) for row, count in zip(values, counts, strict=True) if count >= SHARE * ids.size]
+
+
+def _key(entries: Sequence[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
+    """What the colours stand for, in lines of this width."""
+    pen, places, x, y = ImageDraw.Draw(Image.new("RGB", (1, 1))), [], 0, 0
+    for name, _ in entries:
+        wide = LINE + round(pen.textlength(name, font_size=LETTERS)) + 2 * SPACE
+        x, y = (x, y) if not x or x + wide <= width else (0, y + LINE)
+        places.append((x, y))
+        x += wide
+    sheet = Image.new("RGB", (width, y + LINE if entries else 1), "white")
+    pen = ImageDraw.Draw(sheet)
+    for (name, paint), (x, y) in zip(entries, places, strict=True):
+        pen.rectangle((x, y + 2, x + LETTERS - 2, y + LETTERS), fill=paint)
+        pen.text((x + LETTERS + 2, y), name, fill="black", font_size=LETTERS)
+    return sheet
 
 
 def shown(model: Segmenter, item: Item, truth: np.ndarray, names: Sequence[str]) -> GalleryItem:
     """An image, its truth [H, W] and the model's answer side by side, and what they hold in words."""
     pixels = item.pixels()
     answer = segment_pixels(model, pixels)
-    sheet = side_by_side([pixels, painted(pixels, truth), painted(pixels, answer)], ["image", "truth", "answer"])
+    sheet = side_by_side(pixels, {"truth": truth, "answer": answer}, names)
     return GalleryItem(item.name, sheet, _named(truth, names), _named(answer, names, truth), None)
 
 
@@ -96,7 +124,7 @@ def sighting(model: Segmenter, item: Item, truth: np.ndarray, names: Sequence[st
         name = f"{names[now]} ({100 * sure[best]:.0f} %)" if now < len(names) else "no object"
         words.append(f"{names[row]} is called {name}, IoU {covers[best]:.2f}")
         right &= now == row
-    sheet = side_by_side([pixels, painted(pixels, truth), painted(pixels, answer)], ["image", "truth", "best mask"])
+    sheet = side_by_side(pixels, {"truth": truth, "best mask": answer}, names)
     return GalleryItem(item.name, sheet, _named(truth, names), "; ".join(words), right)
 
 

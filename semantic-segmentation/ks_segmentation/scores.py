@@ -12,6 +12,7 @@ from torch import Tensor
 from common import distributed
 from common.domain import Evaluation
 from common.errors import UserError
+from common.evaluation.spill import shares
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Scores:
     macc: mean over classes with ground truth of TP / truth.
     pacc: share of pixels that are right.
     iou, acc: per class; NaN for a class without ground truth (iou: without truth and prediction).
+    answers: class -> what its pixels are called -> share of them, 0..1.
     """
 
     miou: float
@@ -31,6 +33,7 @@ class Scores:
     pacc: float
     iou: dict[str, float]
     acc: dict[str, float]
+    answers: dict[str, dict[str, float]]
 
     def evaluation(self, classes: Sequence[str]) -> Evaluation:
         """The same as the loop records it: IoU as the score, fwIoU, ACC (its total is mACC) and pACC beside it."""
@@ -39,7 +42,8 @@ class Scores:
             "ACC": {"total": self.macc, **{c: self.acc[c] for c in classes}},
             "pACC": {"total": self.pacc},
         }
-        return Evaluation({"total": self.miou, **{c: self.iou[c] for c in classes}}, figures)
+        answers = {c: self.answers[c] for c in classes if c in self.answers}
+        return Evaluation({"total": self.miou, **{c: self.iou[c] for c in classes}}, figures, answers=answers)
 
 
 class Confusion:
@@ -88,4 +92,9 @@ class Confusion:
             pacc=float(100 * right.sum() / max(true.sum(), 1)),
             iou=dict(zip(self.names, iou.tolist(), strict=True)),
             acc=dict(zip(self.names, acc.tolist(), strict=True)),
+            answers={
+                name: shares(dict(zip(self.names, column, strict=True)))
+                for name, column, whole in zip(self.names, matrix.T.tolist(), true.tolist(), strict=True)
+                if whole
+            },
         )

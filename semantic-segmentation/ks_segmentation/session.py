@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common import adapters, hub
+from common.chance import ChanceConfig, refuse_chance
 from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
@@ -88,7 +89,7 @@ class SegmentationSession(Session):
         "export": "python semantic-segmentation/export.py results/segmentation/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, MaskConfig
-    pretrain_flags = (BaseConfig,)
+    swap_flags, pretrain_flags = (ChanceConfig,), (BaseConfig,)
     everyday = ("config_file", "model", "opts", "class_names", "num_gpus")
     defaults = {
         "pretrain": {"method": "finetune", "epochs": 20, "lr": 1e-4, "learn_weight": 1.0, "sparsity_weight": 0.0}
@@ -141,7 +142,14 @@ class SegmentationSession(Session):
         gone = self.forgotten(settings.flags)
         plan = plan_from(chosen, known, [c for c in offered if c not in base.classes], gone)
         config_words.tell_unused(settings.flags)
-        return Opening(plan, lambda: _domain(base, sets, plan, settings))
+
+        def domain() -> SegmentationDomain:
+            own = _domain(base, sets, plan, settings)
+            if not settings[ChanceConfig].allow_chance:
+                refuse_chance(own, plan, base.classes, settings.train)
+            return own
+
+        return Opening(plan, domain)
 
     def open_pretrain(self, settings: Settings) -> Opening:
         source, base = settings[SourceConfig], settings[BaseConfig]
