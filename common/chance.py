@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from common import devices, distributed, precision
-from common.domain import NOTHING, Domain, Evaluation
+from common.domain import Domain, Evaluation
 from common.errors import UserError
 from common.knobs import knob
 from common.plan import Plan
+from common.record import NOTHING
 from common.train_config import TrainConfig
 
 CLASSES, IMAGES = 32, 2  # classes looked at, and test images of each

@@ -18,7 +18,6 @@ from common.streams import Stream
 
 Batch = Any  # the loop never looks inside
 OVERLAP = 0.5  # IoU from which on a prediction covers an object or segment
-NOTHING = "no object"  # the answer on an object that no prediction covers
 USUAL_BATCH = 256  # up to here a batch may be larger than the data; its items then repeat
 
 
@@ -96,7 +95,7 @@ class Evaluation(NamedTuple):
     figures: other scores of the same form by name ({"AP50": {"total": ..., class name: ...}}); for the report.
     curves:  class name -> what `Domain.curve_axes` names second, 0..1, over evenly spaced values of what it names
         first, from 0 to 1 (precision over recall); for the report.
-    answers: class name -> what its test items (`Domain.answered`) are called -> their share, 0..1; NOTHING where the model
+    answers: class name -> what its test items (`Domain.answered`) are called -> their share, 0..1; `record.NOTHING` where the model
         answers with no class; for the report.
     """
 

@@ -30,6 +30,7 @@ from common.schema import checked_json, read_json, typed
 
 METRICS, STEPS, DETAILS = "metrics.jsonl", "steps.jsonl", "details.json"
 REFERENCES = "references.json"
+NOTHING = "no object"  # the answer on an object that no prediction covers, in records of answers
 PHASES = "phases"  # folder of the adapters as the phases but the last left them
 FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json",
          "proof.json", "proof.html")  # fmt: skip

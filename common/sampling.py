@@ -10,15 +10,15 @@ from common import distributed
 from common.methods._base import Position
 from common.train_config import TrainConfig
 
-PRICE = 0.05  # items that all looks at a sample see, as a share of the items that the phase trains on
-MOST = 100  # items of a group in a sample
+PRICE = 0.15  # items that all looks at a sample see, as a share of the items that the phase trains on
+LEAST, MOST = 4, 100  # items of a group in a sample; no sample is taken where there would be fewer
 
 
 class Sampling:
     """When a phase scores a sample, and how large that is.
 
-    An item that is looked at takes one forward pass, one that is trained on at least a forward and a backward pass, so
-    that the looks take a smaller share of a phase's time than of its items.
+    An item that is looked at takes one forward pass, about a third of what one takes that is trained on, so that the looks
+    take about a third of `PRICE` of a phase's time.
 
     Args:
         groups: number of groups that are scored.
@@ -33,7 +33,7 @@ class Sampling:
         """Items of each group in the sample of a phase of so many steps; 0 where it is too short for a look."""
         looks = self.points + 1
         share = int(PRICE * steps * self.per_step / (looks * self.groups)) if self.points else 0
-        return min(MOST, share)
+        return min(MOST, share) if share >= LEAST else 0
 
     def due(self, at: Position) -> bool:
         """Whether a sample is scored after this step; the scores of the last step are taken in any case."""

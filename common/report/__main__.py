@@ -32,7 +32,9 @@ def body(argv: list[str]) -> int:
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="run folders, or folders that hold runs")
     parser.add_argument("--html", default="", metavar="FILE", help="also write a self-contained page there")
     parser.add_argument("--json", default="", metavar="FILE", help="also write the figures behind the table there")
-    parser.add_argument("--title", default="", help="heading of the page; default the names of the runs")
+    parser.add_argument(
+        "--title", default="", help="heading of the page; default what the run was told, or how many are compared"
+    )
     text = f"measures in the place of the scores, comma separated: {', '.join(COLUMNS)}, or names of groups"
     parser.add_argument("--columns", default="", metavar="A,B", help=text)
     args = parser.parse_args(argv)

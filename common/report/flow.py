@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from common.domain import NOTHING
+from common.record import NOTHING
 from common.report.runs import RunRecord
-from common.report.svg import cut
+from common.report.svg import LETTER, cut
 from common.report.templates import template
 
 SHOWN = 20  # classes with a row; above, those whose answers moved most
@@ -20,7 +20,7 @@ SEEN = 0.05  # share of a class from which on an answer outside the rows has a n
 THIN = 0.01  # a thinner ribbon is not drawn
 REST = "other classes"
 UNIT, GAP, LEAST = 20.0, 6.0, 12.0  # height of a class, space between two, least height of a node: pixels
-LEFT, RIGHT, WIDTH, NAME = 132.0, 326.0, 460.0, 17  # x of both ends of a ribbon, width, letters of a name
+WIDTH, NAME = 460.0, 17  # width of the picture, letters of a name
 NOTHING_HUE = -1.0  # drawn grey
 
 
@@ -98,15 +98,18 @@ def flow(run: RunRecord, hues: Mapping[str, float]) -> dict[str, Any] | None:
     colour = {str(c): hues[group] for group, members in run.groups.items() for c in members}
     both = run.answers(0), run.answers(-1)
     shown = _chosen(list(colour), *both)
+    longest = max((len(a) for answers in both for name in shown for a in (name, *answers.get(name, ()))), default=0)
+    margin = 24 + LETTER * min(NAME, longest)
+    ends = margin, WIDTH - margin
     titles = ("Before", f"After {run.moments[-1].title}")
     panels = []
     for title, answers in zip(titles, both, strict=True):
         kept = {name: answers[name] for name in shown if name in answers}
-        rows, nodes, ribbons = _layout(kept, list(colour), colour)
-        height = max(node.y + node.height for node in (*rows, *nodes)) + GAP
+        rows, nodes, ribbons = _layout(kept, list(colour), colour, ends)
+        height = max(node.y + max(node.height, LEAST) for node in (*rows, *nodes)) + GAP
         label = f"{title}: " + "; ".join(_largest(name, own) for name, own in kept.items())
         draw = template("flow.svg").module.flow  # type: ignore[attr-defined]  # a macro
-        panels.append((title, Markup(draw(rows, nodes, ribbons, (WIDTH, height, LEFT, RIGHT), label, _short))))
+        panels.append((title, Markup(draw(rows, nodes, ribbons, (WIDTH, height, *ends), label, _short))))
     return {"panels": panels, "left_out": len([c for c in colour if c in both[1]]) - len(shown)}
 
 
@@ -132,7 +135,10 @@ def _chosen(names: Sequence[str], before: Mapping[str, Any], after: Mapping[str,
 
 
 def _layout(
-    answers: Mapping[str, Mapping[str, float]], order: Sequence[str], colour: Mapping[str, float]
+    answers: Mapping[str, Mapping[str, float]],
+    order: Sequence[str],
+    colour: Mapping[str, float],
+    ends: tuple[float, float],
 ) -> tuple[list[Node], list[Node], list[Ribbon]]:
     """(classes on the left, answers on the right, ribbons between them)."""
     own = {answer for shares in answers.values() for answer, share in shares.items() if share >= SEEN}
@@ -151,7 +157,7 @@ def _layout(
             if share < THIN:
                 continue
             words = f"{name} called {answer}: {100 * share:.0f} %"
-            path = _path(row, by_name[answer], UNIT * share)
+            path = _path(row, by_name[answer], UNIT * share, ends)
             ribbons.append(Ribbon(path, row.hue, answer == name, words))
     return rows, nodes, sorted(ribbons, key=lambda ribbon: not ribbon.right)
 
@@ -171,12 +177,12 @@ def _stacked(heights: Sequence[tuple[str, float]], colour: Mapping[str, float]) 
     return nodes
 
 
-def _path(row: Node, node: Node, height: float) -> str:
+def _path(row: Node, node: Node, height: float, ends: tuple[float, float]) -> str:
     """A band of this height from what is left of a class to what is left of an answer."""
-    a, b = row.y + row.used, node.y + node.used
+    a, b, (left, right) = row.y + row.used, node.y + node.used, ends
     row.used, node.used = row.used + height, node.used + height
-    middle = (LEFT + RIGHT) / 2
+    middle = sum(ends) / 2
     return (
-        f"M{LEFT:.0f} {a:.1f}C{middle:.0f} {a:.1f} {middle:.0f} {b:.1f} {RIGHT:.0f} {b:.1f}V{b + height:.1f}"
-        f"C{middle:.0f} {b + height:.1f} {middle:.0f} {a + height:.1f} {LEFT:.0f} {a + height:.1f}Z"
+        f"M{left:.0f} {a:.1f}C{middle:.0f} {a:.1f} {middle:.0f} {b:.1f} {right:.0f} {b:.1f}V{b + height:.1f}"
+        f"C{middle:.0f} {b + height:.1f} {middle:.0f} {a + height:.1f} {left:.0f} {a + height:.1f}Z"
     )

@@ -23,7 +23,7 @@ def render(runs: Sequence[RunRecord], title: str = "", columns: Sequence[str] = 
     several = len(firsts) > 1
     top = _most_moved(firsts) if several else None
     return template("page.html").render(
-        title=title or (heading(called) if several else words.title(firsts[0])),
+        title=title or (f"{len(firsts)} knowledge swaps compared" if several else words.title(firsts[0])),
         orders=words.orders(firsts) if several else [],
         fronts=_fronts(found) if several else [],
         tables=found if len(runs) > 1 else [],
@@ -35,13 +35,6 @@ def render(runs: Sequence[RunRecord], title: str = "", columns: Sequence[str] = 
         shared=sections.shared_pictures(firsts, called) if several else [],
         style=style(),
     )
-
-
-def heading(names: Sequence[str]) -> str:
-    """The names of the runs joined; a count where they are many."""
-    if len(names) > 3:
-        return f"{len(names)} knowledge swaps compared"
-    return "Knowledge swapping: " + ", ".join(names)
 
 
 def _fronts(found: Sequence[Table]) -> list[plots.Plot]:

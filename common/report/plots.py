@@ -135,7 +135,7 @@ def fronts(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Plot]:
             hue = 360 * (number - 1) / len(called) + 10
             own = [Line(name, hue, [(x, y)], True, tag=str(number)) for n, x, y in known if n == name]
             lines += own
-            legend += [(f"{number} {name}", hue, "")] if own else []
+            legend += [(f"{number} {name}", hue, "dot")] if own else []
         label = runs[0].metric_label
         low = max(0.0, 10 * math.floor(min(y for _, _, y in known) / 10) - 10)
         high = min(100.0, 10 * math.ceil(max(x for _, x, _ in known) / 10) + 10)
@@ -224,10 +224,10 @@ def adapters(run: RunRecord, top: float | None = None) -> list[Plot]:
             dash = DASHES[len(lines) % len(DASHES)] if len(run.adapters) > 3 else ""
             lines.append(Line(name, hue, curve, marks=True, dash=dash))
             legend.append((name + (_centre(curve) if key == "adapter_moved" else ""), hue, dash))
-        labels, prefix = _block_labels(blocks)
+        labels, prefix, meaning = _block_labels(blocks)
         limits = (0.0, top) if top and key == "adapter_moved" else None
         axes = Axes(f"{prefix or 'block'}, in order of depth", unit, limits, labels=labels, title=title)
-        plots.append(Plot(title, chart(lines, axes), legend))
+        plots.append(Plot(title, chart(lines, axes), legend, meaning))
     return plots
 
 
@@ -239,17 +239,19 @@ def _centre(curve: Sequence[tuple[float, float | None]]) -> str:
     return f", centre at {100 * sum(x * y for x, y in curve if y) / total / (len(curve) - 1):.0f} % of depth"
 
 
-def _block_labels(blocks: Sequence[str]) -> tuple[list[str], str]:
-    """Short names of the blocks and what was cut: 'blocks.0', 'blocks.1' -> '0', '1' and 'blocks'; of blocks in several
-    places the letters in which they differ: 'a.encoder.0', 'a.decoder.0' -> 'enc 0', 'dec 0' and 'a'."""
+def _block_labels(blocks: Sequence[str]) -> tuple[list[str], str, str]:
+    """Short names of the blocks, what all names begin with, and what letters stand for: 'blocks.0' and 'blocks.1' are '0'
+    and '1' of 'blocks'; 'a.encoder.0' and 'a.decoder.0' are 'enc 0' and 'dec 0' of 'a'."""
     parts = [b.split(".") for b in blocks]
     same = 0
     while all(len(p) > same + 1 for p in parts) and len({p[same] for p in parts}) == 1:
         same += 1
     prefix, rest = ".".join(parts[0][:same]), [p[same:] for p in parts]
-    short = [" ".join(dict.fromkeys([p[0] if len(p) == 1 else p[0][:3], p[-1]])) for p in rest]
-    twice = len(set(short)) < len(short)
-    return [str(i) for i in range(1, len(blocks) + 1)] if twice else short, prefix
+    short = [p[0] if len(p) == 1 else f"{p[0][:3]} {p[-1]}" for p in rest]
+    if len(set(short)) < len(short):
+        return [str(i) for i in range(1, len(blocks) + 1)], "block", ""
+    meaning = dict.fromkeys(f"{p[0][:3]}: {p[0]}" for p in rest if len(p) > 1)
+    return short, prefix, ", ".join(meaning)
 
 
 def finite(value: Any) -> float | None:

@@ -159,7 +159,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         found.append(("--fast", FAST))
     skipped = data.get("skipped", 0)
     skipped = len(skipped) if isinstance(skipped, list) else skipped
-    found += [(name, data.get(name)) for name in ("model", "data")]
+    found += [("model", _model(data.get("model"))), ("data", data.get("data"))]
     found.append(("left out", f"{skipped} damaged or foreign files were skipped" if skipped else "no file was skipped"))
     machine = run.config.get("machine", {})
     place = f"{machine.get('system', '')}, {machine.get('cores', '?')} cores" if machine else None
@@ -170,6 +170,13 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     found += [(name, run.config.get(name)) for name in ("commit", "started")]
     found.append(("folder", str(run.folder)))
     return [(name, str(text)) for name, text in found if text not in (None, "")]
+
+
+def _model(told: Any) -> Any:
+    """The name of a model; of settings of one what it is called there and its backbone."""
+    if not isinstance(told, Mapping):
+        return told
+    return ", ".join(str(told[name]) for name in ("modelname", "model_type", "backbone") if told.get(name))
 
 
 def _ended(told: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.domain import NOTHING
+from common.record import NOTHING
 from common.report.runs import RunRecord
 
 LEARNED, PARTLY = 0.8, 0.2  # of the score that the retained classes started with

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.domain import NOTHING
 from common.plan import Phase
+from common.record import NOTHING
 from common.report.flow import moves
 from common.report.runs import RunRecord
 from common.report.verdict import FROM_PEAK
@@ -13,6 +13,7 @@ from common.report.verdict import FROM_PEAK
 NAMED = 4  # classes that are named; of more, their number is told
 MANY = 4  # phases that are told one by one
 PRETRAIN = "pretrain"
+ROLES = {"learn": "what was to be learned", "forget": "what was to be forgotten", "retain": "the rest"}
 
 
 def title(run: RunRecord) -> str:
@@ -26,9 +27,7 @@ def paragraph(run: RunRecord) -> str:
     """What was asked, what came out, where the forgotten classes went, and how far that can be trusted."""
     if len(run.moments) < 2:
         return ""
-    told = [_asked(run), _measured(run)]
-    told += [text for role in ("learn", "forget", "retain") if (text := _outcome(run, role))]
-    told += [_went(run), _lost(run), _trust(run)]
+    told = (_asked(run), _measured(run), _outcomes(run), _went(run), _lost(run), _trust(run))
     return " ".join(filter(None, told))
 
 
@@ -55,7 +54,7 @@ def _asked(run: RunRecord) -> str:
     if run.plan == PRETRAIN:
         return "A model was trained that later runs start from."
     kept = [c for group, members in run.groups.items() if run.role(group) == "retain" for c in members]
-    aside = f", while it keeps {_classes(kept)}" if kept else ""
+    aside = f", and to keep {_classes(kept)}" if kept else ""
     return f"A trained model was told to {_steps(run.phases)}{aside}."
 
 
@@ -64,17 +63,23 @@ def _measured(run: RunRecord) -> str:
     return f"Scores are {run.metric_label.replace(' (%)', ' in percent')}{about}."
 
 
-def _outcome(run: RunRecord, role: str) -> str:
-    """'What was to be forgotten fell from 98.6 to 0.0.'"""
-    groups = [g for g in run.groups if run.role(g) == role]
-    before, after = (run.pooled(groups, run.moments[i]) if groups else None for i in (0, -1))
-    if before is None or after is None:
+def _outcomes(run: RunRecord) -> str:
+    """'The score of what was to be learned rose from 0.0 to 97.2, of what was to be forgotten it fell from ...'"""
+    told = []
+    for role, what in ROLES.items():
+        groups = [g for g in run.groups if run.role(g) == role]
+        before, after = (run.pooled(groups, run.moments[i]) if groups else None for i in (0, -1))
+        if before is not None and after is not None:
+            verb = (
+                "stayed at"
+                if abs(after - before) < 0.05
+                else f"{'rose' if after > before else 'fell'} from {before:.1f} to"
+            )
+            told.append(f"{what} {verb} {after:.1f}")
+    if not told:
         return ""
-    what = {"learn": "What was to be learned", "forget": "What was to be forgotten", "retain": "The rest"}[role]
-    if run.plan == PRETRAIN:
-        what = "The model"
-    change = "stayed at" if abs(after - before) < 0.05 else f"went from {before:.1f} to"
-    return f"{what} {change} {after:.1f}."
+    text = ", ".join(told[:-1]) + (" and " if told[1:] else "") + told[-1]
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _went(run: RunRecord) -> str:

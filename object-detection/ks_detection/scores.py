@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.domain import NOTHING, OVERLAP, Evaluation
+from common.domain import OVERLAP, Evaluation
 from common.evaluation.spill import shares
+from common.record import NOTHING
 
 
 class Truth(NamedTuple):

@@ -282,7 +282,11 @@ def test_figures_and_curves_of_a_domain_are_kept_at_every_phase_end(tmp_path):
     for line in metrics:
         if "score" in line and line["end"]:
             own = kept[str(line["phase"])][line["group"]]
-            assert own == {"figures": {"twice": {"total": 2 * line["score"]}}, "curves": {"c0": [1.0, 0.3333]}, "answers": {}}
+            assert own == {
+                "figures": {"twice": {"total": 2 * line["score"]}},
+                "curves": {"c0": [1.0, 0.3333]},
+                "answers": {},
+            }
 
 
 def test_a_domain_with_nothing_more_to_tell_leaves_no_details(tmp_path):

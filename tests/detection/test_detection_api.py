@@ -13,7 +13,7 @@ from common.errors import UserError
 
 NAMES = ["a", "b", "c", "new"]
 FAST = {"augment": False, "test_size": 64, "longest": 96, "steps": 2, "batch_size": 2, "lora_rank": 2, "gallery": 0, "threads": 1,
-        "precision": "fp32", "device": "cpu"}  # fmt: skip
+        "precision": "fp32", "device": "cpu", "allow_chance": True}  # fmt: skip
 FORMS = {
     "image": lambda image: image,
     "array": np.asarray,

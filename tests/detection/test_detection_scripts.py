@@ -68,7 +68,7 @@ def known(tmp_path_factory):
 
 def swap_flags(known, *more):
     flags = ["--checkpoint", known["checkpoint"], "--data", known["data"], "--learn", "new", "--forget", "b"]
-    return [*flags, *TINY, *more]
+    return [*flags, *TINY, "--allow-chance", *more]
 
 
 def fails(capsys, verb, argv, message):
@@ -94,6 +94,12 @@ def test_bad_input_is_one_line_and_exit_code_two(known, capsys, tmp_path):
     fails(capsys, "swap", swap_flags(known, "-c", str(other), *out), "checkpoint")
     bad = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [95, 0, 30, 10], "iscrowd": 0}
     fails(capsys, "swap", swap_flags(known, "--data", str(coco_folder(tmp_path / "bad", [bad])), *out), "box outside")
+
+
+def test_a_base_that_finds_nothing_or_misnames_is_refused_before_anything_is_written(known, capsys, tmp_path):
+    flags = [flag for flag in swap_flags(known, "--output-dir", str(tmp_path / "out")) if flag != "--allow-chance"]
+    fails(capsys, "swap", flags, "2 known classes")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +175,17 @@ def test_a_checkpoint_is_scored_on_named_data(known, capsys):
 
 
 def test_an_earlier_swap_is_a_base_like_any_other(finished, known, capsys, tmp_path):
-    flags = ["--checkpoint", str(finished), "--data", known["data"], "--forget", "a", *TINY, "--no-report"]
+    flags = [
+        "--checkpoint",
+        str(finished),
+        "--data",
+        known["data"],
+        "--forget",
+        "a",
+        *TINY,
+        "--allow-chance",
+        "--no-report",
+    ]
     assert started("swap", [*flags, "--output-dir", str(tmp_path / "two")]) == 0
     first = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()][:2]
     found = {name: score for line in first for name, score in line["per_class"].items()}
@@ -294,7 +310,7 @@ def test_deformable_detr_forgets_task_after_task(method, deformable, capsys, tmp
     folder = tmp_path / "run"
     flags = ["--resume", deformable["checkpoint"], "--coco_path", deformable["data"], "--no_aux_loss",
              "--num_of_first_cls", "2", "--cls_per_phase", "1", "--num_tasks", "2", "--seed_cls", "123",
-             *TINY, "--steps", "12", "--lr", "1e-2", "--method", method, "--no-report", "--output-dir", str(folder)]  # fmt: skip
+             *TINY, "--allow-chance", "--steps", "12", "--lr", "1e-2", "--method", method, "--no-report", "--output-dir", str(folder)]  # fmt: skip
     if method == "gs_lora":
         flags += ["--no-bound-per-item", "--forget-part", "class", "--bound", "15", "--cl_beta_list", "5", "5"]
     assert started("swap", flags) == 0

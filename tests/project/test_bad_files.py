@@ -83,7 +83,16 @@ def test_the_layouts_themselves_are_read(known, tmp_path):  # noqa: F811
     for save in (save_voc, save_yolo):
         data = tmp_path / save.__name__
         save(data)
-        flags = ["--checkpoint", known["checkpoint"], "--data", str(data), "--forget", "b", "--dry-run"]
+        flags = [
+            "--checkpoint",
+            known["checkpoint"],
+            "--data",
+            str(data),
+            "--forget",
+            "b",
+            "--dry-run",
+            "--allow-chance",
+        ]
         assert commands.main(DETECTION, "swap", [*flags, *test_detection_scripts.TINY]) == 0
 
 

@@ -123,7 +123,7 @@ def test_joined_images_are_judged_as_alone(folders, kind):
 
 
 FAST = ["--steps", "2", "--batch-size", "2", "--threads", "1", "--device", "cpu", "--gallery", "1", "--lora-rank", "2", "--eval-batch", "20"]  # fmt: skip
-SWAP = ["--data", "digits", "--learn", "8", "--forget", "1", "--retain", "ground,0,2", "--set", "INPUT.RANDOM_FLIP", "none"]  # fmt: skip
+SWAP = ["--data", "digits", "--learn", "8", "--forget", "1", "--retain", "ground,0,2", "--allow-chance", "--set", "INPUT.RANDOM_FLIP", "none"]  # fmt: skip
 
 
 def run(verb, *words):
@@ -197,7 +197,7 @@ def test_a_new_model_is_one_file(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "ks_segmentation.models.mobilevit", raising=False)
     result = ks_segmentation.swap(load_hub(f"hf:{folder}", WORDS)[0], "digits", learn=["8"], forget=["1"], retain="ground,0",
                                   class_names=NAMES, steps=2, batch_size=2, threads=1, device="cpu",
-                                  lora_rank=2, eval_batch=20)  # fmt: skip
+                                  lora_rank=2, eval_batch=20, allow_chance=True)  # fmt: skip
     assert set(result.scores) == {"learn", "forget", "retain"} and result.model.num_classes == 8
     assert all(layer.lora_B.abs().sum() > 0 for layer in lora.adapters(result.model).values())
 

@@ -87,7 +87,13 @@ def place(tmp_path_factory):
 
 def swap_flags(place, out, *more):
     return ["--checkpoint", place / "base", "--data", place / "data", "--learn", "e,f", "--forget", "a", "--cache-dir", "",
-            "--output-dir", out, "--lora-rank", "2", *QUICK, *more]  # fmt: skip
+            "--output-dir", out, "--lora-rank", "2", "--allow-chance", *QUICK, *more]  # fmt: skip
+
+
+def test_a_base_at_chance_is_refused_before_anything_is_written(place, tmp_path, capsys):
+    flags = [flag for flag in swap_flags(place, tmp_path / "out") if flag != "--allow-chance"]
+    one_line(capsys, call("swap", *flags), "4 known classes", "--allow-chance")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +213,7 @@ def test_words_are_read_behind_flags_with_values(swapped, place, tmp_path):
 def test_a_base_model_named_by_the_config_alone_may_move(place, tmp_path, capsys):
     export_detectron2(load_folder(place / "base/model")[0], tmp_path / "m.pth")
     four = ["--config-file", place / "tiny.yaml", "--class-names", "a,b,c,d"]
-    four += ["--data", place / "data", "--cache-dir", "", *QUICK]
+    four += ["--data", place / "data", "--cache-dir", "", "--allow-chance", *QUICK]
     words = ["MODEL.WEIGHTS", tmp_path / "m.pth", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"]
     learn = ["--learn", "e", "--lora-rank", "2", "--output-dir", tmp_path / "run"]
     assert call("swap", *four, *learn, *words) == 0
