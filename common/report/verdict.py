@@ -12,6 +12,7 @@ LEARNED, PARTLY = 0.8, 0.2  # of the score that the retained classes started wit
 FORGOTTEN, REMEMBERED = 0.1, 0.7  # of the score before forgetting
 RETAINED, DAMAGED = 3.0, 10.0  # points lost
 SPILLED = 0.5  # total variation of the answers on forgotten items to the base's own without the class
+PRETRAIN = "pretrain"  # the plan of a run that makes a base model
 FROM_PEAK = 10.0  # points below the best score so far
 RULES = (
     "Learned: at least 80 % of the level at which the retained classes began (partly: at least 20 %). Forgot: at most "
@@ -26,7 +27,8 @@ class Verdict:
     """One group's outcome.
 
     word:  "Learned", "Partly forgot", "Retained", ...
-    grade: "good", "fair" or "bad": how far the aim was reached; "open" where it cannot be told yet.
+    grade: "good", "fair" or "bad": how far the aim was reached; "open" where it cannot be told yet, "told" where there was
+        no aim.
     path:  scores in order of time, each with the moment it belongs to.
     warning: what a score does not tell: where forgotten items went, what was known better before; "" where all is well.
     """
@@ -56,6 +58,8 @@ def _verdict(run: RunRecord, group: str) -> Verdict:
         word = {"learn": "To be learned", "forget": "To be forgotten"}.get(role, "To be retained")
         return Verdict(group, role, word, "open", tuple(path), classes)
     after = path[-1][1]
+    if run.plan == PRETRAIN:
+        return Verdict(group, role, "Trained", "told", tuple(path), classes)
     if role == "learn":
         word, grade = _learned(after, _level(run, group))
     elif role == "forget":

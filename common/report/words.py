@@ -8,11 +8,10 @@ from common.plan import Phase
 from common.record import NOTHING
 from common.report.flow import moves
 from common.report.runs import RunRecord
-from common.report.verdict import FROM_PEAK
+from common.report.verdict import FROM_PEAK, PRETRAIN
 
 NAMED = 4  # classes that are named; of more, their number is told
 MANY = 4  # phases that are told one by one
-PRETRAIN = "pretrain"
 ROLES = {"learn": "what was to be learned", "forget": "what was to be forgotten", "retain": "the rest"}
 
 

@@ -306,7 +306,9 @@ class ClassificationDomain(Domain):
         for i, p, row in zip(picked, share.tolist(), rows.tolist(), strict=True):
             item, answer = self.items["test"][i], self.classes.names[row]
             items.append(
-                GalleryItem(item.name, _thumbnail(item), item.label, f"{answer} {100 * p:.0f} %", answer == item.label)
+                GalleryItem(
+                    item.name, _thumbnail(item), item.label, f"{answer} ({100 * p:.0f} %)", answer == item.label
+                )
             )
         return items
 

@@ -203,6 +203,17 @@ def test_scores_are_a_direct_count(plain):
     assert scores["total"] == pytest.approx(100 * np.mean([x for found in right.values() for x in found]), abs=1e-4)
 
 
+def test_answers_say_what_the_images_of_a_class_are_called(plain):
+    model = plain.build_model()
+    with torch.inference_mode():
+        found = plain.evaluate_groups(model, {"": BASE})[""]
+        few, again = (plain.evaluate_groups(model, {"": BASE}, 4)[""] for _ in range(2))
+    for name in BASE:
+        assert sum(found.answers[name].values()) == pytest.approx(1, abs=1e-3)
+        assert found.answers[name].get(name, 0) == pytest.approx(found.scores[name] / 100, abs=1e-4)
+    assert few == again and plain._sample(BASE, 4) == plain._sample(BASE, 4) and len(plain._sample(BASE, 4)) == 4
+
+
 def test_small_score_batches_change_nothing(plain):
     model = plain.build_model()
     small = domain(GROUPS, ImageConfig(eval_batch=2), names=BASE)
@@ -215,7 +226,7 @@ def test_the_gallery_shows_the_same_pictures_each_time(plain):
     with torch.inference_mode():
         one, two = (plain.gallery(model, BASE, 4) for _ in range(2))
     assert [i.name for i in one] == [i.name for i in two] == [f"test/{c}/0" for c in BASE[:4]]
-    assert all(i.picture.startswith(b"\x89PNG") and i.truth in BASE and i.answer.endswith("%") for i in one)
+    assert all(i.picture.startswith(b"\x89PNG") and i.truth in BASE and i.answer.endswith("%)") for i in one)
 
 
 # ---- which images are used -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from ks_detection.data.records import DetectionSet, ImageRecord
 from ks_detection.domain import DetectionDomain
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.dino.criterion import Criterion
+from ks_detection.scores import Found, Truth, called
 from ks_detection.view import ImageConfig
 from safetensors.torch import load_file
 from tiny_dino import tiny_dino
@@ -16,6 +17,7 @@ from tiny_swap import GROUPS, KINDS, SMALL, base, domain, picture, pictures, run
 
 from common.errors import UserError
 from common.frozen import FrozenConfig
+from common.record import NOTHING
 from common.streams import Draw, Stream
 
 
@@ -239,6 +241,27 @@ def test_groups_scored_together_have_the_scores_of_each_alone():
         assert together[group].scores == pytest.approx(alone[group].scores)
         assert together[group].figures["AP50"] == pytest.approx(alone[group].figures["AP50"])
         assert set(together[group].curves) == set(classes) and len(together[group].curves[classes[0]]) == 101
+
+
+def test_a_sample_is_the_same_few_pictures_of_each_group(monkeypatch):
+    own, seen = domain(), []
+    forward, model = own.forward, own.build_model().eval()
+    monkeypatch.setattr(own, "forward", lambda model, batch: seen.extend(batch.names) or forward(model, batch))
+    with torch.inference_mode():
+        own.evaluate_groups(model, GROUPS, 1)
+        first, seen[:] = list(seen), []
+        own.evaluate_groups(model, GROUPS, 1)
+    assert seen == first and 1 <= len(first) <= len(GROUPS) and len(set(first)) == len(first)
+
+
+def test_an_object_is_called_by_the_surest_detection_that_covers_it():
+    truth = Truth("p", 100, 100, [("a", (0, 0, 10, 10), False), ("a", (50, 50, 60, 60), False), ("b", (20, 0, 30, 10), False),
+                                  ("b", (0, 20, 10, 30), True), ("c", (80, 80, 90, 90), False)])  # fmt: skip
+    boxes = [[0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 60, 54], [50, 50, 60, 60]]
+    found = Found([0.9, 0.8, 0.7, 0.6, 0.1], ["b", "a", "b", "a", "a"], boxes)
+    assert called([truth], [found], ["a", "b"], 0.3) == {"a": {"b": 0.5, NOTHING: 0.5}, "b": {"b": 1.0}}
+    assert called([truth], [found], ["a"], 0.05) == {"a": {"b": 0.5, "a": 0.5}}
+    assert called([truth], [Found([], [], [])], ["c"], 0.3) == {"c": {NOTHING: 1.0}}
 
 
 def test_each_test_picture_is_looked_at_once_for_all_groups(monkeypatch):
