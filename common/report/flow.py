@@ -21,7 +21,7 @@ THIN = 0.01  # a thinner ribbon is not drawn
 REST = "other classes"
 UNIT, GAP, LEAST = 20.0, 6.0, 12.0  # height of a class, space between two, least height of a node: pixels
 WIDTH, NAME = 460.0, 17  # width of the picture, letters of a name
-NOTHING_HUE = -1.0  # drawn grey
+GREY = -1.0  # in the place of a hue
 
 
 class Move(NamedTuple):
@@ -98,23 +98,35 @@ def flow(run: RunRecord, hues: Mapping[str, float]) -> dict[str, Any] | None:
     colour = {str(c): hues[group] for group, members in run.groups.items() for c in members}
     both = run.answers(0), run.answers(-1)
     shown = _chosen(list(colour), *both)
-    longest = max((len(a) for answers in both for name in shown for a in (name, *answers.get(name, ()))), default=0)
-    margin = 24 + LETTER * min(NAME, longest)
-    ends = margin, WIDTH - margin
     titles = ("Before", f"After {run.moments[-1].title}")
-    panels = []
-    for title, answers in zip(titles, both, strict=True):
-        kept = {name: answers[name] for name in shown if name in answers}
-        rows, nodes, ribbons = _layout(kept, list(colour), colour, ends)
-        height = max(node.y + max(node.height, LEAST) for node in (*rows, *nodes)) + GAP
-        label = f"{title}: " + "; ".join(_largest(name, own) for name, own in kept.items())
-        draw = template("flow.svg").module.flow  # type: ignore[attr-defined]  # a macro
-        panels.append((title, Markup(draw(rows, nodes, ribbons, (WIDTH, height, *ends), label, _short))))
+    kept = [{name: answers[name] for name in shown if name in answers} for answers in both]
+    panels = [(title, picture(own, list(colour), colour, title)) for title, own in zip(titles, kept, strict=True)]
     return {"panels": panels, "left_out": len([c for c in colour if c in both[1]]) - len(shown)}
 
 
+def picture(
+    answers: Mapping[str, Mapping[str, float]], order: Sequence[str], colour: Mapping[str, float], title: str
+) -> Markup:
+    """Ribbons from rows to what their items are called.
+
+    Args:
+        answers: row -> answer -> share.
+        order: of the answers, as far as it is told; others follow by name.
+        colour: row or answer -> hue; grey without one.
+        title: what assistive technology reads before the commonest answer of each row.
+    """
+    longest = max(len(name) for row, own in answers.items() for name in (row, *own))
+    margin = 24 + LETTER * min(NAME, longest)
+    ends = margin, WIDTH - margin
+    rows, nodes, ribbons = _layout(answers, order, colour, ends)
+    height = max(node.y + max(node.height, LEAST) for node in (*rows, *nodes)) + GAP
+    label = f"{title}: " + "; ".join(_largest(name, own) for name, own in answers.items())
+    draw = template("flow.svg").module.flow  # type: ignore[attr-defined]  # a macro
+    return Markup(draw(rows, nodes, ribbons, (WIDTH, height, *ends), label, _short))
+
+
 def _largest(name: str, answers: Mapping[str, float]) -> str:
-    answer, share = next(iter(answers.items()), (NOTHING, 0.0))
+    answer, share = max(answers.items(), key=lambda pair: pair[1], default=(NOTHING, 0.0))
     return f"{name} is called {answer} {100 * share:.0f} %"
 
 
@@ -172,7 +184,7 @@ def _places(shares: Mapping[str, float], names: Sequence[str]) -> dict[str, floa
 def _stacked(heights: Sequence[tuple[str, float]], colour: Mapping[str, float]) -> list[Node]:
     nodes, y = [], GAP
     for name, height in heights:
-        nodes.append(Node(name, colour.get(name, NOTHING_HUE), y, height))
+        nodes.append(Node(name, colour.get(name, GREY), y, height))
         y += max(height, LEAST) + GAP
     return nodes
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from common.record import write_bytes
+from common.report import flow
 from common.report.sections import by_picture
 from common.report.svg import Axes, Line, chart
 from common.report.templates import style, template
@@ -15,6 +16,7 @@ from common.report.templates import style, template
 Pictures = Mapping[str, Sequence[Mapping[str, Any]]]
 KINDS = ("original", "result", "reference")
 HUES = {"result": 18.0, "reference": 150.0}
+PANELS = 24  # classes with a picture
 DASHES = {"result": "", "reference": "2 3"}
 GRADES = {"reversible": "fair", "suppressed": "bad", "not recovered": "good", "inconclusive": "open"}
 ATTACKS = {
@@ -50,6 +52,7 @@ def render(found: Mapping[str, Any], pictures: Pictures = MappingProxyType({})) 
         grades=GRADES,
         attacks=[one for name in ATTACKS if (one := _attack(found, name))],
         answers=_answers(found),
+        called=_called(found),
         subjects=list(found["answers"]),
         kinds=[name for name in KINDS if any(s.startswith(name) for s in found["answers"])],
         pictures=by_picture(list(pictures.items())),
@@ -111,6 +114,23 @@ def _curves(curves: Mapping[str, Any], unit: str) -> list[dict[str, Any]]:
             lines.append(Line(subject, HUES[kind], points, True, DASHES[kind]))
         plots.append({"title": variant, "svg": chart(lines, Axes("step", unit, (0, 100)))})
     return plots
+
+
+def _called(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Per forgotten class a small picture of what each model calls its test items."""
+    panels = []
+    for name in found["forgotten"][:PANELS]:
+        shares, colour = {}, {}
+        for subject, answers in found["answers"].items():
+            counts = answers[name]["answers"] if answers.get(name) else {}
+            kind, _, number = subject.partition("-")
+            row = f"never saw {number}".strip() if kind == "reference" else subject
+            if counts:
+                shares[row] = {answer: count / sum(counts.values()) for answer, count in counts.items()}
+                colour[row] = HUES.get(kind, 210.0)
+        if shares:
+            panels.append((name, flow.picture(shares, [], colour, f"What {name} is called")))
+    return panels
 
 
 def _answers(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from reported import FLTF, Addresses, make_run, page_of
 
 from common.plan import make_plan, pretrain_plan
 from common.record import DETAILS, METRICS, NOTHING, write_json
-from common.report import flow, plots, words
+from common.report import flow, plots, proof, words
 from common.report.runs import read_run
 from common.report.sections import LOST, peaks
 from common.report.verdict import verdicts
@@ -141,3 +141,15 @@ def test_headings_skip_no_level_and_regions_have_names(count, tmp_path):
     assert levels[0] == 1 and all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
     assert page.count("<h1") == 1 and 'class="scroll"' in page
     assert all('role="region" aria-label="' in tag for tag in re.findall(r'<div class="scroll"[^>]*>', page))
+
+
+def test_a_proof_shows_what_each_model_calls_each_forgotten_class():
+    def one(**counts):
+        return {"answers": counts, "confidence": 0.5}
+
+    answers = {"original": {"cat": one(cat=9), "dog": one(dog=3, owl=1)}, "result": {"cat": one(owl=9), "dog": None},
+               "reference-1": {"cat": one(ant=4, bee=5), "dog": one(bee=1)}}  # fmt: skip
+    (cat, first), (dog, second) = proof._called({"forgotten": ["cat", "dog", "eel"], "answers": answers})
+    assert (cat, dog) == ("cat", "dog")
+    assert "result called owl: 100 %" in first and "never saw 1 is called bee 56 %" in first
+    assert "result" not in second and "original called owl: 25 %" in second
