@@ -76,7 +76,7 @@ class DetectionDomain(Domain):
         "average precision over ten demands on how closely a box fits (IoU 0.50 to 0.95): 100 where every object is found, "
         "named rightly and outlined closely, without false alarms"
     )
-    answered = "objects in test images"
+    answered = "test objects"
     recovery = "AP50"
     curve_axes = ("recall", "precision at IoU 0.5")
 

@@ -95,7 +95,7 @@ class SegmentationDomain(Domain):
         "for every class the share of pixels on which truth and answer agree, out of those that either gives to the class; "
         "then the mean over classes"
     )
-    answered = "pixels of test images"
+    answered = "test pixels"
     recovery = ""
 
     def __init__(
