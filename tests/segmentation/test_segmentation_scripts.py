@@ -293,6 +293,7 @@ def test_a_published_command_line_runs(place, tmp_path):
         "--gallery",
         "0",
         "--resume",
+        "--allow-chance",
     ]
     words = ["MODEL.WEIGHTS", tmp_path / "m.pth", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "SOLVER.MAX_ITER", "1"]
     words += ["OUTPUT_DIR", tmp_path / "out", "SOLVER.IMS_PER_BATCH", "2"]
