@@ -116,7 +116,6 @@ class Domain(Protocol):
     classes: ClassTable
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
     plain_loss: bool = True  # the supervised loss is the cross-entropy of `scores`, label smoothing aside
-    crowded: bool = False  # pictures show more than the items of a batch: background, and other objects
     pixel_deviation: Sequence[float] | None = None  # per channel of a batch's `images`, one item each; None: no such
     recovery: str | None = (
         None  # figure of an `Evaluation` that shows if objects are found again; "": its scores; None: no objects

@@ -59,7 +59,7 @@ def lines(trainer: Trainer) -> list[str]:
     place = (
         f"{trainer.device} with {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else trainer.device
     )
-    word = "at most" if trainer.settling.on else "about"
+    word = "at most" if any(map(trainer.settling.on, plan.phases)) else "about"
     told.append(f"  {word:<16}{tqdm.format_interval(round(whole))} on {place}, {trainer.format}")
     told.append(f"  memory          {peak_memory(trainer.device) / 2**20:,.0f} MiB at most in these steps")
     return told

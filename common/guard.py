@@ -2,8 +2,8 @@
 
 data:     the forgotten classes' training items are shown as a third batch, and must be answered as they were when the
           phase began. The images are kept as long as the plan runs.
-subspace: no image is kept, only the directions of their inputs at the adapted layers; later adapters do not react to
-          these directions. See `common.subspace`. The directions lie beside the adapter, and a run that starts from
+subspace: no image is kept, only the directions of their inputs at the adapted layers that those of kept classes have
+          less of; later adapters do not react to these directions. See `common.subspace`. The directions lie beside the adapter, and a run that starts from
           it holds its own adapters the same way.
 none:     nothing is kept and nothing is done, as published.
 """
@@ -127,8 +127,8 @@ class Guard:
             self.spaces.append({"classes": list(phase.target), "layers": layers})
 
     def _others(self, phase: Phase) -> Iterable[Batch]:
-        """As many kept items as there are forgotten ones, where their pictures share a background."""
-        if not (self.domain.crowded and phase.keep):
+        """As many kept items as there are forgotten ones; none where nothing is kept."""
+        if not phase.keep:
             return ()
         size, wanted = (self.domain.size(classes, train=True) for classes in (phase.keep, phase.target))
         chance = torch.Generator().manual_seed(derive(self.method.train_config.seed, "others", phase.index))

@@ -50,7 +50,9 @@ class Checked:
 
 
 def check(name: str, value: Any, bounds: dict[str, Any]) -> None:
-    """Raises UserError for a value that is none of the choices of its knob, or lies outside its bounds."""
+    """Raises UserError for a value that is none of the choices of its knob, or lies outside its bounds; None is no value."""
+    if value is None:
+        return
     choices = bounds.get("choices", [value])
     if value not in choices:
         *others, last = map(str, choices)

@@ -4,9 +4,10 @@ An adapter adds B A x to its layer's output. Where A is orthogonal to x, that is
 whose A is orthogonal to the inputs of forgotten classes leaves the layer's response to them as it is.
 
 The space is spanned by the top eigenvectors of the uncentred covariance of the inputs, as in gradient projection memory
-(Saha et al., ICLR 2021, arXiv:2103.09762) and InfLoRA (Liang and Li, CVPR 2024, arXiv:2404.00228). Where pictures show
-more than what is forgotten, the covariance of other pictures is subtracted first, so that the background that both
-share stays free for later phases.
+(Saha et al., ICLR 2021, arXiv:2103.09762) and InfLoRA (Liang and Li, CVPR 2024, arXiv:2404.00228). The covariance of
+kept items is subtracted first: what both share, a background or what all faces have in common, stays free for later
+phases. Otherwise a few tasks fill the space, and nothing more can be forgotten or learned. So the response to forgotten
+items may still change along shared directions.
 """
 
 from __future__ import annotations

@@ -7,22 +7,28 @@ from dataclasses import dataclass
 
 from common.knobs import Checked, knob
 
+MOST_EPOCHS = 5  # of a phase whose length is not given
+
 
 @dataclass
 class TrainConfig(Checked):
     """The swap: what every domain's swap.py accepts."""
 
     method: str = knob("mask_replay", "how to learn and forget: a file name in common/methods")
-    epochs: int = knob(5, "epochs per phase; an epoch is one pass over the keep set", least=1)
+    epochs: int | None = knob(
+        None,
+        f"epochs per phase; an epoch is one pass over the keep set (default: at most {MOST_EPOCHS}, see --until)",
+        least=1,
+    )
     steps: int = knob(0, "steps per phase instead of epochs, when not 0", least=0)
     forget_steps: int = knob(
         0, "steps per forget phase where they differ from those of a learn phase, when not 0", least=0
     )
     until: str = knob(
-        "steps",
-        "when a phase ends: after its steps, or once nothing moves any more on training items held out for it, its "
-        "steps being the limit",
-        ["steps", "settled"],
+        "auto",
+        "when a phase ends: after its steps; or once nothing moves any more on training items held out for it, its "
+        "steps being the limit (settled); auto: after its steps where a length is given, else once settled",
+        ["auto", "steps", "settled"],
     )
     settled_window: int = knob(25, "steps between two looks of --until settled", least=1)
     settled_share: float = knob(
@@ -78,6 +84,21 @@ class TrainConfig(Checked):
     )
     save_every: float = knob(60.0, "seconds between saved states (a killed run goes on from the last)", least=0)
     gallery: int = knob(4, "test pictures per group in the report", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.until == "auto" and (self.epochs or self.steps):
+            self.until = "steps"
+        if self.until != "auto":
+            self.epochs = self.epochs or MOST_EPOCHS
+
+    def given(self, action: str) -> int:
+        """Steps of a phase, where they are given as such; else 0."""
+        return (self.forget_steps if action == "forget" else 0) or self.steps
+
+    def length(self, action: str, per_epoch: int) -> int:
+        """Steps of a phase, or the most it may have."""
+        return self.given(action) or per_epoch * (self.epochs or MOST_EPOCHS)
 
 
 NOT_IDENTITY = ("save_every", "gallery", "curve_points")  # settings that change no number of a run

@@ -205,11 +205,12 @@ class Trainer:
                 self.pending.append(line)
                 self.run.tell(STEPS, line)
             progress.update(values["loss"])
-            settled = self.settling.due(at) and self._look(phase)
+            if self.settling.due(at):
+                self._look(at)
             now = time.monotonic()
             self.done["seconds"] += now - began
             began = now
-            if settled:
+            if number + 1 == self.settling.end:
                 break
             if self.observer.due(at):
                 with self.average.applied():
@@ -226,9 +227,9 @@ class Trainer:
         progress.close()
         self._end(phase, self.done["step"], total, per_epoch)
 
-    def _look(self, phase: Phase) -> bool:
+    def _look(self, at: Position) -> None:
         with self.average.applied(), precision.autocast(self.format, self.device):
-            return self.settling.look(phase)
+            self.settling.look(at)
 
     def _step(self, at: Position, batches: Batches, lr: float) -> dict[str, float]:
         """Forward and backward on `accumulate` pairs of batches, one optimizer step; the loss and its terms."""
@@ -274,9 +275,7 @@ class Trainer:
         """(steps per epoch, steps of the phase)."""
         size = self.method.epoch_items(phase)
         per_epoch = -(-size // (self.config.batch_size * distributed.world() * self.config.accumulate))
-        c = self.config
-        planned = (c.forget_steps if phase.action == "forget" else 0) or c.steps or per_epoch * c.epochs
-        return per_epoch, self.method.steps(phase, planned)
+        return per_epoch, self.method.steps(phase, self.config.length(phase.action, per_epoch))
 
     def _begin(self, phase: Phase, start: int) -> None:
         fresh = start == 0
@@ -304,7 +303,7 @@ class Trainer:
         per_epoch = at.per_epoch if c.schedule_per_epoch else 0
         lr = schedule.learning_rate(
             at.number, at.total, peak, min(c.min_lr, peak), c.schedule, round(c.warmup * at.total), per_epoch
-        )
+        ) * self.settling.fading(at.number)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -359,7 +358,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "own": self.method.own.state_dict() if self.method.own is not None else {},
             "guard": self.guard.state_dict(),
-            "looks": self.settling.looks,
+            "settling": self.settling.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict(),
         }
@@ -379,7 +378,7 @@ class Trainer:
             self.method.own.load_state_dict(state["own"])
         self.method.load_state_dict(on_device(self.device, state["method"]))
         self.guard.load_state_dict(on_device(self.device, state["guard"]))
-        self.settling.looks = state.get("looks", [])
+        self.settling.load_state_dict(state.get("settling", {}))
         self.scaler.load_state_dict(state["scaler"])
         if "average" in state:
             self.average.load_state_dict(state["average"])

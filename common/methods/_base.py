@@ -73,13 +73,14 @@ class Method:
         rows on a frozen model), "backbone" (all but the head, and its new rows) or "all".
     saved: attributes that a resumed run needs: tensors, numbers, nests of them, or objects with a `state_dict`.
     guards: whether later phases may be shown what earlier ones have forgotten (see `common.guard`).
+    settles: whether a phase may end before its last step where no length is given (see `common.settling`).
     needs, checked: for `python -m common.methods`: what a forget phase needs besides the forget set, and which published
         code the equations were compared with ("": none). A subclass says its own; these two are not passed on.
     """
 
     needs, checked = "keep", ""
     trains = "adapter"
-    guards = True
+    guards = settles = True
     saved: tuple[str, ...] = ()
 
     @dataclass

@@ -25,7 +25,7 @@ class Retrain(Method):
     """
 
     trains = "all"
-    guards = False
+    guards = settles = False
 
     @dataclass
     class Config(Method.Config):

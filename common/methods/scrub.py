@@ -39,6 +39,7 @@ class SCRUB(Unlearning):
     needs = "keep, teacher"
     checked = "the authors' code"
     teaches = True
+    settles = False  # a round ends at a step that is set when the phase begins
     saved: tuple[str, ...] = ("average",)
 
     @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 from common.report import details, flow, plots, words
 from common.report.runs import PROOF, PROOF_PAGE, RunRecord, forgetting
 from common.report.table import NONE, duration, memory
-from common.report.verdict import verdicts
+from common.report.verdict import ended, verdicts
 from common.schema import read_json
 
 MANY = 120  # classes of a group; above, the bars show those that changed most
@@ -150,7 +150,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     found.append(("training time", duration(done["seconds"]) if "seconds" in done else NONE))
     found.append(("peak memory", memory(done["peak_memory"]) if done.get("peak_memory") else NONE))
     found += [
-        (f"phase {line['phase']} {line['action']}", _ended(line["ended"])) for line in run.lines if "ended" in line
+        (f"phase {line['phase']} {line['action']}", ended(line["ended"])) for line in run.lines if "ended" in line
     ]
     if "outputs_read" in done:
         told = f"{done['outputs_read']:,.0f} outputs read from the cache, {done['outputs_computed']:,.0f} computed"
@@ -177,14 +177,6 @@ def _model(told: Any) -> Any:
     if not isinstance(told, Mapping):
         return told
     return ", ".join(str(told[name]) for name in ("modelname", "model_type", "backbone") if told.get(name))
-
-
-def _ended(told: Mapping[str, Any]) -> str:
-    """How a phase with --until settled ended."""
-    if not told["settled"]:
-        return f"did not settle within its limit of {told['limit']} steps"
-    share = f", forgotten classes keep {100 * told['share']:.1f} % of held-out answers" if "share" in told else ""
-    return f"settled after {told['steps']} of at most {told['limit']} steps{share}"
 
 
 def class_bars(run: RunRecord) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""The outcome of each group in words: learned, forgot, retained."""
+"""The outcome of each group in words, learned, forgot, retained, and how a phase ended."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from common.record import NOTHING
 from common.report.runs import RunRecord
@@ -115,3 +116,11 @@ def _kept(lost: float) -> tuple[str, str]:
     if lost <= RETAINED:
         return "Retained", "good"
     return ("Mostly retained", "fair") if lost <= DAMAGED else ("Damaged", "bad")
+
+
+def ended(told: Mapping[str, Any]) -> str:
+    """How a phase that could settle ended, in words."""
+    if not told["settled"]:
+        return f"did not settle within its limit of {told['limit']} steps"
+    share = f"; forgotten classes keep {100 * told['share']:.1f} % of held-out answers" if "share" in told else ""
+    return f"settled: it ended after {told['steps']} of at most {told['limit']} steps{share}"

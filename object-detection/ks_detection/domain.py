@@ -69,7 +69,6 @@ class DetectionDomain(Domain):
 
     name = "detection"
     exclusive = plain_loss = False  # sigmoids with a focal loss
-    crowded = True
     metric = "map"
     metric_label = "COCO AP (%)"
     meaning = (

@@ -87,7 +87,6 @@ class SegmentationDomain(Domain):
 
     name = "segmentation"
     plain_loss = False  # "no object" weighs less
-    crowded = True
     exclusive = False  # scores are those of one query, while all queries answer a segment
     metric = "miou"
     metric_label = "mean IoU (%)"

@@ -209,5 +209,10 @@ def test_every_flag_has_a_help_text():
     assert not [a.dest for a in parser._actions if a.option_strings and not (a.help or "").strip()]
 
 
-def test_train_config_defaults_are_valid():
-    assert TrainConfig().epochs == 5
+def test_a_stated_length_is_run_exactly_and_any_other_is_a_limit():
+    assert TrainConfig().until == "auto" and TrainConfig().length("learn", 7) == 35
+    assert TrainConfig(epochs=5).until == TrainConfig(steps=9).until == "steps"
+    assert TrainConfig(steps=9, until="settled").until == "settled"
+    forget = TrainConfig(forget_steps=9)
+    assert forget.until == "auto" and forget.given("forget") == 9 and forget.given("learn") == 0
+    assert (forget.length("forget", 7), forget.length("learn", 7)) == (9, 35)

@@ -65,6 +65,37 @@ def test_a_run_ends_its_phases_before_the_limit_and_says_so(tmp_path):
     assert last["forget"]["score"] == 0 and last["forget"]["step"] == told[1]["steps"]
 
 
+def test_by_default_phases_without_a_stated_length_may_settle(tmp_path, capsys):
+    t = trainer(pretrained(4), PLAN, "mask_replay", tmp_path / "a", epochs=None, settled_window=5)
+    t.swap()
+    told, printed = ended(tmp_path / "a"), capsys.readouterr().out
+    assert [line["limit"] for line in told] == [5 * t._length(phase)[0] for phase in PLAN.phases]
+    assert all(f"of at most {line['limit']} steps" in printed for line in told if line["settled"])
+    assert any(line["settled"] for line in told)
+    for method in ("retrain", "scrub"):  # their schedules are set when a phase begins
+        assert not trainer(pretrained(4), PLAN, method, tmp_path / method, epochs=None).settling.on(PLAN.phases[0])
+    half = trainer(pretrained(4), PLAN, "replay", tmp_path / "b", epochs=None, forget_steps=4)
+    assert half.settling.on(PLAN.phases[0]) and not half.settling.on(PLAN.phases[1])
+
+
+def test_a_settled_phase_slows_down_over_one_window_at_least(tmp_path):
+    settings = {"until": "settled", "steps": 40, "settled_window": 4, "settled_share": 1.0, "settled_change": 9.0}
+    t = trainer(pretrained(4), PLAN, "replay", tmp_path, schedule="constant", warmup=0.0, lr=1e-3, **settings)
+    t.swap()
+    rates = [line["lr"] for line in read_lines(tmp_path / STEPS) if line["phase"] == 1]
+    assert rates == pytest.approx([1e-3] * 8 + [8e-4, 6e-4, 4e-4, 2e-4])
+    assert [line["steps"] for line in ended(tmp_path)] == [12, 12]
+
+
+def test_unasked_nothing_is_held_out_of_a_few_items(tmp_path, monkeypatch):
+    domain, phase = pretrained(4), PLAN.phases[0]
+    monkeypatch.setattr(domain, "size", lambda classes, *, train: 9 * len(classes))
+    t = trainer(domain, PLAN, "replay", tmp_path, epochs=None)
+    stream = Stream(0, 8)
+    assert t.settling.stream(phase, "target", stream) is stream
+    assert t.settling.held(phase, "target") == tuple(range(9))
+
+
 def test_a_phase_that_does_not_settle_takes_all_its_steps_and_says_that(tmp_path):
     t = trainer(pretrained(4), PLAN, "replay", tmp_path, until="settled", steps=6, settled_window=2, settled_change=0.0)
     t.swap()
@@ -95,3 +126,5 @@ def test_one_item_cannot_be_trained_on_and_held_out(tmp_path, monkeypatch):
     monkeypatch.setattr(domain, "size", lambda classes, *, train: len(classes))
     with pytest.raises(UserError, match="--until settled.*has one only; use --until steps"):
         trainer(domain, PLAN, "replay", tmp_path, until="settled")
+    with pytest.raises(UserError, match="--until settled.*retrain.*use --until steps"):
+        trainer(domain, PLAN, "retrain", tmp_path, until="settled")
