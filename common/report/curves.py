@@ -1,7 +1,8 @@
-"""The curves behind the scores of every class, as a file."""
+"""Curves as files: behind the scores of every class, and over the phases of the rows of a table."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from common.errors import UserError
 from common.record import write_bytes
 from common.report.plots import finite
 from common.report.svg import Axes, Line, drawing
+from common.report.table import Table
 
 
 def draw_curves(found: Mapping[str, Evaluation], path: Path, axes: tuple[str, str]) -> None:
@@ -33,3 +35,20 @@ def draw_curves(found: Mapping[str, Evaluation], path: Path, axes: tuple[str, st
             lines.append(Line(title, 360 * number / len(evaluation.curves), points))
         charts.append((lines, Axes(*axes, (0, 1), [(0, 1, group)])))
     write_bytes(path, drawing(charts).encode())
+
+
+def draw_scores(table: Table) -> str:
+    """The text of an SVG file: a panel per group, in it the score of every row before and after each phase, means over
+    seeds."""
+    groups = dict.fromkeys(g for members in table.sets for g in members[0].groups)
+    count = max(len(run.moments) for members in table.sets for run in members)
+    moments = ["before", *(f"phase {i}" for i in range(1, count))]
+    charts = []
+    for group in groups:
+        lines = []
+        for number, (row, members) in enumerate(zip(table.rows, table.sets, strict=True)):
+            seen = [[m.scores[group] for m in run.moments if group in m.scores] for run in members]
+            points = [(float(i), statistics.fmean(own)) for i, own in enumerate(zip(*seen, strict=False))]
+            lines.append(Line(row[0], 360 * number / len(table.rows), points, marks=True))
+        charts.append((lines, Axes(group, table.metric_label, (0, 100), labels=moments)))
+    return drawing(charts)

@@ -11,6 +11,7 @@ from common.config import Parser, add_flags, from_values, help_formatter
 from common.errors import UserError
 from common.record import write_bytes, write_json
 from common.report.columns import USUAL
+from common.report.curves import draw_scores
 from common.report.page import render
 from common.report.runs import read_run, summary
 from common.report.table import csv_text, duration, markdown, tables
@@ -20,7 +21,8 @@ from common.sweep.rows import Row, Sweep, read_sweep
 
 HELP = """Carries out every row of a sweep: one command with every combination of the flags under `grid` and `zip`.
 Each row is a run in a folder of its own. The same command skips what is done and goes on with what was stopped or
-killed; the finished rows make report.html, table.md, table.csv and figures.json. Exit code 1 where a row failed.
+killed; the finished rows make report.html, table.md, table.csv, scores.svg and figures.json. Exit code 1 where a row
+failed.
 
   output_dir: results/orders                    folder of the rows
   command: image-classification swap            a script of this repository, or a module and its verb
@@ -117,15 +119,16 @@ def _check_commands(sweep: Sweep) -> None:
 
 
 def write_tables(sweep: Sweep) -> None:
-    """report.html, table.md, table.csv and figures.json over the finished rows, and the table on the screen."""
+    """report.html, table.md, table.csv, scores.svg and figures.json over the finished rows, and the table on the screen."""
     done = [row for row in sweep.rows if row.done]
     if not done:
         return
     runs, names = [read_run(row.folder) for row in done], {row.folder: row.label for row in done}
     columns = sweep.columns or USUAL
-    text = markdown(runs, columns, names)
+    text, found = markdown(runs, columns, names), tables(runs, columns, names)
     write_bytes(sweep.out / "table.md", text.encode())
-    write_bytes(sweep.out / "table.csv", "\n".join(map(csv_text, tables(runs, columns, names))).encode())
+    write_bytes(sweep.out / "table.csv", "\n".join(map(csv_text, found)).encode())
+    write_bytes(sweep.out / "scores.svg", draw_scores(found[0]).encode())
     write_json(sweep.out / "figures.json", [summary(run) for run in runs])
     write_bytes(sweep.out / "report.html", render(runs, sweep.out.name, columns, names, sweep.out).encode())
     print(f"{text}\n{len(done)} of {len(sweep.rows)} rows; page in {sweep.out / 'report.html'}")

@@ -168,6 +168,8 @@ def test_a_finished_sweep_runs_nothing_and_its_tables_hold_mean_and_spread(tmp_p
     assert "| good-fftl | 0, 1, 2 | 83.0 ± 1.0 | 6.0 ± 1.0 |" in (tmp_path / "out" / "table.md").read_text()
     assert len(json.loads((tmp_path / "out" / "figures.json").read_text())) == 12
     assert "good-fftl" in (tmp_path / "out" / "report.html").read_text()
+    picture = (tmp_path / "out" / "scores.svg").read_text()
+    assert picture.count(">good-fftl</text>") == 3 and picture.count('class="line"') == 12  # a panel per group
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
