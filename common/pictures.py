@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
@@ -24,8 +25,10 @@ def first_folder(root: Path, names: Sequence[str]) -> Path | None:
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """The files below a folder that fit, sorted, without hidden ones (macOS writes `._NAME` beside each file)."""
-    return sorted(path for path in folder.rglob(pattern) if not path.name.startswith(".") and path.is_file())
+    """The files below a folder whose name fits in lower case, sorted, without hidden ones (macOS writes `._NAME` beside
+    each file)."""
+    return sorted(path for path in folder.rglob("*")
+                  if fnmatchcase(path.name.lower(), pattern) and not path.name.startswith(".") and path.is_file())  # fmt: skip
 
 
 def images_in(folder: Path) -> list[Path]:

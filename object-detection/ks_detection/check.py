@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from common import jpeg
@@ -35,6 +36,14 @@ def _class_problems(data: DetectionSet) -> list[Problem]:
             for name in data.classes
             if not counts[name]
         ]
+    alike: dict[str, list[str]] = {}
+    for name in data.classes:
+        alike.setdefault(re.sub(r"[\W_]+", "", name.casefold()) or name, []).append(name)
+    problems += [
+        Problem("similar names", f"class {names[0]!r}", f"and {names[1]!r} are two classes", False)
+        for names in alike.values()
+        if len(names) > 1
+    ]
     both = {p.name for p in data.train} & {p.name for p in data.test}
     if both and all(p.path is not None for p in data.train):
         shared = {p.path for p in data.train} & {p.path for p in data.test}

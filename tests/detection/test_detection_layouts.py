@@ -33,7 +33,8 @@ def labelimg(root):
     for name in names:
         stem, size = name.rpartition(".")[0], (0, 0) if name == "d.png" else (100, 80)
         stated = "C:\\pictures\\old name.jpg" if name == "b.jpeg" else name
-        (root / f"{stem}.xml").write_text(XML.format(name=stated, w=size[0], h=size[1]))
+        ending = "XML" if name == "e.bmp" else "xml"
+        (root / f"{stem}.{ending}").write_text(XML.format(name=stated, w=size[0], h=size[1]))
 
 
 def coco(folder, file, categories=({"id": 1, "name": "cat"},), **change):
@@ -168,8 +169,8 @@ def xml_by_class(root):
 def voc_without_val(root):
     labelimg(root / "JPEGImages")
     (root / "Annotations").mkdir(parents=True)
-    for file in (root / "JPEGImages").glob("*.xml"):
-        file.rename(root / "Annotations" / file.name)
+    for file in [*(root / "JPEGImages").glob("*.xml"), *(root / "JPEGImages").glob("*.XML")]:
+        file.rename(root / "Annotations" / f"{file.stem}.xml")
     (root / "ImageSets/Main").mkdir(parents=True)
     (root / "ImageSets/Main/train.txt").write_text("d\ne\n")
     (root / "ImageSets/Main/test.txt").write_text("f\n")
@@ -260,6 +261,8 @@ def test_what_a_photo_set_holds_besides_is_told(tmp_path):
     assert not any(p.fatal for p in told.values())
     assert told["not annotated"].where.endswith("none.jpg") and "cut at the edge" in told["box cut"].text
     assert told["no objects"].where in ("empty.jpg", "class 'red cat'")
+    (tmp_path / "b.xml").write_text((tmp_path / "b.xml").read_text().replace("red cat", "Red_cat"))
+    assert any(p.kind == "similar names" and "'red cat'" in p.text for p in check(str(tmp_path))[1])
 
 
 def test_parts_of_an_image_are_no_pixels(tmp_path):
