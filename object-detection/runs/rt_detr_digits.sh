@@ -20,7 +20,7 @@ python "$here/pretrain.py" --data digits:01234567 $scenes --model "hf:$out/confi
   --lr 5e-4 --schedule cosine --warmup 0.03 --clip 0.5 --output-dir "$out/base"
 for order in fltf fftl; do
   python "$here/swap.py" --data digits $scenes --checkpoint "$out/base" --order $order --learn 8,9 --forget 0,1 \
-    --method gs_lora --no-keep-until-forgotten --guard none --steps 400 --forget-steps 150 --batch-size 8 --lr 2e-3 \
+    --method gs_lora --no-keep-until-forgotten --guard none --steps 200 --forget-steps 150 --batch-size 8 --lr 2e-3 \
     --schedule cosine --warmup 0.05 --clip 1.0 --lora-rank 16 --learn-weight 1.0 --forget-weight 0.3 --bound 8 \
     --sparsity-weight 0.001 --output-dir "$out/$order"
 done
