@@ -38,7 +38,7 @@ def graph(model: Detector, recipe: transforms.Recipe) -> Graph:
     sizes = [(n, 3, *fixed) for n in (2, 1, 3)] if fixed else SIZES
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(size, generator=generator) for size in sizes]
-    settings = {"num_select": model.config.num_select, "fixed": fixed}
+    settings = {"num_select": model.config.num_select, "fixed": fixed, "smooth": model.smooth}
     return Graph(Answers(model), OUTPUTS, images, not fixed, settings, difference, table())
 
 
@@ -73,6 +73,8 @@ class OnnxDetector(Detector):
         for image in images:
             batch = image[None]
             if size:
-                batch = nn.functional.interpolate(batch, tuple(size), mode="bilinear", antialias=True)
+                batch = nn.functional.interpolate(
+                    batch, tuple(size), mode="bilinear", antialias=self.file.settings.get("smooth", True)
+                )
             found.append(self.file(batch))
         return {name: torch.cat(parts) for name, parts in zip(OUTPUTS, zip(*found, strict=True), strict=True)}

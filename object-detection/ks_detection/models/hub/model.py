@@ -35,6 +35,7 @@ class HubDetector(Detector):
     """
 
     config_type = HubConfig
+    smooth = False
 
     def __init__(self, config: HubConfig, network: nn.Module | None = None) -> None:
         super().__init__(config)

@@ -37,11 +37,13 @@ class Detector(nn.Module):
     config_type: the dataclass of its constants.
     layout: how its files name tensors: a module with the functions of `checkpoints.plain`.
     fixed_rows: rows are numbered by the published data (COCO ids), so that none may be taken out of a file.
+    smooth: images that are stretched to the size of a graph are smoothed where they shrink.
     """
 
     config_type: ClassVar[type[DetectorConfig]]
     layout: ClassVar[Any] = plain
     fixed_rows: ClassVar[bool] = False
+    smooth: ClassVar[bool] = True
 
     def __init__(self, config: Any) -> None:
         super().__init__()
