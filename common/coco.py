@@ -97,7 +97,7 @@ def images_of(part: str, file: Path, root: Path) -> Pictures:
     return Pictures(places or [root])
 
 
-OTHERS = ("data.json", "package.json", "notes.json")  # beside annotations
+OTHERS = ("data.json", "package.json", "notes.json", "config.json", "preprocessor_config.json")  # beside annotations
 
 
 def lone_file(folder: Path) -> Path | None:

@@ -90,6 +90,11 @@ class OnnxFile:
         found = self._session.run(None, {INPUT: images.detach().cpu().float().numpy()})
         return [torch.from_numpy(values) for values in found]
 
+    @staticmethod
+    def placeholder() -> nn.Parameter:
+        """An empty parameter, by which a module around the file says that it is on the CPU."""
+        return nn.Parameter(torch.zeros(0), requires_grad=False)
+
 
 def write(graph: Graph, path: Path, notes: Mapping[str, Any]) -> None:
     """Writes the file, or nothing if it does not answer like the module.

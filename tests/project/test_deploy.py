@@ -7,7 +7,7 @@ import pytest
 import tiny_hub
 import tiny_hub_detectors
 import torch
-from colours import spec
+from colours import save_folders, spec
 from ks_classification.checkpoints import onnx_graph as classifiers
 from ks_classification.models.build import build
 from ks_classification.session import SESSION as CLASSIFICATION
@@ -81,6 +81,18 @@ def test_predict_takes_a_file(classifier, tmp_path, capsys):
     best = json.loads(capsys.readouterr().out)[0]["top"]
     assert {entry["class"] for entry in best} == set(NAMES)
     assert sum(entry["probability"] for entry in best) == pytest.approx(1, abs=1e-5)
+
+
+def test_evaluate_takes_a_file(classifier, tmp_path, capsys):
+    path, model = classifier
+    root = save_folders(tmp_path, ["red", "blue"], folder={"red": "a", "blue": "c"}.get)
+    words = ["--data", str(root), "--classes", "a,c", "--precision", "fp32", "--json"]
+    assert commands.main(CLASSIFICATION, "evaluate", [str(path), *words]) == 0, capsys.readouterr().err
+    scores = json.loads(capsys.readouterr().out)["scores"]["chosen"]
+    assert set(scores) == {"total", "a", "c"}
+    given = CLASSIFICATION.load(path, {}).base
+    domain, groups = CLASSIFICATION.scoring(loaded(model, given.about, data=str(root), classes="a,c", crop=0.9))
+    assert domain.evaluate(model, groups["chosen"]) == pytest.approx(scores)
 
 
 def test_a_file_of_another_domain_is_refused(classifier):

@@ -37,6 +37,7 @@ class OnnxClassifier(nn.Module):
     def __init__(self, file: OnnxFile) -> None:
         super().__init__()
         self.file, self.head = file, _Head()
+        self.place = file.placeholder()
 
     def forward(self, images: Tensor) -> Tensor:
         self.head.logits, embedding = self.file(images)

@@ -65,6 +65,7 @@ class OnnxDetector(Detector):
     def __init__(self, file: OnnxFile) -> None:
         super().__init__(SimpleNamespace(num_select=file.settings["num_select"], num_classes=len(file.classes)))
         self.file, self.class_table = file, ClassTable(tuple(file.classes))
+        self.place = file.placeholder()
 
     def forward(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """One image after the other: a batch of the file has one size."""

@@ -76,6 +76,7 @@ class FromFile(Segmenter):
     def __init__(self, file: OnnxFile) -> None:
         super().__init__(load_config(None, flat(file.settings["config"])), nn.Identity())
         self.file = file
+        self.place = file.placeholder()
 
     @property
     def num_classes(self) -> int:
