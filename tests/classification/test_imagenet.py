@@ -55,7 +55,7 @@ def source(place, **flags):
 def opened(place, **flags):
     values = {"data": str(place / "data"), "checkpoint": str(place / "imagenet.pth"), "model_args": "num_heads=2"}
     values |= {"lora_rank": 2, "forget": "n02102040"} | flags
-    return SESSION.open_swap(settings_from((SESSION.source, SESSION.view), values))
+    return SESSION.open_swap(settings_from(SESSION.run_kinds("swap"), values))
 
 
 def swapped(place, out, file, *more):

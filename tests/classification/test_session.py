@@ -41,7 +41,7 @@ def files(tmp_path_factory):
 
 
 def swap_opened(**flags):
-    return SESSION.open_swap(settings_from((SESSION.source, SESSION.view), flags))
+    return SESSION.open_swap(settings_from(SESSION.run_kinds("swap"), flags))
 
 
 def opened(files, name, images=NOTHING, **flags):

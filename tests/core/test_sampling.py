@@ -9,6 +9,7 @@ from common.methods._base import Position
 from common.record import METRICS, STEPS, read_lines
 from common.sampling import LEAST, MOST, PRICE, Sampling
 from common.splits import spaced
+from common.state import Interrupted
 from common.train_config import TrainConfig
 
 
@@ -26,10 +27,14 @@ class Sampled(ToyClassification):
         return found
 
 
-def run(folder, **settings):
+def trainer_of(folder, **settings):
     """Phases long enough for a sample of four items of each of three groups."""
-    trainer = make_trainer(Sampled(dropout=0.1), swap_plan("fltf"), "gs_lora", folder,
-                           **{"steps": 100, "batch_size": 4, "gallery": 0, **settings})  # fmt: skip
+    return make_trainer(Sampled(dropout=0.1), swap_plan("fltf"), "gs_lora", folder,
+                           **{"steps": 50, "batch_size": 8, "gallery": 0, **settings})  # fmt: skip
+
+
+def run(folder, **settings):
+    trainer = trainer_of(folder, **settings)
     trainer.swap()
     return trainer
 
@@ -44,7 +49,7 @@ def test_a_phase_is_sampled_at_its_start_and_eight_times_after(runs):
     lines = read_lines(runs[8][0] / METRICS)
     for phase in (1, 2):
         own = [line for line in lines if "sample" in line and line["phase"] == phase]
-        assert [line["step"] for line in own] == [0, *(-(-100 * k // 8) for k in range(1, 9))]
+        assert [line["step"] for line in own] == [0, *(-(-50 * k // 8) for k in range(1, 9))]
         assert {line["items"] for line in own} == {4} and set(own[0]["sample"]) == {"learn", "forget", "retain"}
 
 
@@ -55,6 +60,21 @@ def test_what_is_trained_is_the_same_without_a_sample(runs):
         assert torch.equal(with_sample.model.state_dict()[name], value), name
     rest = [line for line in read_lines(sampled / METRICS) if "sample" not in line]
     assert rest == read_lines(plain / METRICS)
+
+
+def test_a_run_stopped_between_two_looks_ends_with_the_same_lines(runs, tmp_path):
+    trainer = trainer_of(tmp_path)
+    look, seen = trainer.observer.look, []
+
+    def counted(at):
+        seen.append(look(at))
+        trainer.stop.asked = len(seen) == 10  # in the second phase
+
+    trainer.observer.look = counted
+    with pytest.raises(Interrupted, match="phase 2 forget"):
+        trainer.swap()
+    run(tmp_path)
+    assert (tmp_path / METRICS).read_bytes() == (runs[8][0] / METRICS).read_bytes()
 
 
 @pytest.mark.parametrize("until, looks", [("steps", 8), ("settled", 16)])

@@ -98,7 +98,7 @@ def test_bad_input_is_one_line_and_exit_code_two(known, capsys, tmp_path):
 
 def test_a_base_that_finds_nothing_or_misnames_is_refused_before_anything_is_written(known, capsys, tmp_path):
     flags = [flag for flag in swap_flags(known, "--output-dir", str(tmp_path / "out")) if flag != "--allow-chance"]
-    fails(capsys, "swap", flags, "2 known classes")
+    fails(capsys, "swap", flags, "3 known classes")
     assert not (tmp_path / "out").exists()
 
 
