@@ -69,7 +69,10 @@ class Observer:
             self.run.save_details(phase, found, self.domain.curve_axes)
         if distributed.is_main():
             told = "  ".join(f"{line['group']} {line['score']:.1f}" for line in lines)
-            when = "before" if phase == 0 else f"phase {phase} {action}, epoch {epoch}"
+            counted = self.config.steps or self.config.forget_steps
+            when = (
+                "before" if phase == 0 else f"phase {phase} {action}, {f'step {step}' if counted else f'epoch {epoch}'}"
+            )
             print(f"  {when}: {self.domain.metric}  {told}", flush=True)
 
     def due(self, at: Position) -> bool:
