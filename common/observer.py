@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,11 @@ class Observer:
 
     def __init__(
         self, domain: Domain, plan: Plan, model: nn.Module, run: Run, format: str, device: torch.device,
-        config: TrainConfig,
+        config: TrainConfig, settles: Callable[[Phase], bool],
     ) -> None:  # fmt: skip
         self.domain, self.plan, self.model, self.run = domain, plan, model, run
         self.format, self.device, self.config = format, device, config
-        self.sampling = Sampling(config, len(plan.groups))
+        self.sampling = Sampling(config, len(plan.groups), settles)
         self.metrics: list[dict[str, Any]] = []
 
     @contextmanager
@@ -92,7 +92,7 @@ class Observer:
 
     def sample(self, phase: Phase, step: int, total: int) -> None:
         """Scores a small sample of test items after a step of a phase of `total` steps, and records one line."""
-        size = self.sampling.size(total)
+        size = self.sampling.size(phase, total)
         if not size:
             return
         with self.answering():

@@ -127,7 +127,7 @@ class Trainer:
         self.resumed: dict[str, Any] | None = None  # the optimizer's state of a run that goes on
         self.factors: Factors = {}  # the adapters at the start of the phase
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.format == "fp16")
-        self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config)
+        self.observer = Observer(domain, plan, self.model, run, self.format, self.device, config, self.settling.on)
         self.done: dict[str, Any] = {"phase": 1, "step": 0, "metrics": 0, "steps": 0, "seconds": 0.0, "peak_memory": 0}
         self.done["cpu_seconds"], self.cpu = 0.0, time.process_time()
         self.pending: list[dict[str, Any]] = []

@@ -12,6 +12,8 @@ from common.splits import spaced
 from common.state import Interrupted
 from common.train_config import TrainConfig
 
+PHASE = swap_plan("learn").phases[0]
+
 
 class Sampled(ToyClassification):
     """A toy that scores a few test items where it is asked to."""
@@ -77,18 +79,27 @@ def test_a_run_stopped_between_two_looks_ends_with_the_same_lines(runs, tmp_path
     assert (tmp_path / METRICS).read_bytes() == (runs[8][0] / METRICS).read_bytes()
 
 
-@pytest.mark.parametrize("until, looks", [("steps", 8), ("settled", 16)])
 @pytest.mark.parametrize("steps, batch, groups", [(1, 1, 1), (50, 8, 3), (100, 32, 3), (5000, 64, 2), (20, 8, 10)])
-def test_all_looks_together_see_a_small_share_of_what_is_trained_on(until, looks, steps, batch, groups):
-    sampling = Sampling(TrainConfig(batch_size=batch, until=until), groups)
-    size = sampling.size(steps)
-    assert (looks + 1) * groups * size <= PRICE * steps * 2 * batch and (size == 0 or LEAST <= size <= MOST)
-    due = [n + 1 for n in range(steps) if sampling.due(Position(swap_plan("learn").phases[0], n, steps, 1))]
-    assert len(due) == min(looks, steps) - 1 and steps not in due
+def test_all_looks_together_see_a_small_share_of_what_is_trained_on(steps, batch, groups):
+    sampling = Sampling(TrainConfig(batch_size=batch), groups, lambda phase: False)
+    size = sampling.size(PHASE, steps)
+    assert (8 + 1) * groups * size <= PRICE * steps * 2 * batch and (size == 0 or LEAST <= size <= MOST)
+    due = [n + 1 for n in range(steps) if sampling.due(Position(PHASE, n, steps, 1))]
+    assert len(due) == min(8, steps) - 1 and steps not in due
+
+
+@pytest.mark.parametrize("end", [75, 83, 110, 400])
+def test_a_phase_that_settles_is_sampled_eight_times_however_early_it_ends(end):
+    sampling = Sampling(TrainConfig(batch_size=8), 3, lambda phase: True)
+    size = sampling.size(PHASE, 400)
+    looks = 2 + len(
+        [n + 1 for n in range(end - 1) if sampling.due(Position(PHASE, n, 400, 1))]
+    )  # the first and the last
+    assert size >= LEAST and looks >= 9 and looks * 3 * size <= PRICE * end * 16
 
 
 def test_short_runs_and_those_that_do_not_want_it_take_no_sample(tmp_path):
-    assert Sampling(TrainConfig(curve_points=0), 1).size(10**6) == 0
+    assert Sampling(TrainConfig(curve_points=0), 1, lambda phase: False).size(PHASE, 10**6) == 0
     short = run(tmp_path, steps=4)
     assert not [line for line in short.observer.metrics if "sample" in line]
 
