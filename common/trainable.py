@@ -48,7 +48,7 @@ def optimizer(
     decay = [p for p in parameters if p.dim() > 1 and id(p) not in free]
     plain = [p for p in parameters if p.dim() <= 1 or id(p) in free]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def check_finite(model: nn.Module, title: str) -> None:

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.plan import make_plan
 from common.rows import TrainedRows
 from common.schema import read_json
-from common.streams import Ordered, Stream
+from common.streams import Draw, Ordered, Stream
 
 GROUPS = {"learn": ["white"], "forget": ["red", "green"], "retain": ["blue", "yellow", "black"]}
 BASE = ["red", "green", "blue", "yellow", "black"]
@@ -194,7 +194,7 @@ def test_scores_are_a_direct_count(plain):
         right = {}
         for item in plain.items["test"]:
             if item.label in ("red", "blue", "white"):
-                one = plain.pixels["test"].image(plain.items["test"].index(item), None)
+                (one,) = plain.pixels["test"].views_of([Draw(plain.items["test"].index(item), None)])
                 answer = model((one[None].float() / 255 - 0.5) / 0.5).argmax().item()
                 right.setdefault(item.label, []).append(plain.classes.names[answer] == item.label)
     assert scores.keys() == {"total", "red", "blue", "white"}

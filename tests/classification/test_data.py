@@ -3,9 +3,12 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from colours import image_set, picture, save_folders
 from ks_classification.data import images as data
+from ks_classification.data import transforms
 from PIL import Image
+from torchvision.transforms import v2
 from vit_files import one_line
 
 from common.errors import UserError
@@ -214,3 +217,18 @@ def test_hugging_face_without_the_library_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="pip install datasets"):
         data.load("hf:somebody/pets")
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 31), (300, 300)])
+def test_views_made_together_are_those_of_torchvision(height, width):
+    pixels = torch.randint(0, 256, (20, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images, seeds = list(pixels.permute(0, 3, 1, 2)), [3**k for k in range(20)]
+    state = torch.get_rng_state()
+    found = transforms.train_views(images, seeds, 16, True, 0.5)
+    assert torch.equal(torch.get_rng_state(), state)
+    plain = [v2.RandomResizedCrop(16, scale=(0.5, 1.0), ratio=transforms.RATIO), v2.RandomHorizontalFlip()]
+    for image, seed, view in zip(images, seeds, found, strict=True):
+        torch.manual_seed(seed)
+        assert torch.equal(view, v2.Compose(plain)(image))
+    centre = v2.Compose([v2.Resize(16), v2.CenterCrop(16)])
+    assert all(torch.equal(a, centre(b)) for a, b in zip(transforms.test_views(images, 16), images, strict=True))

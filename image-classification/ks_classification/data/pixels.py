@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from common.knobs import Checked, knob
 from common.streams import Draw, derive
 from ks_classification.data.images import Item
-from ks_classification.data.transforms import seeded, test_transform, train_transform
+from ks_classification.data.transforms import test_views, train_views
 from ks_classification.models.build import ModelSpec
 
 
@@ -114,9 +114,7 @@ class Pixels(Dataset[Images]):
 
     def load(self, draws: Sequence[Draw]) -> Tensor:
         """Normalised images [B, 3, S, S]."""
-        decoded = self._decoded([d.index for d in draws])
-        images = torch.stack([self.image(d.index, d.seed, decoded[d.index]) for d in draws])
-        return (images.float() - self.mean) / self.std
+        return (torch.stack(self.views_of(draws)).float() - self.mean) / self.std
 
     def repeat(self) -> bool:
         """Whether a draw's image comes again."""
@@ -154,15 +152,22 @@ class Pixels(Dataset[Images]):
         limit, prepare = preparing(self.size, self.config)
         return prepare(self.items[index].open(limit))
 
-    def image(self, index: int, seed: int | None, pixels: Tensor | None = None) -> Tensor:
-        """One transformed image, uint8 [3, S, S]; without a seed as in tests."""
-        c, pixels = self.config, self._decoded([index])[index] if pixels is None else pixels
-        view = self._view(seed)
-        if view is None:
-            return test_transform(self.size, c.keep_aspect)(pixels)
-        if self.views:
-            view = derive(0, "view", self.key(Draw(index, view)))
-        return seeded(train_transform(self.size, c.flip, c.crop, c.keep_aspect), pixels, view)
+    def views_of(self, draws: Sequence[Draw]) -> list[Tensor]:
+        """Transformed images, uint8 [3, S, S] each; without a seed as in tests."""
+        c, random = self.config, [self._view(d.seed) is not None for d in draws]
+        if len(set(random)) > 1:
+            return [view for draw in draws for view in self.views_of([draw])]
+        decoded = self._decoded([d.index for d in draws])
+        pixels = [decoded[d.index] for d in draws]
+        if not random[0]:
+            return test_views(pixels, self.size, c.keep_aspect)
+        return train_views(pixels, [self._seed(d) for d in draws], self.size, c.flip, c.crop)
+
+    def _seed(self, draw: Draw) -> int:
+        """Of the augmentation of a draw."""
+        view = self._view(draw.seed)
+        assert view is not None
+        return derive(0, "view", self.key(Draw(draw.index, view))) if self.views else view
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are not forks: they read the files themselves."""
