@@ -15,6 +15,7 @@ DEMO = Demo(
     pretrain=f"{COMMON} {MODEL} --workers 1 --classes 0,1,2,3,4,5,8,9 --epochs 40 --lr 2e-3",
     swap=f"{COMMON} {AS_PUBLISHED} --learn 6,7 --forget 0,1 --epochs 8 --lr 4e-3 --lora-position all --bound 5 --eval-every 2",
     proof="--budget quick",
+    imports=("timm", "torchvision.transforms.v2", "sklearn.datasets", "sklearn.model_selection", "sklearn.svm"),
 )
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from common.evaluation.bench import Bench
 from common.evaluation.budget import BUDGETS
 from common.evaluation.figures import RESULT
 from common.evaluation.manifest import items_of, manifest
+from common.evaluation.retrained import COUNT
 from common.evaluation.subjects import Case, moved_to
 from common.knobs import Checked, knob
 from common.record import write_json
@@ -33,7 +34,7 @@ SCHEMA = 1
 class ProveConfig(Checked):
     """The proof."""
 
-    references: int = knob(3, "models without the forgotten classes to train and compare with; 0: none", least=0)
+    references: int = knob(COUNT, "models without the forgotten classes to train and compare with; 0: none", least=0)
     reference_runs: str = knob("", "run folders of such models, comma separated, instead of training some")
     shadow_runs: str = knob("", "base models that know the forgotten classes but not all their pictures, for RMIA")
     jobs: int = knob(0, "references trained at a time; 0: one per core of the CPU, one on a GPU")

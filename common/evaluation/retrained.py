@@ -24,6 +24,7 @@ from common.sweep.rows import Row
 from common.trainer import run_plan
 
 PLACE = "references"
+COUNT = 3  # that a proof trains where nothing else is asked for
 UNSAID = ("seed", "output_dir", "overwrite", "report", "config", "help_all", "gallery", "save_every", "device", "threads", "num_gpus",
           "tensorboard", "wandb", "classes")  # flags that do not say what a reference is  # fmt: skip
 
