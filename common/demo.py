@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import connection, get_all_start_methods, get_context
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +16,10 @@ from common import cli, commands, report
 from common.config import Parser, help_formatter
 from common.errors import UserError
 from common.evaluation.retrained import COUNT, References
+from common.jobs import Job, carry_out
 from common.plan import ORDERS
 from common.session import Session
 from common.splits import read_list
-from common.state import Interrupted, Stop
-from common.sweep.engines import POLL, first_error
 from common.sweep.rows import Row
 
 AS_PUBLISHED = "--method gs_lora --no-keep-until-forgotten --guard none"  # Knowledge Swapping, arXiv:2502.08075
@@ -45,19 +42,6 @@ class Demo(NamedTuple):
     weights: Path | None = None
     proof: str = ""
     imports: Sequence[str] = ()
-
-
-class Job(NamedTuple):
-    """One command, in a process of its own that prints into a file.
-
-    needs: names of the jobs that must be done before.
-    """
-
-    name: str
-    verb: str
-    words: Sequence[str]
-    log: Path
-    needs: Sequence[str] = ()
 
 
 def main(session: Session, demo: Demo, argv: Sequence[str] | None = None) -> int:
@@ -91,7 +75,7 @@ def _run(session: Session, demo: Demo, argv: list[str]) -> None:
         raise UserError(f"`--orders {args.orders}`: name some of {', '.join(ORDERS)}.")
     folder, began = Path(args.output_dir), time.monotonic()
     jobs, runs = _jobs(session, demo, args, folder)
-    carry_out(session, jobs, args.jobs, demo.imports)
+    carry_out(jobs, args.jobs, _begins, _ends, demo.imports)
     report.write(runs, folder / "report.html", title=demo.title)
     print(f"\n{time.monotonic() - began:.0f} s. Open {folder / 'report.html'} in a browser.")
 
@@ -107,68 +91,34 @@ def _jobs(session: Session, demo: Demo, args: argparse.Namespace, folder: Path) 
     threads = ["--threads", str(max(1, (os.cpu_count() or 1) // together))] if together > 1 else []
     bases, swaps = [], []
     for seed in range(args.seeds):
-        base = folder / f"base-seed{seed}" if made else demo.weights
-        if made:
-            bases.append(_job(base, "pretrain", _pretrain(session, demo, base, seed, *again)))
+        base = demo.weights
+        if base is None or args.pretrain:
+            base = folder / f"base-seed{seed}"
+            bases.append(_job(session, "pretrain", base, _pretrain(session, demo, base, seed, *again)))
         for order in orders:
             run = folder / f"{order}-seed{seed}"
             flags = ["--checkpoint", str(base), "--order", order, "--seed", str(seed), "--output-dir", str(run)]
             words = session.tidy([*shlex.split(demo.swap), *flags, *again, *threads])
-            swaps.append((run, _job(run, "swap", words, *([base.name] if made else []))))
+            swaps.append((run, _job(session, "swap", run, words, *([bases[-1].name] if made else []))))
     jobs, first = [*bases, *(job for _, job in swaps)], swaps[0][0]
     if proves:
         rows = _references(session, demo, folder / "base-seed0", args.overwrite)
-        references = [_job(row.folder, "pretrain", row.words[3:]) for row in rows if not row.done]
-        proof = _job(first / "proof", "prove", [str(first), *shlex.split(demo.proof)])
-        jobs += [*references, proof._replace(needs=(first.name, *(job.name for job in references)))]
+        references = [_job(session, "pretrain", row.folder, row.words[3:]) for row in rows if not row.done]
+        needs = [swaps[0][1].name, *(job.name for job in references)]
+        jobs += [*references, _job(session, "prove", first / "proof", [str(first), *shlex.split(demo.proof)], *needs)]
     return jobs, [run for run, _ in swaps]
 
 
-def _job(folder: Path, verb: str, words: Sequence[str], *needs: str) -> Job:
-    return Job(folder.name, verb, words, folder.with_suffix(".log"), needs)
+def _job(session: Session, verb: str, folder: Path, words: Sequence[str], *needs: str) -> Job:
+    return Job(f"{verb} {folder.name}", partial(commands.main, session, verb, words), folder.with_suffix(".log"), needs)
 
 
-def carry_out(session: Session, jobs: Sequence[Job], most: int, imports: Sequence[str] = ()) -> None:
-    """Runs jobs, `most` at a time, the first that can be begun first; shows what each printed when it is done.
-
-    Raises:
-        UserError: one of them failed; the others are stopped, as by a signal, with their states saved.
-    """
-    forks = "forkserver" in get_all_start_methods()
-    context = get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(list(imports))
-    left, done, running, stop = list(jobs), set(), {}, Stop()
-    try:
-        with stop.listening():
-            while left or running:
-                for job in [job for job in left if done.issuperset(job.needs)][: most - len(running)]:
-                    left.remove(job)
-                    print(f"{job.verb} {job.name}: begins", flush=True)
-                    process = context.Process(target=_run_job, args=(session, job))
-                    process.start()
-                    running[process.sentinel] = process, job
-                for sentinel in connection.wait(list(running), POLL):
-                    process, job = running.pop(sentinel)
-                    process.join()
-                    if process.exitcode:
-                        raise UserError(f"{job.verb} {job.name}: {first_error(job.log, process.exitcode)}")
-                    done.add(job.name)
-                    print(f"\n{job.verb} {job.name}\n{job.log.read_text()}", flush=True)
-                if stop.asked:
-                    raise Interrupted("stopped; with --no-overwrite the same command goes on from there.", stop.code)
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.join()
+def _begins(job: Job) -> None:
+    print(f"{job.name}: begins", flush=True)
 
 
-def _run_job(session: Session, job: Job) -> None:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        code = commands.main(session, job.verb, job.words)
-    sys.exit(code)
+def _ends(job: Job) -> None:
+    print(f"\n{job.name}\n{job.log.read_text()}", flush=True)
 
 
 def _pretrain(session: Session, demo: Demo, base: Path, seed: int, *more: str) -> list[str]:

@@ -38,15 +38,14 @@ class Bench:
         forgotten, retained, learned: class names; retained ones are known to every subject.
         lr: the learning rate that relearning rates are multiples of; batch: items that fit a forward pass.
         folder: where what is done is kept for the next time; None keeps nothing.
-        steps: how many steps `at` will announce; 0 announces nothing.
     """
 
     def __init__(
         self, forgotten: Sequence[str], retained: Sequence[str], learned: Sequence[str], budget: Budget, lr: float,
-        batch: int = 64, folder: Path | None = None, subjects: int = 0,
+        batch: int = 64, folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.forgotten, self.retained, self.budget = forgotten, retained, budget
-        self.lr, self.batch, self.folder = lr, batch, folder
+        self.lr, self.batch, self.folder, self.cache = lr, batch, folder, folder
         self.names = [*forgotten, *retained, *learned]
         self.answers: dict[str, arrays.Answers] = {}
         self.hits: dict[str, dict[str, np.ndarray]] = {}  # attack and variant -> subject -> [1, n]
@@ -57,14 +56,19 @@ class Bench:
         self.score, self.unit = float("nan"), "test items named (%)"  # of the original; of the curves
         self.not_run: dict[str, str] = {"rmia": NO_MEMBERS}
         self.shadows = Shadows()
-        self.watch = Watch(3 * subjects + 4 if subjects else 0)
+        self.watch = Watch(0)
 
     # ---- attacks on one model ----------------------------------------------------------------------------
 
-    def attack(self, subject: Subject) -> None:
-        """Everything that needs the model itself; the rest works on what is kept here."""
+    def attack(self, subject: Subject, cache: Path | None = None) -> None:
+        """Everything that needs the model itself; the rest works on what is kept here.
+
+        cache: where what is done lies, instead of `folder`.
+        """
         name, domain, model, budget = subject.name, subject.domain, subject.model, self.budget
-        self.keys[name] = key = arrays.digest(model, domain, self.names, budget.items, budget.blocks)
+        self.cache = cache or self.folder
+        sizes = len(self.forgotten), len(self.retained)
+        self.keys[name] = key = arrays.digest(model, domain, self.names, sizes, budget.items, budget.blocks)
         self.watch.at(f"{name}: answers and features")
         places = arrays.spread(blocks(domain, model), budget.blocks)
         self.answers[name] = arrays.unpack(
@@ -111,7 +115,7 @@ class Bench:
             variant = f"relearn, {title(shots) if shots else 'retained classes only'}"
             tried = []
             for rate in budget.relearn_rates:
-                name = f"relearn-{key}-{shots}-{budget.relearn_steps}-{rate:g}"
+                name = f"relearn-{key}-{shots}-{budget.relearn_steps}-{min(16, self.batch)}-{rate * self.lr:g}"
                 kept = self._kept(name, partial(self._attempt, subject, shots, rate * self.lr))
                 tried.append((float(kept["hits"].mean()), rate, kept))
             _, rate, best = max(tried, key=lambda one: one[:2])
@@ -174,9 +178,9 @@ class Bench:
 
     def _kept(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """What `make` gives, from disk where it was made before."""
-        if self.folder is None:
+        if self.cache is None:
             return make()
-        path = self.folder / f"{name}.npz"
+        path = self.cache / f"{name}.npz"
         if not path.exists():
             arrays.save(path, make())
         return arrays.load(path)

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from common import devices, report
-from common.evaluation import shadows, verdict
-from common.evaluation.bench import Bench
+from common.evaluation import retrained, shadows, verdict
+from common.evaluation.bench import Bench, Watch
 from common.evaluation.budget import BUDGETS
-from common.evaluation.figures import RESULT
+from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
 from common.evaluation.manifest import items_of, manifest
 from common.evaluation.retrained import COUNT
 from common.evaluation.subjects import Case, moved_to
+from common.jobs import Job, carry_out
 from common.knobs import Checked, knob
 from common.record import write_json
 from common.report import proof as page
 from common.session import Session
 from common.splits import read_list
+from common.sweep.rows import Row
 
 SCHEMA = 1
+IMPORTS = ("torchvision.transforms.v2", "sklearn.svm", "sklearn.linear_model")  # that attacks and domains load late
 
 
 @dataclass
@@ -37,7 +42,7 @@ class ProveConfig(Checked):
     references: int = knob(COUNT, "models without the forgotten classes to train and compare with; 0: none", least=0)
     reference_runs: str = knob("", "run folders of such models, comma separated, instead of training some")
     shadow_runs: str = knob("", "base models that know the forgotten classes but not all their pictures, for RMIA")
-    jobs: int = knob(0, "references trained at a time; 0: one per core of the CPU, one on a GPU")
+    jobs: int = knob(0, "processes that train references and attack; 0: one more than the CPU has cores, one on a GPU")
     budget: str = knob("quick", "how much the attacker may spend", list(BUDGETS))
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")
 
@@ -50,6 +55,17 @@ def prove(
         return Proof(Case(session, folder, given, model, data), config).run()
 
 
+class Reference(NamedTuple):
+    """A model that never saw the classes.
+
+    cache: where its attacks lie for every run of this base; None: with the proof. row: what trains it; None if given.
+    """
+
+    folder: Path
+    cache: Path | None = None
+    row: Row | None = None
+
+
 class Proof:
     """One proof in progress."""
 
@@ -58,26 +74,36 @@ class Proof:
         self.folder = case.folder / "proof"
         self.items = items_of(case.folder)
         self.device = devices.choose_device(config.device, 0)
+        self.bench = Bench(case.forgotten, case.retained, case.learned, self.budget, float(case.flags["lr"]),
+                           int(case.flags["batch_size"]), self.folder / "cache")  # fmt: skip
 
     def run(self) -> dict[str, Any]:
         began = time.monotonic(), time.process_time()
         case = self.case
         own = case.own()  # what is damaged in the run is found before references are trained
-        folders, no_reference = self._references()
-        self.bench = Bench(case.forgotten, case.retained, case.learned, self.budget, float(case.flags["lr"]), int(case.flags["batch_size"]),
-                           self.folder / "cache", 2 + len(folders))  # fmt: skip
+        references, no_reference = self._references()
+        self._prepare(references)
+        self.bench.watch = Watch(3 * (2 + len(references)) + 4)
         for subject in own:
             self.bench.attack(moved_to(subject, self.device))
-        for number, folder in enumerate(folders, 1):
-            self.bench.attack(moved_to(case.reference(number, folder), self.device))
+        for number, one in enumerate(references, 1):
+            self.attack(number, one)
         self._shadows()
-        found = self._record(folders, no_reference)
+        found = self._record([one.folder for one in references], no_reference)
         found["seconds"] = {"wall": time.monotonic() - began[0], "cpu": time.process_time() - began[1]}
         write_json(self.case.folder / "proof.json", found)
         page.write(found, self.case.folder / "proof.html", self.bench.pictures)
         if (self.case.folder / "report.html").exists():
             report.write([self.case.folder], self.case.folder / "report.html")
         return found
+
+    def attack(self, number: int, reference: Reference | None = None) -> None:
+        """Attacks one model: 0 the original, 1 the result; or a reference, by its number."""
+        if reference is None:
+            self.bench.attack(moved_to(self.case.own()[number], self.device))
+            return
+        subject = moved_to(self.case.reference(number, reference.folder), self.device)
+        self.bench.attack(subject, reference.cache)
 
     def _shadows(self) -> None:
         """RMIA, where models for it are named."""
@@ -92,17 +118,47 @@ class Proof:
 
     # ---- references --------------------------------------------------------------------------------------
 
-    def _references(self) -> tuple[list[Path], str]:
-        """(folders, why there are none)."""
+    def _references(self) -> tuple[list[Reference], str]:
+        """(models that are to be compared with, why there are none)."""
         if self.config.reference_runs:
-            return self.case.given_references([Path(text) for text in read_list(self.config.reference_runs)]), ""
-        if not self.config.references:
-            return [], "none was wanted"
-        found, reason = self.case.references()
+            folders = self.case.given_references([Path(text) for text in read_list(self.config.reference_runs)])
+            return [Reference(folder) for folder in folders], ""
+        found, reason = self.case.references() if self.config.references else (None, "none was wanted")
         if found is None:
             return [], reason
-        cores = 1 if self.device.type != "cpu" else os.cpu_count() or 1
-        return found.train(self.config.references, self.config.jobs or min(self.config.references, cores)), ""
+        return [Reference(row.folder, found.place / "cache", row) for row in found.rows(self.config.references)], ""
+
+    def _prepare(self, references: Sequence[Reference]) -> None:
+        """Trains the references that are missing; on a CPU side by side, and the attacks too where they take long."""
+        rows = [one.row for one in references if one.row is not None and not one.row.done]
+        if rows:
+            cost = retrained.cost(self.case.flags["checkpoint"])
+            print(f"proof: training {len(rows)} models that never saw the forgotten classes{cost}", file=sys.stderr)
+        most = self.config.jobs or (1 if self.device.type != "cpu" else (os.cpu_count() or 1) + 1)
+        case, objects = self.case, self.case.model is not None or self.case.data is not None
+        if most == 1 or objects or not (rows or self.budget.radius):
+            for row in rows:
+                retrained.train(case.session, row)
+            return
+        jobs = [
+            Job(row.name, partial(retrained.train, case.session, row), row.folder.with_suffix(".txt")) for row in rows
+        ]
+        models: list[tuple[int, Reference | None]] = [(0, None), (1, None), *enumerate(references, 1)]
+        for number, one in models:
+            name = f"attacks on {(ORIGINAL, RESULT)[number] if one is None else f'{REFERENCE} {number}'}"
+            call = partial(_attack, case.session, case.folder, case.given, self.config, number, one)
+            needs = [one.row.name] if one is not None and one.row in rows else []
+            jobs.append(Job(name, call, self.folder / f"{name}.txt", needs))
+        left, began = len(jobs), time.monotonic()
+
+        def ends(job: Job) -> None:
+            nonlocal left
+            left, spent = left - 1, time.monotonic() - began
+            print(
+                f"proof: {job.name}: done after {spent:.0f} s; {left} of {len(jobs)} left", file=sys.stderr, flush=True
+            )
+
+        carry_out(jobs, most, lambda job: None, ends, [__name__, type(case.session).__module__, *IMPORTS])
 
     def _record(self, references: list[Path], no_reference: str) -> dict[str, Any]:
         case, bench = self.case, self.bench
@@ -132,6 +188,14 @@ class Proof:
             "test_items": counts,
             **manifest(case, bench.keys, references, self.items),
         }
+
+
+def _attack(
+    session: Session, folder: Path, given: Mapping[str, Any], config: ProveConfig, number: int, one: Reference | None
+) -> None:
+    """One model of a proof, in a process of its own: what its attacks give lies in the cache afterwards."""
+    with one_thread():
+        Proof(Case(session, folder, given), config).attack(number, one)
 
 
 @contextmanager

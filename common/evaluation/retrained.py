@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from typing import Any
 import yaml
 
 from common import commands, hub
+from common.claim import in_use
 from common.errors import UserError
 from common.record import read_run_config, write_bytes
+from common.schema import read_json
 from common.session import Session
-from common.settings import settings_from
 from common.splits import write_list
-from common.sweep.engines import EngineConfig, Outcome, local
+from common.sweep.engines import POLL
 from common.sweep.rows import Row
-from common.trainer import run_plan
 
 PLACE = "references"
 COUNT = 3  # that a proof trains where nothing else is asked for
@@ -95,28 +96,17 @@ class References:
             print(f"proof: {self.base} records settings that there are no longer: {', '.join(lost)}", file=sys.stderr)
         return known
 
-    def train(self, count: int, jobs: int) -> list[Path]:
-        """Their folders, once they are trained, `jobs` at a time; finished ones are kept.
 
-        Raises:
-            UserError: the training of one failed.
-        """
-        rows = self.rows(count)
-        todo = [row for row in rows if not row.done]
-        outcomes = (
-            self._here(todo) if jobs == 1 else local(todo, EngineConfig(jobs=min(jobs, max(1, len(todo)))), self.place)
-        )
-        for number, (row, seconds, error) in enumerate(outcomes, 1):
-            if error:
-                raise UserError(f"{row.folder}, a model without the forgotten classes, could not be trained: {error}")
-            print(f"proof: reference {number}/{len(todo)} trained in {seconds:.0f} s", file=sys.stderr, flush=True)
-        return [row.folder for row in rows]
+def train(session: Session, row: Row) -> None:
+    """Carries out a row of `References.rows` in this process, or waits for the process that already does."""
+    while in_use(row.folder):
+        time.sleep(POLL)
+    if not row.done:
+        commands.pretrain(session, list(row.words[3:]))
 
-    def _here(self, rows: Sequence[Row]) -> Iterator[Outcome]:
-        """One after the other in this process."""
-        values = yaml.safe_load((self.place / "recipe.yaml").read_bytes())
-        for row in rows:
-            changed = {"seed": int(row.name.removeprefix("seed")), "output_dir": str(row.folder)}
-            settings = settings_from(self.session.run_kinds("pretrain"), values | changed)
-            run_plan(self.session.open_pretrain(settings), settings, self.session.name)
-            yield row, 0.0, ""
+
+def cost(base: str) -> str:
+    """What training a reference takes, in words, as far as the base's record tells; or ""."""
+    path = Path(base) / "done.json"
+    seconds = read_json(path).get("cpu_seconds") if path.exists() else None
+    return f"; the base model took {seconds:.0f} s of one core" if seconds else ""

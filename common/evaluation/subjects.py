@@ -55,7 +55,7 @@ class Case:
     def __init__(
         self, session: Session, folder: Path, given: Mapping[str, Any], model: nn.Module | None = None, data: Any = None
     ) -> None:  # fmt: skip
-        self.session, self.folder, self.model, self.data = session, folder, model, data
+        self.session, self.folder, self.given, self.model, self.data = session, folder, dict(given), model, data
         self.record = read_run_config(folder)
         self.flags = session.joined(self.record["flags"], given)
         if not (folder / "done.json").exists():

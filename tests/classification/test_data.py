@@ -221,7 +221,9 @@ def test_hugging_face_without_the_library_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 31), (300, 300)])
 def test_views_made_together_are_those_of_torchvision(height, width):
-    pixels = torch.randint(0, 256, (20, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (20, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     images, seeds = list(pixels.permute(0, 3, 1, 2)), [3**k for k in range(20)]
     state = torch.get_rng_state()
     found = transforms.train_views(images, seeds, 16, True, 0.5)

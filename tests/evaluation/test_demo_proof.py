@@ -1,16 +1,13 @@
-"""The demonstration trains what its proof compares with where the proof looks for it, and stops when that fails."""
+"""The demonstration trains what its proof compares with where the proof looks for it."""
 
 import json
 import runpy
 from pathlib import Path
 
-import pytest
 from ks_classification.session import SESSION
 
 from common import commands, demo
-from common.errors import UserError
 from common.evaluation.retrained import References
-from common.sweep.rows import Row
 
 DEMO = runpy.run_path(str(Path(__file__).parents[2] / "image-classification/demo.py"))["DEMO"]
 
@@ -23,9 +20,3 @@ def test_the_proof_finds_the_references_of_the_demonstration(tmp_path):
     asked = References(SESSION, recorded, ["2", "3", "4", "5", "8", "9", "6", "7"], base, tmp_path / "run")
     assert [row.folder for row in rows] == [asked.place / f"seed{i}" for i in (1, 2, 3)]
     assert all(row.words[:3] == ("-m", "ks_classification", "pretrain") for row in rows)
-
-
-def test_a_reference_that_fails_is_told(tmp_path):
-    row = Row("seed1", "seed1", ("-c", "raise SystemExit('error: no such recipe')"), tmp_path / "seed1")
-    with pytest.raises(UserError, match="no such recipe"), demo._beside([row]):
-        pass

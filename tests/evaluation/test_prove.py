@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import ks_classification
 import pytest
@@ -11,6 +12,7 @@ from ks_classification.session import SESSION
 from common import commands
 from common.evaluation import retrained
 from common.evaluation.attacks import relearn
+from common.jobs import Job, carry_out
 from common.report import proof as page
 
 HERE = ["--precision", "fp32", "--device", "cpu", "--threads", "1", "--gallery", "0", "--no-report"]
@@ -92,8 +94,10 @@ def test_references_lie_where_every_run_of_the_base_looks(place):
 def test_a_reference_of_its_own_process_equals_one_of_this(place, tmp_path):
     base = json.loads((place / "base/config.json").read_text())["flags"]
     found = retrained.References(SESSION, base, ["green", "blue", "black", "white"], tmp_path, tmp_path)
-    (folder,) = found.train(1, jobs=2)
-    mine, theirs = (f / "model/model.safetensors" for f in (folder, references(place / "base")[0]))
+    (row,) = found.rows(1)
+    job = Job(row.name, partial(retrained.train, SESSION, row), tmp_path / "log.txt")
+    carry_out([job], 2, print, print)
+    mine, theirs = (f / "model/model.safetensors" for f in (row.folder, references(place / "base")[0]))
     assert mine.read_bytes() == theirs.read_bytes()
 
 
@@ -113,7 +117,7 @@ def test_a_second_proof_attacks_nothing_again(place, monkeypatch):
         raise AssertionError("attacked again")
 
     monkeypatch.setattr(relearn, "relearn", refuse)
-    monkeypatch.setattr(retrained, "run_plan", refuse)
+    monkeypatch.setattr(retrained.commands, "pretrain", refuse)
     assert started("prove", place / "run", "--references", "2", "--jobs", "1", "--device", "cpu") == 0
     assert proved(place / "run")["figures"] == before["figures"]
 
