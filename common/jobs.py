@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, get_all_start_methods, get_context
 from pathlib import Path
@@ -91,5 +92,9 @@ def _no_main() -> Iterator[None]:
 def _run(job: Job) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        code = cli.main(lambda words: job.call(), [])
+        try:
+            code = cli.main(lambda words: job.call(), [])
+        except Exception:
+            traceback.print_exc()  # into the log as well
+            code = 1
     sys.exit(code)
