@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from common.record import read_run_config
 from common.session import Session
 from common.settings import Settings, settings_from
 from common.splits import write_list
+from common.streams import seed_all
 
 
 @dataclass
@@ -79,13 +80,18 @@ class Case:
         flags = self.flags | dict(changes) | ({"allow_chance": True} if "allow_chance" in self.flags else {})
         return self.session.open_swap(self._settings("swap", flags, **given)).domain()
 
+    def _built(self, domain: Domain) -> nn.Module:
+        """The base model with rows for new classes, which start as in the run."""
+        seed_all(int(self.flags["seed"]))
+        return domain.build_model().eval()
+
     # ---- original and result -----------------------------------------------------------------------------
 
     def own(self) -> tuple[Subject, Subject]:
         """The original and the result."""
         given = {name: value for name, value in (("model", self.model), ("data", self.data)) if value is not None}
         domain = self._domain({}, **given)
-        original = domain.build_model().eval()
+        original = self._built(domain)
         adapted = copy.deepcopy(original)
         whole = not (self.folder / "adapter" / adapters.SWAP).exists()
         if whole:
@@ -154,10 +160,7 @@ class Case:
         changes = {"checkpoint": str(folder), "learn": write_list(new), "forget": "", "plan": "", "order": "learn",
                    "retain": write_list(c for c in (*self.forgotten, *self.known) if c in seen)}  # fmt: skip
         domain = self._domain(changes)
-        return Subject(f"{REFERENCE}-{number}", domain, domain.build_model().eval(), folder=folder)
-
-
-Open = Callable[[], Subject]
+        return Subject(f"{REFERENCE}-{number}", domain, self._built(domain), folder=folder)
 
 
 def moved_to(subject: Subject, device: torch.device) -> Subject:
