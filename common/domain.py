@@ -112,6 +112,7 @@ class Domain(Protocol):
     metric: str  # "acc", "map", "miou": what tables show
     metric_label: str  # "top-1 accuracy (%)": what axes show
     meaning: str = ""  # what the score is, in one sentence for readers who do not know it
+    counted: bool = False  # the score is the share of test items that are right, so that their number gives an interval
     answered: str = "test items"  # what the answers of an `Evaluation` are counted in
     classes: ClassTable
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it

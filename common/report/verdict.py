@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from common.lazy import Module
 from common.record import NOTHING
 from common.report.runs import RunRecord
+
+intervals = Module("common.evaluation.intervals")
 
 LEARNED, PARTLY = 0.8, 0.2  # of the score that the retained classes started with
 FORGOTTEN, REMEMBERED = 0.1, 0.7  # of the score before forgetting
@@ -31,6 +34,8 @@ class Verdict:
     grade: "good", "fair" or "bad": how far the aim was reached; "open" where it cannot be told yet, "told" where there was
         no aim.
     path:  scores in order of time, each with the moment it belongs to.
+    interval: the 95 % interval of the last score, 0..100, and the number of test items behind it; None where the score
+        is no share of items.
     warning: what a score does not tell: where forgotten items went, what was known better before; "" where all is well.
     """
 
@@ -41,11 +46,21 @@ class Verdict:
     path: tuple[tuple[str, float], ...]
     classes: tuple[str, ...]
     warning: str = ""
+    interval: tuple[float, float, int] | None = None
 
 
 def verdicts(run: RunRecord) -> list[Verdict]:
     """The outcome of every group of the plan, as far as the run has come."""
-    return [_verdict(run, group) for group in run.groups]
+    found = (_verdict(run, group) for group in run.groups)
+    return [replace(one, interval=_interval(run, one)) for one in found]
+
+
+def _interval(run: RunRecord, one: Verdict) -> tuple[float, float, int] | None:
+    count = next((line["weight"] for line in run.scored if line["group"] == one.group and line.get("weight")), 0)
+    if not (one.path and count and run.config.get("counted")):
+        return None
+    found = intervals.clopper_pearson(round(one.path[-1][1] * count / 100), count)
+    return 100 * found.low, 100 * found.high, count
 
 
 def _verdict(run: RunRecord, group: str) -> Verdict:

@@ -53,7 +53,7 @@ class ClassificationDomain(Domain):
     metric = "acc"
     metric_label = "top-1 accuracy (%)"
     meaning = "the share of test images whose surest answer, out of all classes, is the right one"
-    answered = "test images"
+    counted, answered = True, "test images"
 
     def __init__(
         self, spec: ModelSpec, images: ImageSet, groups: dict[str, Sequence[str]], config: ImageConfig,

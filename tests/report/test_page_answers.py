@@ -153,3 +153,22 @@ def test_a_proof_shows_what_each_model_calls_each_forgotten_class():
     assert (cat, dog) == ("cat", "dog")
     assert "result called owl: 100 %" in first and "never saw 1 is called bee 56 %" in first
     assert "result" not in second and "original called owl: 25 %" in second
+
+
+def test_a_share_of_counted_items_has_an_interval_and_other_scores_have_none(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert all(v.interval is None for v in verdicts(read_run(folder)))
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    lines = [line | ({"weight": 50} if "score" in line else {}) for line in lines]
+    (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert all(v.interval is None for v in verdicts(read_run(folder)))
+    write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | {"counted": True})
+    for verdict in verdicts(read_run(folder)):
+        low, high, n = verdict.interval
+        assert (
+            n == 50
+            and 0 <= low <= verdict.path[-1][1] + 1
+            and verdict.path[-1][1] - 1 <= high <= 100
+            and high - low < 25
+        )
+    assert "], n 50</small>" in page_of(folder)
