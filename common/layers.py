@@ -28,6 +28,14 @@ def short_softmax(x: Tensor) -> Tensor:
     return fast.short_softmax(x) if fast else x.softmax(-1)
 
 
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:  # fmt: skip
+    """`F.scaled_dot_product_attention`."""
+    short = fast.attention(q, k, v, mask, scale) if fast and not dropout else None
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale) if short is None else short
+
+
 def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str) -> Tensor:
     """second(activation(first(x))) of x [..., in]; the activation is "relu" or "gelu" (exact).
 

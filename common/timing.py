@@ -11,12 +11,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe, get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from common.config import Parser, help_formatter
+from common.errors import UserError
 from common.layers import linear
 from common.lazy import Module
 from common.record import write_json
@@ -131,15 +133,35 @@ def growth(
     """
     figures: dict[str, dict[str, Any]] = {}
     for name, (sizes, make) in axes.items():
-        found = [measure({name: make(size)}, args)[name] for size in sizes]
+        found = [apart(lambda size=size: measure({name: make(size)}, args)[name]) for size in sizes]  # type: ignore[misc]
         seconds, peaks = [one.medians()["step"] for one in found], [one.peak / 2**30 for one in found]
         powers = {what: _power(sizes, values) for what, values in (("time", seconds), ("memory", peaks))}
         figures[name] = {"sizes": list(sizes), "seconds": seconds, "peak GiB": peaks, "powers": powers}
         print(f"{name}: time ~ size^{powers['time']:.2f}, memory ~ size^{powers['memory']:.2f}")
         for row in zip(sizes, seconds, peaks, strict=True):
             print(f"  {row[0]:>7}{1000 * row[1]:9.0f} ms{row[2]:8.2f} GiB", flush=True)
-        gc.collect()
     return figures
+
+
+def apart(call: Callable[[], Timing]) -> Timing:
+    """`call()` in a fork of this process, which ends with the memory that it keeps; here where there are no forks.
+
+    Raises:
+        UserError: the fork ended without a result.
+    """
+    if "fork" not in get_all_start_methods():
+        return call()
+    receive, send = Pipe(duplex=False)
+    process = get_context("fork").Process(target=lambda: send.send(call()))
+    process.start()
+    send.close()
+    try:
+        found: Timing = receive.recv()
+    except EOFError:
+        raise UserError("a step could not be timed; why stands above, or there was too little memory.") from None
+    finally:
+        process.join()
+    return found
 
 
 def _power(sizes: Sequence[int], values: Sequence[float]) -> float:

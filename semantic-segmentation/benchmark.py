@@ -43,9 +43,10 @@ def adapt(network: torch.nn.Module, args: argparse.Namespace) -> None:
         inject(network, positions(network)["ffn"], rank=8, alpha=8.0)
 
 
-def our_step(args: argparse.Namespace) -> timing.Step:
-    """A step of this project's model, timed by part."""
-    config, (images, labels) = load_config(args.config_file), scene(args.size)
+def our_step(args: argparse.Namespace, size: int = 0, classes: int = 0) -> timing.Step:
+    """A step of this project's model, timed by part; `size` and `classes` in the place of those of flags and config."""
+    more = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes) if classes else ()
+    config, (images, labels) = load_config(args.config_file, more), scene(size or args.size)
     model, criterion = build_mask2former(config).train(), Criterion(config)
     adapt(model.network, args)
     parts = model.network.model
@@ -87,6 +88,14 @@ def their_step(args: argparse.Namespace) -> timing.Step:
     return step
 
 
+def axes(args: argparse.Namespace) -> dict:
+    """What may grow: the side of a picture, or the classes."""
+    return {
+        "side of a picture": ((128, 256, 512), lambda side: our_step(args, size=side)),
+        "classes": ((150, 1500, 15000), lambda classes: our_step(args, size=128, classes=classes)),
+    }
+
+
 STEPS = {"transformers": their_step, "ours": our_step}  # in this order: what is freed after the first stays kept
 
 
@@ -109,6 +118,12 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="number format of ours")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    if args.growth:
+        keep_freed_memory()
+        figures = timing.growth(axes(args), args)
+        args.config_file = Path(args.config_file).name  # on record without its folder
+        timing.save(args, figures)
+        return
     name, size = Path(args.config_file).stem, f"{args.size}x{args.size}, batch 1, {SEGMENTS} segments"
     print(f"{name}, {size}, {args.threads} threads, allocator: {args.allocator}")
     makers = {which: partial(step_of, which, args) for which in STEPS}

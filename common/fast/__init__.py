@@ -1,10 +1,11 @@
-"""Everything that exists for speed on a CPU only: products by oneDNN, a fused feed-forward net, memory kept for reuse, outputs kept on disk.
+"""Everything that exists for speed on a CPU only: products by oneDNN, a fused feed-forward net, attention, memory kept for reuse, outputs kept on disk.
 
 `common.layers` is the only module that imports this package. Without the package, or with KS_FAST=0 in the
 environment, plain torch computes the same up to rounding.
 """
 
 from common.fast.allocator import keep_freed_memory
+from common.fast.attention import attention
 from common.fast.ffn import feed_forward
 from common.fast.products import Linear, linear, short_softmax, switch, use_fast_linears
 from common.fast.store import Store
@@ -12,6 +13,7 @@ from common.fast.store import Store
 __all__ = [
     "Linear",
     "Store",
+    "attention",
     "feed_forward",
     "keep_freed_memory",
     "linear",

@@ -18,6 +18,11 @@ def switch(on: bool) -> None:
     _on = on
 
 
+def running() -> bool:
+    """Whether this package is to compute: not switched off, and no graph is being made."""
+    return _on and not torch.compiler.is_compiling()
+
+
 class _Product(torch.autograd.Function):
     """x W' + b by oneDNN, its gradients too (written with `linear`, so that they can be differentiated again)."""
 
@@ -67,9 +72,9 @@ def half_products(x: Tensor) -> bool:
 def usable(*tensors: Tensor, autocast: bool = False) -> bool:
     """Whether products of these go through oneDNN: float32 on a CPU, not empty, outside compilation, and outside autocast
     unless that is allowed."""
-    if not _on or any(t.device.type != "cpu" or t.dtype != torch.float32 or t.numel() == 0 for t in tensors):
+    if not running() or any(t.device.type != "cpu" or t.dtype != torch.float32 or t.numel() == 0 for t in tensors):
         return False
-    if (torch.is_autocast_enabled("cpu") and not autocast) or torch.compiler.is_compiling():
+    if torch.is_autocast_enabled("cpu") and not autocast:
         return False
     flags = torch.backends.mkldnn
     return bool(flags.is_available() and flags.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise"))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.layers import attention
 from common.lora.layers import Adapter, LoRALinear
 
 Attended = tuple[Tensor, Tensor | None]  # the output, and the attention weights where they are wanted
@@ -83,7 +84,10 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Attended:
         dropout = self.dropout if self.training else 0.0
         q, k, v = (self._heads(t) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=causal)
+        if causal:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        else:
+            out = attention(q, k, v, mask, dropout)
         return out.permute(2, 0, 1, 3).reshape(-1, self.embed_dim), None
 
     def _attend_and_tell(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Attended:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.layers import attention as attend
 from ks_classification.checkpoints.layouts import depth as count_blocks
 from ks_classification.models.heads import build_head
 
@@ -49,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, tokens = x.shape[:2]
         q, k, v = self.to_qkv(x).view(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [N, H, T, d]
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        out = attend(q, k, v, scale=self.scale)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 

@@ -12,11 +12,11 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import frozen
 from common.layers import Linear, fast, feed_forward, linear
+from common.layers import attention as attend
 from ks_classification.models import layers
 from ks_classification.models.face import FaceTransformer
 from ks_classification.models.hybrid import FrozenStem
@@ -111,19 +111,18 @@ def _timm_tokens(model: nn.Module, images: Tensor) -> Tensor:
 
 def _timm_attend(block: nn.Module, x: Tensor, first: bool) -> Tensor:
     attention, tokens = block.attn, block.norm1(x)
-    if first and attention.gate is None and attention.fused_attn:
-        out, x = _first_of_timm(attention, tokens), x[:, :1]
-    else:
-        out = attention(tokens)
-        out, x = (out[:, :1], x[:, :1]) if first else (out, x)
-    return x + block.drop_path1(block.ls1(out))
+    known = attention.gate is None and attention.fused_attn
+    out = _attention_of_timm(attention, tokens, first) if known else attention(tokens)
+    return (x[:, :1] + block.drop_path1(block.ls1(out[:, :1]))) if first else x + block.drop_path1(block.ls1(out))
 
 
-def _first_of_timm(attention: nn.Module, x: Tensor) -> Tensor:
-    """[B, 1, D]: what timm's attention gives for the first token."""
-    q, k, v = (_heads(t, attention.num_heads) for t in _first_query(attention.qkv, x, attention.attn_dim))
+def _attention_of_timm(attention: nn.Module, x: Tensor, first: bool) -> Tensor:
+    """What timm's attention gives: [B, T, D], or [B, 1, D] for the first token alone."""
+    width = attention.attn_dim
+    projected = _first_query(attention.qkv, x, width) if first else attention.qkv(x).split(width, dim=-1)
+    q, k, v = (_heads(t, attention.num_heads) for t in projected)
     q, k = attention.q_norm(q), attention.k_norm(k)
-    out = F.scaled_dot_product_attention(q, k, v, dropout_p=attention.attn_drop.p if attention.training else 0.0)
+    out = attend(q, k, v, dropout=attention.attn_drop.p if attention.training else 0.0)
     return attention.proj_drop(attention.proj(attention.norm(out.transpose(1, 2).flatten(2))))
 
 
@@ -197,7 +196,7 @@ def _face_attend(residual: nn.Module, x: Tensor, first: bool) -> Tensor:
     attention, tokens = residual.fn.fn, residual.fn.norm(x)
     width = attention.to_out[0].in_features
     q, k, v = (_heads(t, attention.heads) for t in _first_query(attention.to_qkv, tokens, width))
-    out = F.scaled_dot_product_attention(q, k, v, scale=attention.scale)
+    out = attend(q, k, v, scale=attention.scale)
     return x[:, :1] + attention.to_out(out.transpose(1, 2).flatten(2))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from common.layers import Linear, feed_forward
+from common.layers import Linear, attention, feed_forward
 
 # width, depths, heads, window
 SIZES = {
@@ -77,7 +77,7 @@ class WindowAttention(nn.Module):
         bias = bias.view(n, n, self.heads).permute(2, 0, 1)[None]  # [1, heads, N, N]
         if mask is not None:
             bias = bias + mask[:, None]  # [W, heads, N, N]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        out = attention(q, k, v, bias.to(q.dtype))
         return self.proj(out.transpose(2, 3).reshape(b, w, n, c))
 
 

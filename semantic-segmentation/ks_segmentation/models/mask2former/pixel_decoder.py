@@ -70,19 +70,24 @@ def sine_encoding(height: int, width: int, channels: int, device: torch.device) 
 def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
     """Multi-scale features and mask features from the backbone's four maps, in float32.
 
+    In a bfloat16 autocast region the products are in bfloat16 (published: all in float32, as the published operator has
+    no half precision); tokens, places and weights of the attention stay in float32.
+
     Args:
         decoder: transformers' Mask2FormerPixelDecoder; its modules are used, its forward is not.
         features: maps at strides 4, 8, 16 and 32.
 
     Source: Mask2Former, arXiv:2112.01527, section 3.2.2.
     """
-    with torch.autocast(features[0].device.type, enabled=False):
+    kind = features[0].device.type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.bfloat16
+    with torch.autocast(kind, torch.bfloat16, enabled=half):
         features = [feature.float() for feature in features]
         maps = [project(feature) for project, feature in zip(decoder.input_projections, features[:0:-1], strict=True)]
         shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
         attention = decoder.encoder.layers[0].self_attn
         grid = _grid(shapes, attention.n_heads, attention.n_points, maps[0].device)
-        tokens = torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2)  # [B, S, C]
+        tokens = torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).float()  # [B, S, C]
         places = torch.cat(
             [
                 sine_encoding(h, w, tokens.shape[2], tokens.device) + decoder.level_embed[i]
@@ -96,7 +101,7 @@ def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
         lateral = decoder.adapter_1(features[0])
         # in one memory format with `lateral`, or the largest maps would be copied back and forth
         finest = F.interpolate(levels[-1].contiguous(), size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return PixelFeatures(levels, decoder.mask_projection(decoder.layer_1(lateral + finest)))
+        return PixelFeatures(levels, decoder.mask_projection(decoder.layer_1(lateral + finest)).float())
 
 
 def _layer(layer: nn.Module, tokens: Tensor, places: Tensor, grid: _Grid) -> Tensor:
@@ -118,8 +123,8 @@ def _attention(attention: nn.Module, tokens: Tensor, places: Tensor, grid: _Grid
     heads, levels, points = attention.n_heads, attention.n_levels, attention.n_points
     query = tokens + places
     value = attention.value_proj(tokens).view(batch, count, heads, -1)
-    weights = short_softmax(attention.attention_weights(query).view(batch, count, heads, levels * points))
-    locations = torch.addcmul(grid.places, attention.sampling_offsets(query), grid.cells)
+    weights = short_softmax(attention.attention_weights(query).float().view(batch, count, heads, levels * points))
+    locations = torch.addcmul(grid.places, attention.sampling_offsets(query).float(), grid.cells)
     shape = (batch, count, heads, levels, points)
     sampled = ms_deform_attn(value, grid.shapes, grid.starts, locations.view(*shape, 2), weights.view(shape))
     return attention.output_proj(sampled)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.layers import attention as attend
 from common.layers import linear
 from ks_segmentation.models.mask2former.pixel_decoder import PixelFeatures, sine_encoding
 from ks_segmentation.models.parts.queries import masks_of
@@ -110,7 +111,7 @@ def cross_attention(
         for x, w, b in zip((query, key, value), weights, biases, strict=True)
     ]
     rate = attention.dropout if attention.training else 0.0
-    seen = F.scaled_dot_product_attention(*projected, attn_mask=allowed, dropout_p=rate)
+    seen = attend(*projected, allowed, rate)
     return attention.out_proj(seen.transpose(1, 2).flatten(2))
 
 
@@ -120,5 +121,5 @@ def self_attention(attention: nn.Module, queries: Tensor, place: Tensor) -> Tens
     heads = attention.num_heads
     q, k, v = attention.q_proj(placed), attention.k_proj(placed), attention.v_proj(queries)
     rate = attention.dropout if attention.training else 0.0
-    seen = F.scaled_dot_product_attention(_heads(q, heads), _heads(k, heads), _heads(v, heads), dropout_p=rate)
+    seen = attend(_heads(q, heads), _heads(k, heads), _heads(v, heads), dropout=rate)
     return attention.out_proj(seen.transpose(1, 2).flatten(2))
