@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing import Pipe, get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,7 +134,7 @@ def growth(
     """
     figures: dict[str, dict[str, Any]] = {}
     for name, (sizes, make) in axes.items():
-        found = [apart(lambda size=size: measure({name: make(size)}, args)[name]) for size in sizes]  # type: ignore[misc]
+        found = [apart(partial(_at, name, make, size, args)) for size in sizes]
         seconds, peaks = [one.medians()["step"] for one in found], [one.peak / 2**30 for one in found]
         powers = {what: _power(sizes, values) for what, values in (("time", seconds), ("memory", peaks))}
         figures[name] = {"sizes": list(sizes), "seconds": seconds, "peak GiB": peaks, "powers": powers}
@@ -141,6 +142,10 @@ def growth(
         for row in zip(sizes, seconds, peaks, strict=True):
             print(f"  {row[0]:>7}{1000 * row[1]:9.0f} ms{row[2]:8.2f} GiB", flush=True)
     return figures
+
+
+def _at(name: str, make: Callable[[int], Step], size: int, args: argparse.Namespace) -> Timing:
+    return measure({name: make(size)}, args)[name]
 
 
 def apart(call: Callable[[], Timing]) -> Timing:
