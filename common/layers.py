@@ -36,6 +36,25 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale) if short is None else short
 
 
+def packed_attention(
+    layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """[B, Q, C] what a plain nn.MultiheadAttention gives, its weights left out.
+
+    Args:
+        query: [B, Q, C]; key, value: [B, S, C]; allowed: bool, expands to [B, H, Q, S], True where it may look.
+    """
+    parts = zip((query, key, value), layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True)
+    q, k, v = (heads_of(linear(x, weight, bias), layer.num_heads) for x, weight, bias in parts)
+    seen = attention(q, k, v, allowed, layer.dropout if layer.training else 0.0)
+    return layer.out_proj(seen.transpose(1, 2).flatten(2))
+
+
+def heads_of(x: Tensor, count: int) -> Tensor:
+    """[B, H, T, D] of [B, T, H D]."""
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
 def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str) -> Tensor:
     """second(activation(first(x))) of x [..., in]; the activation is "relu" or "gelu" (exact).
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.fast.products import half_products, running
 
-SHORT = 2**16  # queries times keys of a head; all are kept for the backward pass, so longer ones are left to torch
+SHORT = 2**21  # queries times keys of a head; all are kept for the backward pass, so longer ones are left to torch
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor | None:

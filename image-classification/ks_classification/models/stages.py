@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common import frozen
-from common.layers import Linear, fast, feed_forward, linear
+from common.layers import Linear, fast, feed_forward, heads_of, linear
 from common.layers import attention as attend
 from ks_classification.models import layers
 from ks_classification.models.face import FaceTransformer
@@ -120,7 +120,7 @@ def _attention_of_timm(attention: nn.Module, x: Tensor, first: bool) -> Tensor:
     """What timm's attention gives: [B, T, D], or [B, 1, D] for the first token alone."""
     width = attention.attn_dim
     projected = _first_query(attention.qkv, x, width) if first else attention.qkv(x).split(width, dim=-1)
-    q, k, v = (_heads(t, attention.num_heads) for t in projected)
+    q, k, v = (heads_of(t, attention.num_heads) for t in projected)
     q, k = attention.q_norm(q), attention.k_norm(k)
     out = attend(q, k, v, dropout=attention.attn_drop.p if attention.training else 0.0)
     return attention.proj_drop(attention.proj(attention.norm(out.transpose(1, 2).flatten(2))))
@@ -143,10 +143,6 @@ def _first_query(layer: nn.Module, x: Tensor, width: int) -> tuple[Tensor, Tenso
     q = linear(x[:, :1], layer.weight[:width], None if bias is None else bias[:width])
     k, v = linear(x, layer.weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
     return q, k, v
-
-
-def _heads(x: Tensor, count: int) -> Tensor:
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)  # [B, T, H d] -> [B, H, T, d]
 
 
 # ---- torchvision ---------------------------------------------------------------------------------------------
@@ -195,7 +191,7 @@ def _face_attend(residual: nn.Module, x: Tensor, first: bool) -> Tensor:
         return residual(x)
     attention, tokens = residual.fn.fn, residual.fn.norm(x)
     width = attention.to_out[0].in_features
-    q, k, v = (_heads(t, attention.heads) for t in _first_query(attention.to_qkv, tokens, width))
+    q, k, v = (heads_of(t, attention.heads) for t in _first_query(attention.to_qkv, tokens, width))
     out = attend(q, k, v, scale=attention.scale)
     return x[:, :1] + attention.to_out(out.transpose(1, 2).flatten(2))
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.layers import Linear, feed_forward
+from common.layers import Linear, feed_forward, packed_attention
 from ks_detection.models.dino.attention import DeformableAttention
 from ks_detection.models.dino.config import DinoConfig
 from ks_detection.models.dino.positions import box_positions
@@ -39,7 +39,10 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """[B, Q, D] of [B, Q, D] queries; boxes [B, Q, L, 4]; blocked [Q, Q] bool or None."""
         query = x + positions
-        mixed = self.self_attn(query, query, x, attn_mask=blocked, need_weights=False)[0]
+        if type(self.self_attn) is nn.MultiheadAttention:
+            mixed = packed_attention(self.self_attn, query, query, x, None if blocked is None else ~blocked)
+        else:  # adapted: it knows how to run itself
+            mixed = self.self_attn(query, query, x, attn_mask=blocked, need_weights=False)[0]
         x = self.norm2(x + self.dropout(mixed))
         x = self.norm1(x + self.dropout(self.cross_attn(x + positions, boxes, memory, levels)))
         if self.training and self.dropout.p:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.layers import attention as attend
-from common.layers import linear
+from common.layers import heads_of, packed_attention
 from ks_segmentation.models.mask2former.pixel_decoder import PixelFeatures, sine_encoding
 from ks_segmentation.models.parts.queries import masks_of
 
@@ -91,10 +91,6 @@ def _layer(layer: nn.Module, queries: Tensor, place: Tensor, values: Tensor, key
     return layer.final_layer_norm(queries + drop(layer.fc2(drop(F.relu(layer.fc1(queries))))))
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [B, heads, N, C / heads]
-
-
 def cross_attention(
     attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor
 ) -> Tensor:
@@ -105,14 +101,7 @@ def cross_attention(
             query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), attn_mask=blocked, need_weights=False
         )
         return out.transpose(0, 1)
-    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    projected = [
-        _heads(linear(x, w, b), attention.num_heads)
-        for x, w, b in zip((query, key, value), weights, biases, strict=True)
-    ]
-    rate = attention.dropout if attention.training else 0.0
-    seen = attend(*projected, allowed, rate)
-    return attention.out_proj(seen.transpose(1, 2).flatten(2))
+    return packed_attention(attention, query, key, value, allowed)
 
 
 def self_attention(attention: nn.Module, queries: Tensor, place: Tensor) -> Tensor:
@@ -121,5 +110,5 @@ def self_attention(attention: nn.Module, queries: Tensor, place: Tensor) -> Tens
     heads = attention.num_heads
     q, k, v = attention.q_proj(placed), attention.k_proj(placed), attention.v_proj(queries)
     rate = attention.dropout if attention.training else 0.0
-    seen = attend(_heads(q, heads), _heads(k, heads), _heads(v, heads), dropout=rate)
+    seen = attend(*(heads_of(t, heads) for t in (q, k, v)), dropout=rate)
     return attention.out_proj(seen.transpose(1, 2).flatten(2))
