@@ -107,7 +107,7 @@ def test_a_foreign_file_is_refused(tmp_path):
 
 
 def test_a_file_that_answers_otherwise_is_not_written(classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "_save", lambda graph, path, notes: path.write_bytes(classifier[0].read_bytes()))
+    monkeypatch.setattr(onnx_file, "_save", lambda graph, path, *rest: path.write_bytes(classifier[0].read_bytes()))
     other = build(spec(NAMES, depth=1))
     torch.nn.init.normal_(other.head.weight)  # so not the one in the file
     with pytest.raises(UserError, match="answers otherwise"):
