@@ -6,14 +6,16 @@ run, and no weights are read but safetensors and pickles of plain tensors.
 
 from __future__ import annotations
 
+import builtins
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.record import write_bytes
@@ -254,3 +256,23 @@ def save(model: Any, folder: Path, names: Sequence[str], files: Mapping[str, byt
 def plain_config(config: Any) -> dict[str, Any]:
     """A transformers config as a table for JSON, which `make_config` reads."""
     return json.loads(config.to_json_string(use_diff=False))
+
+
+@contextmanager
+def open_batch(network: nn.Module) -> Iterator[None]:
+    """Inside, a traced graph of the network takes any number of images.
+
+    Its source file calls `len` of a tensor, which fixes the number, and checks values, which has no form in ONNX.
+    """
+    own = vars(sys.modules[type(network).__module__])
+    before = {name: own[name] for name in ("len", "torch_compilable_check") if name in own}
+
+    def length(thing: Any) -> Any:
+        return thing.shape[0] if isinstance(thing, Tensor) else builtins.len(thing)
+
+    own |= {"len": length, "torch_compilable_check": lambda *checked, **others: None}
+    try:
+        yield
+    finally:
+        del own["len"], own["torch_compilable_check"]
+        own |= before

@@ -142,12 +142,16 @@ def _difference(graph: Graph, file: OnnxFile, images: Tensor) -> float:
 def _save(graph: Graph, path: Path, notes: Mapping[str, Any], optimised: bool) -> None:
     traced, open_size = graph.images[0], torch.export.Dim.AUTO
     sizes = {0: open_size, **({2: open_size, 3: open_size} if graph.open_sizes else {})}
-    with _quiet(), _symbolic_linspace():
-        exported = torch.export.export(graph.module.eval(), (traced,), dynamic_shapes=(sizes,), strict=False)
-        program = torch.onnx.export(
-            exported, (), opset_version=OPSET, input_names=[INPUT], output_names=list(graph.outputs), verbose=False,
-            custom_translation_table=dict(graph.operators), optimize=optimised,
-        )  # fmt: skip
+    try:
+        with _quiet(), _symbolic_linspace():
+            exported = torch.export.export(graph.module.eval(), (traced,), dynamic_shapes=(sizes,), strict=False)
+            program = torch.onnx.export(
+                exported, (), opset_version=OPSET, input_names=[INPUT], output_names=list(graph.outputs), verbose=False,
+                custom_translation_table=dict(graph.operators), optimize=optimised,
+            )  # fmt: skip
+    except Exception as error:  # tracing and translation have no common class
+        last = str(error.__cause__ or error).strip().splitlines()[0][:200]
+        raise UserError(f"the model has no form in ONNX that torch {torch.__version__} can write: {last}") from None
     assert program is not None  # it is where the exporter works on what `torch.export` made
     for key, value in notes.items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

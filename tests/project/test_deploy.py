@@ -149,7 +149,7 @@ def test_detectors_of_open_size(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["rt_detr_v2", "rf_detr"])
 def test_detectors_of_transformers(kind, tmp_path):
     config = tiny_hub_detectors.tiny_config(kind, 5)
-    config.decoder_layers = 1
+    config.decoder_layers = 2
     torch.manual_seed(0)
     model = detector_of(hub.build(FAMILIES[kind].kind, config).requires_grad_(False))
     file = DETECTION.export_onnx(

@@ -6,6 +6,7 @@ import torch
 from ms_deform_attn.onnx_graph import table
 from torch import Tensor, nn
 
+from common.hub import open_batch
 from common.onnx_file import Graph, OnnxFile, Outputs, largest_difference
 from ks_segmentation.checkpoints.folder import flat
 from ks_segmentation.config.load import load_config
@@ -28,7 +29,8 @@ class Answers(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = self.model(images)
+        with open_batch(self.model.network):
+            found = self.model(images)
         return tuple(found[name] for name in self.model.answered)
 
 

@@ -20,7 +20,7 @@ from ks_detection.data.transforms import MEAN, STD
 from ks_detection.models.hub.config import HubConfig
 from ks_detection.models.hub.criterion import PROPOSALS, TOKENS, HubCriterion, noised
 from ks_detection.models.hub.families import HEADS
-from ks_detection.models.hub.sampling import open_batch, use_operator
+from ks_detection.models.hub.sampling import use_operator
 from ks_detection.models.parts.detector import Detector
 from ks_detection.models.parts.padding import Padded, pad_images
 
@@ -82,7 +82,7 @@ class HubDetector(Detector):
 
     def alike(self, images: Tensor) -> dict:
         mask = {"pixel_mask": torch.ones_like(images[:, 0], dtype=torch.long)} if self.config.family.padded else {}
-        with open_batch(self.network):
+        with hub.open_batch(self.network):
             found = self.network(pixel_values=self._coloured(images), **mask)
         return {"pred_logits": found.logits, "pred_boxes": found.pred_boxes}
 

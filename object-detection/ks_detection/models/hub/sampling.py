@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -83,23 +77,3 @@ class RtAttention(nn.Module):
         locations = boxes[..., :2] + offsets * boxes[..., 2:] * self.offset_scale
         sampled = points_per_level(value, spatial_shapes_list, locations, weights, self.points)
         return self.output_proj(sampled), weights
-
-
-@contextmanager
-def open_batch(network: nn.Module) -> Iterator[None]:
-    """Inside, a traced graph of the network takes any number of images.
-
-    Its source file calls `len` of a tensor, which fixes the number, and checks values, which has no form in ONNX.
-    """
-    own = vars(sys.modules[type(network).__module__])
-    before = {name: own[name] for name in ("len", "torch_compilable_check") if name in own}
-
-    def length(thing: Any) -> Any:
-        return thing.shape[0] if isinstance(thing, Tensor) else builtins.len(thing)
-
-    own |= {"len": length, "torch_compilable_check": lambda *checked, **others: None}
-    try:
-        yield
-    finally:
-        del own["len"], own["torch_compilable_check"]
-        own |= before
