@@ -265,7 +265,7 @@ def open_batch(network: nn.Module) -> Iterator[None]:
     Its source file calls `len` of a tensor, which fixes the number, and checks values, which has no form in ONNX.
     """
     own: dict[str, Any] = vars(sys.modules[type(network).__module__])
-    before = {name: own[name] for name in ("len", "torch_compilable_check") if name in own}
+    before: dict[str, Any] = {name: own[name] for name in ("len", "torch_compilable_check") if name in own}
 
     def length(thing: Any) -> Any:
         return thing.shape[0] if isinstance(thing, Tensor) else builtins.len(thing)
