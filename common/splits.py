@@ -58,7 +58,7 @@ def resolve(wanted: str | Sequence[object], available: Sequence[str], what: str)
 
 def shorten(names: Sequence[str], limit: int = 60) -> str:
     """Names for an error message, all of them up to `limit`."""
-    shown = ", ".join(map(str, names[:limit]))
+    shown = ", ".join(write_list([str(name)]) for name in names[:limit])  # those with a comma as they are to be typed
     return shown + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 

@@ -118,7 +118,9 @@ class DetectionSession(Session):
         names = model.class_table.names
         known, new = [c for c in names if c in data.classes], [c for c in data.classes if c not in names]
         if not known:
-            raise UserError(f"the data shows none of the checkpoint's classes: {shorten(names)}.")
+            raise UserError(
+                f"the data shows none of the checkpoint's classes: {shorten(names)}; --data shows these, and --learn-data new ones."
+            )
         plan = forgetting_plan(forgetting, chosen, known) or plan_from(chosen, known, new, self.forgotten(flags))
         images, seed = settings[ImageConfig], settings.train.seed
 
