@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.files import find_files, unused_name
 from common.frozen import FrozenConfig
 from common.knobs import knob
-from common.onnx_file import ENDING
+from common.onnx_file import ENDING, TOLERANCE
 from common.record import write_bytes
 from common.report.curves import draw_curves
 from common.session import Answer, Opening, Problem, Session
@@ -286,8 +286,11 @@ def export(session: Session, argv: list[str]) -> None:
     loaded = session.load(given.pop("run"), given)
     kind = kind or ("onnx" if path.suffix == ENDING else session.own_format(loaded))
     if not permanent:
-        written = session.export_onnx(loaded, path) if kind == "onnx" else session.export(loaded, path, kind)
-        print(f"wrote {written}")
+        if kind == "onnx":
+            checked = f"checked in ONNX Runtime: answers as the model does with --precision fp32, to {TOLERANCE:g}"
+            print(f"wrote {session.export_onnx(loaded, path)}; {checked}")
+        else:
+            print(f"wrote {session.export(loaded, path, kind)}")
         return
     from common.evaluation import permanent as removal  # with --permanent alone
 
