@@ -18,7 +18,7 @@ from common.record import write_bytes
 from common.streams import Ordered, derive, seed_all
 
 EMBEDDING = "embedding"
-FORM = 4  # of the arrays on disk; another one is made anew
+FORM = 5  # of the arrays on disk; another one is made anew
 OTHERS = ("labels", "logits", "confidence", "located")  # what a part holds besides features
 
 
@@ -29,7 +29,7 @@ class Part:
     labels:   [N] position in the list of classes that was asked for.
     logits:   [N, C], the columns of those classes first and in their order.
     confidence: [N] how sure the best class is, 0..1.
-    located:  [M, 4] label, the best IoU of any prediction with the item, the same of those called by its class, and the
+    located:  [M, 4], of the forgotten classes' test items: label, the best IoU of any prediction with the item, the same of those called by its class, and the
         column by which the surest that covers it is called (C: "no object"); M is 0 where items are whole pictures.
     features: block name -> [N, D], the last one "embedding", which the classifier reads.
     """
@@ -58,16 +58,17 @@ def spread(names: Sequence[str], count: int) -> list[str]:
 
 
 def collect(
-    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str], most: int, size: int
+    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str], most: int, size: int, sought: int
 ) -> Answers:  # fmt: skip
     """Answers on at most `most` items (images) of each class and split, augmented ones never.
 
     size: items per batch. wanted: the blocks whose features are kept, where a block's output has a row per item.
+    sought: how many of the classes, the first ones, are looked for in the pictures (`Part.located`).
     """
 
     def part(train: bool) -> Part:
         batches = ((c, batch) for c in classes for batch in items(domain, c, train, most, size))
-        return _part(domain, model, classes, wanted, batches, locate=not train)
+        return _part(domain, model, classes, wanted, batches, classes[: 0 if train else sought])
 
     return Answers(part(True), part(False), _head(domain, model, classes))
 
@@ -88,7 +89,7 @@ def items(domain: Domain, name: str, train: bool, most: int, size: int) -> Itera
 
 def _part(
     domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str],
-    batches: Iterable[tuple[str, Batch]], locate: bool,
+    batches: Iterable[tuple[str, Batch]], sought: Sequence[str],
 ) -> Part:  # fmt: skip
     model.eval()
     columns: dict[str, list[np.ndarray]] = {}
@@ -99,7 +100,7 @@ def _part(
         with torch.inference_mode():
             with watched(model, wanted) as seen:
                 prediction = domain.predict(model, batch)
-            covers = domain.located(model, batch) if locate else None
+            covers = domain.located(model, batch) if name in sought else None
         if covers is not None:
             column = torch.tensor([*(order.index(row) for row in range(len(order))), len(order)]).to(covers)
             called = column[covers[:, 2:].long().clamp_max(len(order))]

@@ -58,7 +58,8 @@ class Battery:
             for subject, answers in self.answers.items():
                 part = _of(getattr(answers, split), group)
                 values[subject] = output.correct(part.logits, part.labels)
-            yield share("output", f"accuracy, {what}", values, self.budget.replicates, headline=headline)
+            kept = group is self.shared
+            yield share("output", f"accuracy, {what}", values, self.budget.replicates, headline=headline, kept=kept)
         yield from self._located()
         if self.references:
             vectors = {s: softmax(self._shared(a.test)[:FEW], axis=1) for s, a in self._forgotten().items()}
@@ -135,7 +136,9 @@ class Battery:
                     values = {s: getattr(one, group) for s, one in found.items()}
                     headline = group == "forgotten" and alpha == 1 and shots in (1, HEADLINE_SHOTS)
                     name = f"{group} with alpha {alpha:g}, {title(shots)}"
-                    yield share("prototype", name, values, self.budget.replicates, headline=headline, **parameters)
+                    kept = group == "retained"
+                    yield share("prototype", name, values, self.budget.replicates, headline=headline, kept=kept,
+                                **parameters)  # fmt: skip
 
     def _prototypes(self, answers: Answers, shots: int, alpha: float) -> Recovered:
         train, test = _pair(answers.train, EMBEDDING), _pair(answers.test, EMBEDDING)

@@ -74,7 +74,9 @@ class Bench:
         self.answers[name] = arrays.unpack(
             self._kept(
                 f"answers-{key}",
-                lambda: arrays.pack(arrays.collect(domain, model, self.names, places, budget.items, self.batch)),
+                lambda: arrays.pack(
+                    arrays.collect(domain, model, self.names, places, budget.items, self.batch, len(self.forgotten))
+                ),
             )
         )
         if name in (ORIGINAL, RESULT):
@@ -205,7 +207,16 @@ class Bench:
         for name, radii in self.radii.items():
             values = {s: np.isfinite(r)[None].astype(float) for s, r in radii.items()}
             medians = {s: float(np.median(np.nan_to_num(r, posinf=1))) for s, r in radii.items()}
-            found.append(share("radius", name, values, self.budget.replicates, median_radius=medians))
+            found.append(
+                share(
+                    "radius",
+                    name,
+                    values,
+                    self.budget.replicates,
+                    kept=name.startswith("retained"),
+                    median_radius=medians,
+                )
+            )
         if self.shadows.shadows:
             found += self.shadows.figures(min(battery.FEW, self.budget.replicates))
             self.not_run.pop("rmia", None)

@@ -27,6 +27,7 @@ class Figure:
     chance:     probability of so high a value, were the highest reference the truth; None without references.
     above:      the lower end of the result's interval lies above every reference (see `verdict.above` for headlines).
     headline:   counts for the verdict; the others explain.
+    kept:       about what was not to be forgotten, where a high value is no leak.
     """
 
     attack: str
@@ -40,11 +41,12 @@ class Figure:
     no_leak: str
     headline: bool
     chance: float | None
+    kept: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def above(self) -> bool:
-        return bool(self.references) and self.result.low > max(r.value for r in self.references)
+        return bool(self.references) and not self.kept and self.result.low > max(r.value for r in self.references)
 
     def record(self) -> dict[str, Any]:
         """Plain data for proof.json."""
@@ -67,8 +69,9 @@ def references_of(subjects: Mapping[str, Any]) -> list[str]:
 
 
 def share(
-    attack: str, name: str, values: Values, count: int, seed: int = 0, headline: bool = False, **parameters: Any
-) -> Figure:
+    attack: str, name: str, values: Values, count: int, seed: int = 0, headline: bool = False, kept: bool = False,
+    **parameters: Any,
+) -> Figure:  # fmt: skip
     """A figure from outcomes per item; exact intervals for one draw, else bootstrap over items.
 
     values: subject -> [draws, n].
@@ -84,7 +87,7 @@ def share(
         return clopper_pearson(round(float(outcomes.sum())), n) if len(outcomes) == 1 else found
 
     statistics = {subject: statistic(outcomes) for subject, outcomes in values.items()}
-    return _figure(attack, name, "share", statistics, n, count, seed, headline, parameters, exact)
+    return _figure(attack, name, "share", statistics, n, count, seed, headline, kept, parameters, exact)
 
 
 def distance(
@@ -92,20 +95,22 @@ def distance(
     **parameters: Any,
 ) -> Figure:  # fmt: skip
     """A figure from statistics of items, with bootstrap intervals."""
-    return _figure(attack, name, unit, statistics, n, count, seed, False, parameters, lambda subject, found: found)
+    return _figure(
+        attack, name, unit, statistics, n, count, seed, False, False, parameters, lambda subject, found: found
+    )
 
 
-def _figure(attack, name, unit, statistics, n, count, seed, headline, parameters, refined) -> Figure:  # type: ignore[no-untyped-def]
+def _figure(attack, name, unit, statistics, n, count, seed, headline, kept, parameters, refined) -> Figure:  # type: ignore[no-untyped-def]
     draws, everything = resamples(n, count, seed), np.arange(n)
     values = {subject: one(everything) for subject, one in statistics.items()}
     moved = {subject: replicates(one, draws) for subject, one in statistics.items()}
     estimates = {s: refined(s, percentile(values[s], moved[s], n)) for s in statistics}
-    found, reason = leak(values, moved, n, seed)
+    found, reason = (None, "about what was not to be forgotten") if kept else leak(values, moved, n, seed)
     references = [estimates[s] for s in references_of(estimates)]
     top = max((r.value for r in references), default=None)
     chance = None if top is None else exceeding(values[RESULT], float(moved[RESULT].std()), top, n)
     return Figure(attack, name, unit, n, estimates.get(ORIGINAL), estimates[RESULT], references, found, reason, headline,
-                  chance, parameters)  # fmt: skip
+                  chance, kept, parameters)  # fmt: skip
 
 
 def exceeding(value: float, deviation: float, top: float, n: int) -> float:

@@ -175,7 +175,7 @@ class Proof:
             "forgotten": case.forgotten,
             "known": case.known,
             "verdicts": verdict.plain(found),
-            "warnings": verdict.warnings(counts, case.shared() if references else ()),
+            "warnings": verdict.warnings(counts, len(references), case.shared()),
             "errors": verdict.errors(len(references)),
             "curve": bench.unit,
             "figures": [f.record() | ({"above": f in flagged} if f.headline else {}) for f in figures],

@@ -140,8 +140,10 @@ def percent(e: Estimate) -> str:
 
 
 def cloud(references: Sequence[Estimate]) -> str:
-    """Mean of the references and their range: '30 % [23, 34]'."""
+    """Mean of the references and their range: '30 % [23, 34]'; '30 % (one model)' of one."""
     values = [100 * r.value for r in references]
+    if len(values) == 1:
+        return f"{values[0]:.0f} % (one model)"
     return f"{sum(values) / len(values):.0f} % [{min(values):.0f}, {max(values):.0f}]"
 
 
@@ -150,14 +152,19 @@ def _interval(e: Estimate, factor: float) -> str:
     return f"[{form.format(factor * e.low)}, {form.format(factor * e.high)}]"
 
 
-def warnings(counts: Mapping[str, int], shared: Sequence[str] = ()) -> list[str]:
-    """What limits every figure: classes with few test items, and references that are not clean.
+def warnings(counts: Mapping[str, int], references: int, shared: Sequence[str] = ()) -> list[str]:
+    """What limits every figure: classes with few test items, few references, and those that are not clean.
 
     counts: forgotten class -> test items; shared: flags that name weights from elsewhere in every model.
     """
     few = [f"{name} ({count})" for name, count in counts.items() if count < FEW_ITEMS]
     found = [f"Few test items, so that intervals are wide: {', '.join(few)}."] if few else []
-    if shared:
+    if 0 < references < ENOUGH:
+        found.append(
+            f"Models that never saw the classes: {references}, where {ENOUGH} are needed to know their spread; what is called above "
+            "them may be chance."
+        )
+    if shared and references:
         told = f"The models that never saw the classes begin with weights from elsewhere ({', '.join(shared)})"
         found.append(f"{told}, which may have seen them: their figures are no clean floor.")
     return found

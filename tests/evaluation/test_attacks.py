@@ -154,8 +154,8 @@ def test_headline_figures_are_tested_together(chances, names):
 
 
 def test_references_with_weights_from_elsewhere_are_no_clean_floor():
-    assert verdict.warnings({"a": 50}) == []
-    few, floor = verdict.warnings({"a": 3, "b": 50}, ["--stem-weights"])
+    assert verdict.warnings({"a": 50}, 3) == verdict.warnings({"a": 50}, 0, ["--stem-weights"]) == []
+    few, floor = verdict.warnings({"a": 3, "b": 50}, 3, ["--stem-weights"])
     assert "a (3)" in few and "b" not in few.split(":")[1] and "--stem-weights" in floor and "no clean floor" in floor
 
 

@@ -105,7 +105,10 @@ def test_two_references_and_three_images_are_inconclusive(place):
     found = proved(place / "run")
     assert [v["level"] for v in found["verdicts"]][0] == "reversible"
     assert found["verdicts"][-1]["level"] in ("inconclusive", "suppressed")
-    assert found["warnings"] == ["Few test items, so that intervals are wide: red (3)."]
+    few, one = found["warnings"]
+    assert few == "Few test items, so that intervals are wide: red (3)." and "2, where 3 are needed" in one
+    assert not any(f["above"] or f["leak"] for f in found["figures"] if f["kept"])
+    assert {f["attack"] for f in found["figures"] if f["kept"]} == {"output", "prototype"}
     text = json.dumps(found["verdicts"]).lower()
     assert not any(word in text for word in ("proven", "deleted", "compliant"))
 
