@@ -14,7 +14,7 @@ class Budget:
     blocks:   blocks probed besides the embedding; 0: all.
     shots:    items per class of probes (below 1: a share; 0: all); draws: choices of them.
     prototypes, alphas: k and blends of the prototype attack.
-    relearn_shots, relearn_steps, relearn_rates: runs of the relearning attack; rates are multiples of the run's own.
+    relearn_shots, relearn_steps, relearn_rates: runs of the relearning attack; rates are multiples of `Case.attack_rate`.
     retain_only: also relearn without any forgotten item.
     dropped:  adapter blocks dropped one by one, at most.
     radius:   images whose recovery radius is searched, of forgotten and of retained classes each.

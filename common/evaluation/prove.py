@@ -74,7 +74,7 @@ class Proof:
         self.folder = case.folder / "proof"
         self.items = items_of(case.folder)
         self.device = devices.choose_device(config.device, 0)
-        self.bench = Bench(case.forgotten, case.retained, case.learned, self.budget, float(case.flags["lr"]),
+        self.bench = Bench(case.forgotten, case.retained, case.learned, self.budget, case.attack_rate(),
                            int(case.flags["batch_size"]), self.folder / "cache")  # fmt: skip
 
     def run(self) -> dict[str, Any]:
