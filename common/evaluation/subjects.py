@@ -75,7 +75,8 @@ class Case:
     def attack_rate(self) -> float:
         """The learning rate of a relearning attacker: the run's own, and at least what the domain takes for adapters, so
         that a method that trains whole weights at a tenth of it meets no weaker attacker."""
-        return max(float(self.flags["lr"]), float(self.session.defaults_for("swap", ())["lr"]))
+        usual: Any = self.session.defaults_for("swap", ())["lr"]
+        return max(float(self.flags["lr"]), float(usual))
 
     def _settings(self, verb: str, flags: Mapping[str, Any], **given: Any) -> Settings:
         return settings_from(self.session.run_kinds(verb), flags, **given)
