@@ -143,7 +143,7 @@ def _job() -> list[Any]:
 def _read(path: Path) -> dict[str, Any]:
     """The holder, or {} where there is none."""
     try:
-        found = json.loads(path.read_text())
+        found: Any = json.loads(path.read_text()) if path.is_file() or not path.exists() else None
     except OSError:
         return {}
     except ValueError:

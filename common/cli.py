@@ -20,6 +20,9 @@ def shortened(text: str, most: int = 1500) -> str:
 def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs `body(argv)`; a user's mistake becomes one line on stderr and exit code 2, Ctrl-C becomes 130, and
     SIGTERM or SIGHUP, where the state could be saved, 143."""
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that are no text in the terminal's encoding
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return body(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
+import numpy as np
 
 from common.images import MAX_SIDE
 from common.pictures import IMAGES, TEST, TRAIN, Pictures, first_folder
@@ -29,17 +30,59 @@ class Image(msgspec.Struct):
 
 
 class Runs(msgspec.Struct):
-    """A mask as run lengths, column by column, as numbers or in COCO's own letters."""
+    """A mask as run lengths, column by column, as numbers or in COCO's own letters; size: height, width."""
 
-    size: tuple[int, int]
-    counts: list[int] | str
+    size: tuple[Side, Side]
+    counts: list[Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE**2)]] | str
 
-    def packed(self) -> dict[str, Any]:
-        """As pycocotools takes it."""
-        from pycocotools import mask  # only for files of run lengths
+    def runs(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(first, last pixel) of each run of the mask; None where the lengths do not fill its size."""
+        height, width = map(int, self.size)
+        lengths = _numbers(self.counts) if isinstance(self.counts, str) else self.counts
+        ends = np.cumsum(lengths, dtype=np.int64)
+        if not len(ends) or ends[-1] != height * width or min(lengths) < 0:
+            return None
+        first, last = ends[:-1:2], ends[1::2] - 1
+        return first[last >= first], last[last >= first]
 
-        runs = {"size": list(self.size), "counts": self.counts}
-        return mask.frPyObjects(runs, *self.size) if isinstance(self.counts, list) else runs
+    def box(self) -> tuple[float, float, float, float] | None:
+        """Corners of what the mask covers; None where it covers nothing, or `runs` gives none."""
+        found = self.runs()
+        if found is None or not len(found[0]):
+            return None
+        (first, last), height = found, int(self.size[0])
+        whole = bool(np.any(first // height < last // height))  # a run that goes on in the next column fills both
+        top, bottom = (0, height) if whole else ((first % height).min(), (last % height).max() + 1)
+        return float(first[0] // height), float(top), float(last[-1] // height + 1), float(bottom)
+
+    def mask(self) -> np.ndarray | None:
+        """[H, W] of True and False; None where `runs` gives none."""
+        found = self.runs()
+        if found is None:
+            return None
+        height, width = map(int, self.size)
+        pixels = np.zeros(width * height, bool)
+        for first, last in zip(*found, strict=True):
+            pixels[first : last + 1] = True
+        return pixels.reshape(width, height).T
+
+
+def _numbers(letters: str) -> list[int]:
+    """Run lengths from COCO's letters: five bits each, a sixth says that more follow; from the fourth length on as the
+    difference to the last but one. Source: pycocotools, maskApi.c, rleFrString. [] where they are no such letters."""
+    found: list[int] = []
+    value = shift = 0
+    for letter in letters:
+        code = ord(letter) - 48
+        if not 0 <= code < 64 or shift > 30:
+            return []
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (1 << shift) if code & 16 else 0
+            found.append(value + (found[-2] if len(found) > 2 else 0))
+            value = shift = 0
+    return [] if shift else found
 
 
 class Shape(msgspec.Struct):

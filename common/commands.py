@@ -206,8 +206,6 @@ def predict(session: Session, argv: list[str]) -> None:
     parser = _parser(session, "predict", ("model", "folder of a finished run, or a checkpoint"), places)
     given = _given(session, parser, (AnswerConfig, *session.predict_flags), (session.source, session.view), argv)
     config = from_values(AnswerConfig, given)
-    for kind in session.predict_flags:
-        from_values(kind, given)  # its checks, before a model is read
     files = find_files(given.pop("images"), session.suffixes, f"images ({', '.join(session.suffixes)})")
     device = devices.choose_device(config.device, distributed.local_rank())
     loaded = session.load(given.pop("model"), given)
@@ -328,7 +326,10 @@ def _given(
     for kind in others:
         add_flags(parser, kind, given_only=True)
     parser.show_first((*shown, "data", "checkpoint", *session.everyday))
-    return vars(parser.parse_args(list(argv)))
+    given = vars(parser.parse_args(list(argv)))
+    for kind in (*own, *others):
+        from_values(kind, given)  # its checks, before a model is read
+    return given
 
 
 VERBS: dict[str, Callable[[Session, list[str]], int | None]] = {

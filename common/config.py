@@ -159,6 +159,8 @@ def _default(item: dataclasses.Field[Any]) -> Any:
 def _reader(kind: type) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
+            if not text.isascii() or "_" in text:  # Python would read digits of other scripts, and 1_0 as ten
+                raise ValueError
             return kind(text)
         except ValueError:
             # argparse would hide the text of any other exception

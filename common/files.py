@@ -13,16 +13,36 @@ from common.errors import UserError
 MAX_TEXT = 10_000_000  # bytes
 
 
-def read_text(path: Path) -> str:
-    """The text of a file that a user wrote. Raises UserError: missing, no UTF-8 or too large."""
+def user_path(text: str | Path) -> Path:
+    """A path as a user wrote it, `~` and `~name` replaced where such a home is known."""
+    return Path(os.path.expanduser(text))
+
+
+def check_regular(path: Path) -> None:
+    """Raises UserError for a pipe, a device or a folder: reading one may never end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file, but a {'folder' if path.is_dir() else 'pipe or device'}; name a file.")
+
+
+def read_data(path: Path) -> bytes:
+    """The bytes of a file. Raises UserError: missing, or no file."""
+    check_regular(path)
     try:
-        if path.exists() and not (path.is_file() and path.stat().st_size <= MAX_TEXT):
-            raise UserError(f"{path} is no file of at most {MAX_TEXT} bytes.")
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    except ValueError as error:  # a NUL in its name
+        raise UserError(f"cannot read {str(path)!r}: {error}.") from None
+
+
+def read_text(path: Path, most: int = MAX_TEXT) -> str:
+    """The text of a file that a user wrote. Raises UserError: missing, no file, no UTF-8 or more than `most` bytes."""
+    if path.is_file() and path.stat().st_size > most:
+        raise UserError(f"{path} is larger than a text of {most:,} bytes.")
+    try:
+        return read_data(path).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no text file.") from None
+        raise UserError(f"{path} is no text in UTF-8; write it anew.") from None
 
 
 def find_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list[Path]:
@@ -42,7 +62,9 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list
         found = (
             [path]
             if path.is_file()
-            else sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+            else sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.name[0] != "." and not p.is_dir()
+            )
         )
         if not found:
             raise UserError(f"{path} holds no {what}.")
@@ -63,7 +85,7 @@ def fingerprint(paths: Iterable[Path], about: str = "") -> str | None:
         None where there is no file.
     """
     every = list(dict.fromkeys(paths))
-    digest = hashlib.blake2b(about.encode(), digest_size=8)
+    digest = hashlib.blake2b(about.encode(errors="surrogatepass"), digest_size=8)
     for path in every:
         digest.update(f"{path.stat().st_size} ".encode())
     for path in every[:: -(-len(every) // SAMPLED) or 1]:

@@ -17,7 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.bounded import Bounded
 from common.errors import UserError
+from common.files import user_path
 from common.record import write_bytes
 from common.schema import read_json
 
@@ -43,7 +45,7 @@ def is_folder(path: str | Path) -> bool:
 
 def model_type(folder: str | Path) -> str:
     """The type that a folder's config.json states; "" where it holds no transformers model."""
-    file = Path(folder).expanduser() / CONFIG
+    file = user_path(folder) / CONFIG
     try:
         return _kind(_content(file)) if file.is_file() else ""
     except UserError:  # damaged, of whatever kind it was
@@ -72,7 +74,7 @@ def folder_of(text: str, fetch: bool = True) -> Path:
         UserError: no such folder or name, or it is no transformers model.
     """
     place = text.removeprefix(PREFIX)
-    folder = Path(place).expanduser()
+    folder = user_path(place)
     if not place or not folder.is_dir():
         if not NAME.fullmatch(place) or place.startswith("."):
             raise UserError(f"`{text}`: there is no folder {place}; give hf:FOLDER, or hf:NAME as on the hub.")
@@ -158,7 +160,7 @@ def build(kind: str, config: Any) -> nn.Module:
     """A model of a transformers class by name, at random, in eval mode."""
     import transformers
 
-    with one_line(f"a {kind} of this {CONFIG} cannot be built"):
+    with one_line(f"a {kind} of this {CONFIG} cannot be built"), Bounded(f"this {CONFIG}"):
         return getattr(transformers, kind)(config).eval()
 
 

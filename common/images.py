@@ -8,6 +8,7 @@ grey become RGB; of several frames the first is taken. Values of more than 8 bit
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ MAX_SIDE = 32_767
 MAX_RATIO = 100  # longer side over shorter side
 DRAFT = 2**24  # pixels: larger JPEG files are decoded at a fraction of their size where that is enough
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 LOSSY = ("JPEG", "MPO", "JPEG2000")  # no format for class ids
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -61,7 +63,7 @@ def open_image(source: Any, name: str = "", least: int = 0, upright: bool = True
             return _rgb(source, refuse)
         if not isinstance(source, Path | bytes):
             refuse(f"a picture is a PIL image, a uint8 array or a tensor, this is a {type(source).__name__}")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _opened(source, refuse) as image:
             _check_size(image.size, refuse)
             factor = min(image.size) // least if least and image.width * image.height > DRAFT else 1
             if factor > 1:
@@ -75,26 +77,25 @@ def open_ids(path: Path, read: Callable[[Image.Image], np.ndarray]) -> np.ndarra
     Raises:
         ImageError: missing, damaged, too large, JPEG, or of fractions.
     """
-    with _told(str(path)) as refuse, Image.open(path) as image:
+    with _told(str(path)) as refuse, _opened(path, refuse) as image:
         _check_size(image.size, refuse)
         if image.format in LOSSY:
             refuse(f"a mask in {image.format} has lost its class ids; use PNG")
         if image.mode == "F":
             refuse("a mask holds whole numbers, not fractions")
-        return read(ImageOps.exif_transpose(image))
+        return read(_upright(image))
 
 
 def size_of(source: Path | bytes, name: str = "") -> tuple[int, int]:
     """(width, height) of the upright picture, from the header of a file or of its bytes. Raises ImageError."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _told(name or str(source)) as refuse, Image.open(file) as image:
+    with _told(name or str(source)) as refuse, _opened(source, refuse) as image:
         _check_size(image.size, refuse)
         return _upright_size(image)
 
 
 def is_turned(path: Path) -> bool:
     """Whether a file's EXIF orientation swaps width and height."""
-    with _told(str(path)), Image.open(path) as image:
+    with _told(str(path)) as refuse, _opened(path, refuse) as image:
         return image.getexif().get(0x0112) in TURNED
 
 
@@ -104,12 +105,21 @@ def probe(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: missing, too large, or cut short.
     """
-    with _told(str(path)) as refuse, Image.open(path) as image:
+    with _told(str(path)) as refuse, _opened(path, refuse) as image:
         _check_size(image.size, refuse)
         size = _upright_size(image)
         if image.format != "JPEG" or not _ends(path):
             image.load()
         return size
+
+
+def _opened(source: Path | bytes, refuse: Callable[[str], None]) -> Image.Image:
+    """The picture, undecoded; of the formats of photographs and masks only, for Pillow runs other programs for some."""
+    if isinstance(source, bytes):
+        return Image.open(io.BytesIO(source), formats=FORMATS)
+    if not stat.S_ISREG(source.stat().st_mode):
+        refuse("no file, but a folder, pipe or device")
+    return Image.open(source, formats=FORMATS)
 
 
 def _ends(path: Path) -> bool:
@@ -158,9 +168,15 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if image.getexif().get(0x0112) in TURNED else (width, height)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture itself, or a turned copy where its EXIF orientation asks for one."""
+    image.load()  # Pillow turns a TIFF itself then
+    return ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+
+
 def _rgb(image: Image.Image, refuse: Callable[[str], None], upright: bool = True) -> Image.Image:
     _check_size(image.size, refuse)
-    image = ImageOps.exif_transpose(image) if upright else image
+    image = _upright(image) if upright else image
     if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F
         return _from_array(np.asarray(image), refuse)
     if "transparency" in image.info and image.mode == "P":

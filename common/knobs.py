@@ -9,6 +9,8 @@ from typing import Any
 
 from common.errors import UserError
 
+LARGEST = 10**9  # of a setting without an upper bound of its own
+
 
 def knob(
     default: Any,
@@ -28,10 +30,10 @@ def knob(
         most, below: the largest value, or the one that must not be reached. NaN lies within no bounds.
         per_phase: the text holds one number per phase, see `Settings.check_lists`.
 
-    A number without any of these bounds must not be negative.
+    A number without a lower bound must not be negative; no number without an upper one may be above `LARGEST`.
     """
     bounds = {"least": least, "above": above, "most": most, "below": below}
-    if isinstance(default, int | float) and not isinstance(default, bool) and set(bounds.values()) == {None}:
+    if isinstance(default, int | float) and not isinstance(default, bool) and least is None and above is None:
         bounds["least"] = 0
     metadata = {
         "help": help,
@@ -67,8 +69,8 @@ def check(name: str, value: Any, bounds: dict[str, Any]) -> None:
         value < bounds["below"] if "below" in bounds else True,
     ]
     if all(fits):
-        if math.isinf(value):
-            raise UserError(f"{name} must be a finite number, got {value}.")
+        if high is None and value > LARGEST:
+            raise UserError(f"{name} must be at most {LARGEST:,}, got {value}.")
         return
     first = "above 0" if "above" in bounds else "0"
     if (low, high) == (0, 1):

@@ -44,6 +44,12 @@ class Observer:
         self.sampling = Sampling(config, len(plan.groups), settles)
         self.metrics: list[dict[str, Any]] = []
 
+    def of(self, model: nn.Module) -> Observer:
+        """The same for another model, with the same record."""
+        other = Observer(self.domain, self.plan, model, self.run, self.format, self.device, self.gallery)
+        other.metrics = self.metrics
+        return other
+
     @contextmanager
     def answering(self) -> Iterator[None]:
         """The model in inference mode, adapters merged."""

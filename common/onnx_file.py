@@ -12,20 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from common.claim import PART
 from common.errors import UserError
+from common.schema import typed
 
 ENDING = ".onnx"
 OPSET = 18
+AGAIN = "write it again with `export --to onnx`"
 TOLERANCE = 1e-4
 INPUT = "pixel_values"
 LARGEST = 2_000_000_000  # bytes of weights that one file of protocol buffers holds
 Outputs = Sequence[Tensor]
+T = TypeVar("T")
 
 
 def largest_difference(own: Outputs, others: Outputs) -> float:
@@ -55,6 +59,15 @@ class Graph:
     operators: Mapping[Any, Any] = field(default_factory=dict)
 
 
+class Notes(msgspec.Struct):
+    """The metadata of a file."""
+
+    classes: list[str]
+    groups: dict[str, list[str]]
+    flags: dict[str, Any]
+    settings: dict[str, Any]
+
+
 class OnnxFile:
     """A file that `write` made, in ONNX Runtime.
 
@@ -76,19 +89,33 @@ class OnnxFile:
             raise UserError(f"{path} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}.") from None
         notes = self._session.get_modelmeta().custom_metadata_map
         try:
-            self.task: str = notes["task"]
-            self.classes, self.groups, self.flags, self.settings = (
-                json.loads(notes[key]) for key in ("classes", "groups", "flags", "settings")
-            )
-        except (KeyError, ValueError):
+            self.task, self.path = str(notes["task"]), path
+            found = {key: json.loads(notes[key]) for key in ("classes", "groups", "flags", "settings")}
+        except (KeyError, ValueError, RecursionError):
             raise UserError(
                 f"{path} holds no classes: it was not written by `export --to onnx` of this package."
             ) from None
+        told = typed(found, Notes, f"metadata of {path}", AGAIN)
+        self.classes, self.groups, self.flags, self.settings = told.classes, told.groups, told.flags, told.settings
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
-        """The outputs for images [N, 3, H, W], on the CPU."""
-        found = self._session.run(None, {INPUT: images.detach().cpu().float().numpy()})
-        return [torch.from_numpy(values) for values in found]
+    def told(self, kind: type[T]) -> T:
+        """The settings as `kind`. Raises UserError where they are of another form."""
+        return typed(self.settings, kind, f"metadata of {self.path}", AGAIN)
+
+    def __call__(self, images: Tensor, count: int = 0) -> list[Tensor]:
+        """The outputs for images [N, 3, H, W], on the CPU; `count` of them, where that is said.
+
+        Raises:
+            UserError: the graph is of another form.
+        """
+        try:
+            values = self._session.run(None, {INPUT: images.detach().cpu().float().numpy()})
+        except Exception as error:  # onnxruntime's errors have no common class but this
+            raise UserError(f"{self.path} cannot be run: {str(error).splitlines()[0]}; {AGAIN}.") from None
+        found = [torch.from_numpy(value) for value in values]
+        if len(found) != (count or len(found)) or any(len(value) != len(images) for value in found):
+            raise UserError(f"{self.path} does not give {count} outputs with an entry per image; {AGAIN}.")
+        return found
 
     @staticmethod
     def placeholder() -> nn.Parameter:

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from common.claim import PART, Claim
 from common.errors import UserError
+from common.files import read_data
 from common.knobs import knob
 from common.schema import checked_json, read_json, typed
 
@@ -67,6 +68,8 @@ class RunConfig(msgspec.Struct):
 
     identity: Identity
     flags: dict[str, Any] = {}
+    threads: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    precision: str = "auto"
 
 
 @dataclass
@@ -100,9 +103,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """The same of text in UTF-8; what has no such form, in the names of files, is written as an escape."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
 def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
     """Writes JSON, readable or on one line (`indent` None), atomically."""
-    write_bytes(path, (json.dumps(data, indent=indent, default=str) + "\n").encode())
+    write_text(path, json.dumps(data, indent=indent, default=str) + "\n")
 
 
 def save_tensors(path: Path, data: Any) -> None:
@@ -139,7 +147,7 @@ def read_lines(path: Path, kind: Any = None) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    for number, line in enumerate(read_data(path).splitlines(keepends=True), 1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

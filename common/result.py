@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import tempfile
 import weakref
@@ -17,9 +18,11 @@ from common.adapters.named import Named
 from common.config import apply_values, flag, from_values
 from common.errors import UserError
 from common.evaluation.run_measures import history_of
+from common.frozen import FrozenConfig
 from common.record import METRICS, Callback, read_lines
 from common.session import Session
 from common.settings import Settings, settings_from
+from common.splits import write_list
 from common.trainer import run_plan
 
 Told = Callable[[Mapping[str, Any]], None]  # what a watching function is
@@ -161,6 +164,17 @@ def _as_words(values: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def _flags(session: Session, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags of a domain by name, lists of names as the command line has them. Raises UserError for an unknown one."""
+    known = {item.name for kind in (session.source, session.view, FrozenConfig) for item in fields(kind)}
+    for name in given:
+        if name not in known | {*session.lists}:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UserError(f"load_run has no setting {name!r}" + (f"; did you mean {near[0]}?" if near else "."))
+    texts = [name for name, value in given.items() if isinstance(value, list | tuple) and name not in session.lists]
+    return {**given, **{name: write_list(map(str, given[name])) for name in texts}}
+
+
 def loader(session: Session) -> Callable[..., Result]:
     """`load_run` of a domain's package."""
 
@@ -175,7 +189,7 @@ def loader(session: Session) -> Callable[..., Result]:
         Raises:
             UserError: there is no run, or no result yet.
         """
-        path = session.run_folder(path)
+        path, flags = session.run_folder(path), _flags(session, flags)
         if not session.is_run(path):
             raise UserError(f"{path} is no run (config.json is missing); name the folder of a finished swap.")
         base = session.load(path, flags, model).base
@@ -202,7 +216,7 @@ def loader_of_several(session: Session) -> Callable[..., Named]:
         named = runs if isinstance(runs, Mapping) else {Path(run).name: run for run in runs}
         if not named:
             raise UserError("no runs are named; name run folders.")
-        first = session.load_base(session.run_folder(next(iter(named.values()))), flags, model)
+        first = session.load_base(session.run_folder(next(iter(named.values()))), _flags(session, flags), model)
         swaps = Named(first.model, first.classes)
         for name, run in named.items():
             swaps.add(name, session.run_folder(run))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from common.errors import UserError
+from common.files import read_data
 
 T = TypeVar("T")
 
@@ -23,10 +24,7 @@ def read_json(path: Path, kind: type[T] | Any = Any, advice: str = "remove the f
     Raises:
         UserError: missing, no JSON, or of another form; names the place.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+    data = read_data(path)
     if kind is not Any:
         try:
             return msgspec.json.decode(data, type=kind)

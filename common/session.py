@@ -16,6 +16,7 @@ from common.config import Parser
 from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.run_measures import standing
+from common.files import user_path
 from common.hub import PREFIX, is_hub
 from common.plan import Plan, from_record
 from common.record import read_run_config
@@ -108,6 +109,7 @@ class Session:
     shared_flags: flags that name weights from elsewhere with which a model trained from scratch begins.
     cache_flags: flags that name folders for caches, which a dry run does without.
     own_flags: flags that fetch or write something, so that a run folder's record of them is not followed.
+    lists:     flags of several values, which are no texts.
     suffixes:  endings of image files.
     formats:   what `export` can write; see `own_format`.
     """
@@ -128,6 +130,7 @@ class Session:
     shared_flags: Sequence[str] = ()
     own_flags: Sequence[str] = ()
     cache_flags: Sequence[str] = ()
+    lists: Sequence[str] = ()
     suffixes: Sequence[str] = ()
     formats: Sequence[str] = ()
 
@@ -202,9 +205,9 @@ class Session:
         """The folder of a run: a path, hf:FOLDER, or hf:NAME of a swap on the hub, which is fetched; of a model there it
         is a folder with the model's config alone."""
         text = str(path)
-        local = Path(text.removeprefix(PREFIX) if is_hub(text) else text)
-        if not is_hub(text) or local.expanduser().exists():
-            return local.expanduser() if is_hub(text) else local
+        local = user_path(text.removeprefix(PREFIX) if is_hub(text) else text)
+        if not is_hub(text) or local.exists():
+            return local if is_hub(text) else Path(text)
         return fetched(text.removeprefix(PREFIX), or_model=True)
 
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
@@ -291,7 +294,7 @@ class Session:
         self._check_result(folder, record["identity"])
         flags = self.joined(record.get("flags", {}), given)
         path = self.base_path(flags) if model is None else ""
-        if path and not Path(path).expanduser().exists():
+        if path and not user_path(path).exists():
             raise UserError(f"the base model of {folder}, {path}, is not there; name it with --checkpoint.")
         return self.base(flags) if model is None else self.given_model(model, flags)
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from common.errors import UserError
+from common.files import read_text
 from common.streams import derive
 
 
 def read_list(text: str) -> list[str]:
     """Names from a flag: 'a,b,c', '"salt, pepper",c', or '@file' with one per line (# starts a comment)."""
     if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text().splitlines()
-        except OSError as error:
-            raise UserError(f"cannot read class list {text[1:]}: {error.strerror}.") from None
-        except UnicodeDecodeError:
-            raise UserError(f"class list {text[1:]} is no text file.") from None
-        return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
-    return [piece.strip() for piece in next(csv.reader([text], skipinitialspace=True), []) if piece.strip()]
+        lines = read_text(Path(text[1:])).splitlines()
+        named = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+        if not named:
+            raise UserError(f"{text} names no class; write one per line.")
+        return named
+    try:
+        return [piece.strip() for piece in next(csv.reader([text], skipinitialspace=True), []) if piece.strip()]
+    except csv.Error as error:
+        raise UserError(f"class list {shorten([text[:80]])!r} cannot be read: {error}.") from None
 
 
 def write_list(names: Iterable[str]) -> str:
@@ -46,7 +49,7 @@ def resolve(wanted: str | Sequence[object], available: Sequence[str], what: str)
     for entry in entries:
         if entry in available:
             names.append(entry)
-        elif entry.isdecimal() and int(entry) < len(available):
+        elif re.fullmatch("[0-9]{1,9}", entry) and int(entry) < len(available):
             names.append(available[int(entry)])
         else:
             raise UserError(f"{what}: unknown class {entry!r}; there are: {shorten(available)}.")

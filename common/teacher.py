@@ -60,6 +60,8 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
     for name, value in state.items():
         if own[name].shape != value.shape:  # stacked adapters grow
             layer, _, leaf = name.rpartition(".")
+            if not leaf.startswith("past_"):
+                raise ValueError(f"{name} is {tuple(value.shape)}, the model has {tuple(own[name].shape)}")
             setattr(model.get_submodule(layer), leaf, value.to(own[name].device, copy=True))
         else:
             own[name].copy_(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,6 +50,14 @@ def optimizer(
     plain = [p for p in parameters if p.dim() <= 1 or id(p) in free]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def take_up(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Loads an optimizer's state. Raises ValueError where it is that of other parameters."""
+    optimizer.load_state_dict(dict(state))
+    for parameter, values in optimizer.state.items():
+        if any(isinstance(v, torch.Tensor) and v.dim() and v.shape != parameter.shape for v in values.values()):
+            raise ValueError("the optimizer's state is of other parameters")
 
 
 def check_finite(model: nn.Module, title: str) -> None:

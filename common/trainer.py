@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common import (
     adapters,
+    before,
     devices,
     distributed,
     dry_run,
@@ -39,9 +40,8 @@ from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks
 from common.session import Opening
 from common.settings import Settings
 from common.settling import Settling
-from common.state import Interrupted, Stop, changing, on_device, read_state
+from common.state import Interrupted, Stop, collected, read_state, take_up, taking_up
 from common.streams import Stream, derive, seed_all
-from common.teacher import fill
 from common.timing import peak_memory
 
 
@@ -171,10 +171,7 @@ class Trainer:
             if distributed.from_main(found):
                 self._resume()
             with self.stop.listening():
-                if not self.observer.metrics:
-                    self.observer.score(phase=0, action="start", epoch=0, step=0, end=True)
-                    self.observer.expect()
-                    self.observer.show("before")
+                before.begin(self)
                 for phase in self.plan.phases[self.done["phase"] - 1 :]:
                     self._train(phase)
             if not self.observer.exported():  # taken away or damaged since
@@ -291,7 +288,8 @@ class Trainer:
         if fresh and not self.config.carry_optimizer:
             self.optimizer = trainable.optimizer(self.parameters, self.rows, self.config)
         if self.resumed is not None and (not fresh or self.config.carry_optimizer):
-            self.optimizer.load_state_dict(self.resumed)
+            with taking_up(self.run.path("state.pt")):
+                trainable.take_up(self.optimizer, self.resumed)
         self.resumed = None  # else it belongs to the phase before
         self.wrapped = distributed.wrap(self.objective, self.device, unused=not lora.adapters(self.model))
         if fresh or not self.factors:
@@ -324,6 +322,7 @@ class Trainer:
         return zip(batches("target", phase.target), batches("keep", phase.keep), batches("gone", gone), strict=False)
 
     def _end(self, phase: Phase, steps: int, limit: int, per_epoch: int) -> None:
+        before.look(self)
         self.model.eval()
         self.average.settle()
         with precision.autocast(self.format, self.device):
@@ -346,23 +345,11 @@ class Trainer:
         self.run.append(STEPS, self.pending)
         self.done["steps"] += len(self.pending)
         self.done["metrics"] = len(self.observer.metrics)
-        before, self.cpu = self.cpu, time.process_time()
-        self.done["cpu_seconds"] = self.done.get("cpu_seconds", 0.0) + self.cpu - before  # scoring included
+        since, self.cpu = self.cpu, time.process_time()
+        self.done["cpu_seconds"] = self.done.get("cpu_seconds", 0.0) + self.cpu - since  # scoring included
         self.done["peak_memory"] = max(self.done["peak_memory"], peak_memory(self.device))
         self.pending = []
-        state = {
-            "done": dict(self.done),
-            "model": changing(self.model),
-            "factors": self.factors,
-            "optimizer": self.optimizer.state_dict(),
-            "method": self.method.state_dict(),
-            "own": self.method.own.state_dict() if self.method.own is not None else {},
-            "guard": self.guard.state_dict(),
-            "settling": self.settling.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": self.average.state_dict(),
-        }
-        save_tensors(self.run.path("state.pt"), state)
+        save_tensors(self.run.path("state.pt"), collected(self))
 
     def _resume(self) -> None:
         """Takes up the last saved state, or starts again where none was saved yet."""
@@ -373,17 +360,7 @@ class Trainer:
                 raise UserError(f"{path} of a finished run is gone: add --overwrite to train anew.")
             self._cut(0, 0)
             return
-        fill(self.model, state["model"])
-        if self.method.own is not None:
-            self.method.own.load_state_dict(state["own"])
-        self.method.load_state_dict(on_device(self.device, state["method"]))
-        self.guard.load_state_dict(on_device(self.device, state["guard"]))
-        self.settling.load_state_dict(state.get("settling", {}))
-        self.scaler.load_state_dict(state["scaler"])
-        if "average" in state:
-            self.average.load_state_dict(state["average"])
-        self.done, self.resumed = state["done"], state["optimizer"]
-        self.factors = on_device(self.device, state["factors"])
+        self.resumed = take_up(self, state, path)
         self._cut(self.done["metrics"], self.done["steps"])
         if distributed.is_main() and self.done["phase"] <= len(self.plan.phases):
             print(f"continuing {self.run.folder} at phase {self.done['phase']}, step {self.done['step']}", flush=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import user_path
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "module")
 DEEPEST = 8  # wrappers within each other; a file can hold one that holds itself
@@ -80,7 +81,7 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
     Raises:
         UserError: no such file, damaged, holds objects that would run code, or no dictionary.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path}: {'is a folder' if path.is_dir() else 'no such file'}.")
     with _one_line(f"checkpoint {path}"):

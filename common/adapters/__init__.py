@@ -18,8 +18,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import read_data
 from common.lora import Adapter, adapters, inject, put_back
-from common.record import name_of, write_bytes, write_json
+from common.record import name_of, write_bytes, write_json, write_text
 from common.rows import put_rows
 from common.schema import checked_json
 
@@ -32,9 +33,9 @@ SAME = 1e-6  # relative difference of the mean size of weights that are the same
 class Layout(msgspec.Struct):
     """How an adapter's layer is made of its tensors."""
 
-    parts: int
-    rank: Annotated[int, msgspec.Meta(ge=1)]
-    scale: float
+    parts: Annotated[int, msgspec.Meta(ge=1, le=64)]
+    rank: Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+    scale: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 
 
 class Fingerprint(msgspec.Struct):
@@ -106,7 +107,7 @@ def write(folder: Path, data: bytes, config: Mapping[str, Any], info: Mapping[st
     """The four files of an adapter."""
     write_bytes(folder / WEIGHTS, data)
     write_json(folder / CONFIG, config)
-    write_bytes(folder / CARD, card(info).encode())
+    write_text(folder / CARD, card(info))
     write_json(folder / SWAP, info)  # last: its digest tells whether the three belong together
 
 
@@ -280,11 +281,9 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def read_tensors(path: Path) -> tuple[bytes, dict[str, Tensor]]:
     """(content, tensors) of a .safetensors. Raises UserError when it cannot be read or is damaged."""
+    data = read_data(path)
     try:
-        data = path.read_bytes()
         return data, from_bytes(data)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); the command of its run writes it again.") from None
 

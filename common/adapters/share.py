@@ -15,7 +15,7 @@ from typing import Any
 
 from common import adapters
 from common.errors import UserError
-from common.files import find_files
+from common.files import find_files, user_path
 from common.hub import NAME, PREFIX, is_folder
 from common.record import name_of, read_run_config, write_bytes
 
@@ -51,7 +51,7 @@ def public(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     flags = {name: value for name, value in record["flags"].items() if _harmless(name, value)}
     base = str(record["flags"].get("checkpoint") or "")
-    if base.startswith(PREFIX) and not Path(base.removeprefix(PREFIX)).expanduser().exists():
+    if base.startswith(PREFIX) and not user_path(base.removeprefix(PREFIX)).exists():
         flags["checkpoint"] = base
     kept = {name: record[name] for name in ("precision", "threads") if name in record}
     known = {name: record["identity"][name] for name in ("domain", "plan") if name in record["identity"]}

@@ -43,7 +43,7 @@ def weight_files(path: Path | None) -> dict[str, str]:
 def data_digest(names: Iterable[str]) -> tuple[str, int]:
     """(SHA-256 of the sorted list of items, each with its size in bytes where it is a file; how many)."""
     lines = sorted(f"{n}\t{Path(n).stat().st_size}" if Path(n).is_file() else n for n in set(names))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest(), len(lines)
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest(), len(lines)
 
 
 def items_of(folder: Path) -> list[str]:

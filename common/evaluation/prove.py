@@ -39,10 +39,12 @@ IMPORTS = ("torchvision.transforms.v2", "sklearn.svm", "sklearn.linear_model")  
 class ProveConfig(Checked):
     """The proof."""
 
-    references: int = knob(COUNT, "models without the forgotten classes to train and compare with; 0: none", least=0)
+    references: int = knob(COUNT, "models without the forgotten classes to train and compare with; 0: none", most=1000)
     reference_runs: str = knob("", "run folders of such models, comma separated, instead of training some")
     shadow_runs: str = knob("", "base models that know the forgotten classes but not all their pictures, for RMIA")
-    jobs: int = knob(0, "processes that train references and attack; 0: one more than the CPU has cores, one on a GPU")
+    jobs: int = knob(
+        0, "processes that train references and attack; 0: one more than the CPU has cores, one on a GPU", most=256
+    )
     budget: str = knob("quick", "how much the attacker may spend", list(BUDGETS))
     device: str = knob("auto", "auto, cpu, cuda or cuda:N")
 

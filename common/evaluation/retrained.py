@@ -17,7 +17,7 @@ import yaml
 from common import commands, hub
 from common.claim import in_use
 from common.errors import UserError
-from common.record import read_run_config, write_bytes
+from common.record import read_run_config, write_text
 from common.schema import read_json
 from common.session import Session
 from common.splits import write_list
@@ -78,7 +78,7 @@ class References:
         known = self._known()
         values = {name: value for name, value in {**self.flags, **changed}.items() if name in known}
         place, package = self.place, type(self.session).__module__.partition(".")[0]
-        write_bytes(place / "recipe.yaml", yaml.safe_dump(values, allow_unicode=True).encode())
+        write_text(place / "recipe.yaml", yaml.safe_dump(values, allow_unicode=True))
         rows = []
         for seed in range(int(self.flags["seed"]) + 1, int(self.flags["seed"]) + count + 1):
             words = ("-m", package, "pretrain", "--config", str(place / "recipe.yaml"), "--seed", str(seed), *more)

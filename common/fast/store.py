@@ -39,11 +39,11 @@ class Store:
         self.full = False
         self.places: dict[bytes, tuple[int, int]] = {}
         self.seen = 0  # bytes of the index that were read
+        make_folder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             self.data, self.index = (self._open(ending) for ending in ("bin", "idx"))
         except OSError as error:
-            raise UserError(f"`--feature-cache {folder}` cannot be written: {error.strerror or error}.") from None
+            raise _unwritable(folder, error) from None
 
     def _open(self, ending: str) -> int:
         return os.open(self.folder / f"{self.name}.{ending}", os.O_RDWR | os.O_CREAT, 0o644)
@@ -101,6 +101,18 @@ class Store:
         for key, start, size in ENTRY.iter_unpack(fresh[:whole]):
             self.places[key] = (start, size)
         self.seen += whole
+
+
+def make_folder(folder: Path) -> None:
+    """Raises UserError where it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"`--feature-cache {folder}` cannot be written: {error.strerror or error}; name another folder.")
 
 
 def _write(file: int, content: bytes, start: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.record import write_bytes
+from common.record import write_text
 from common.report.page import render
 from common.report.runs import read_run
 
@@ -17,5 +17,5 @@ def write(folders: Sequence[str | Path], path: str | Path, title: str = "") -> P
         UserError: a folder is no run.
     """
     path = Path(path)
-    write_bytes(path, render([read_run(folder) for folder in folders], title, place=path.parent).encode())
+    write_text(path, render([read_run(folder) for folder in folders], title, place=path.parent))
     return path

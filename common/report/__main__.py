@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.cli import main
 from common.config import Parser
-from common.record import write_bytes, write_json
+from common.record import write_json, write_text
 from common.report.columns import COLUMNS
 from common.report.page import render
 from common.report.runs import find_runs, summary
@@ -43,7 +43,7 @@ def body(argv: list[str]) -> int:
     if args.json:
         write_json(Path(args.json), [summary(run) for run in runs])
     if args.html:
-        write_bytes(Path(args.html), render(runs, args.title, columns, place=Path(args.html).parent).encode())
+        write_text(Path(args.html), render(runs, args.title, columns, place=Path(args.html).parent))
         print(f"page in {args.html}", file=sys.stderr)
     return 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.domain import Evaluation
 from common.errors import UserError
-from common.record import write_bytes
+from common.record import write_text
 from common.report.plots import finite
 from common.report.svg import Axes, Line, drawing
 from common.report.table import Table
@@ -34,7 +34,7 @@ def draw_curves(found: Mapping[str, Evaluation], path: Path, axes: tuple[str, st
             title = f"{name}, mean {100 * sum(curve) / len(curve):.0f}"
             lines.append(Line(title, 360 * number / len(evaluation.curves), points))
         charts.append((lines, Axes(*axes, (0, 1), [(0, 1, group)])))
-    write_bytes(path, drawing(charts).encode())
+    write_text(path, drawing(charts))
 
 
 def draw_scores(table: Table) -> str:

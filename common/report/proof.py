@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from common.record import write_bytes
+from common.record import write_text
 from common.report import flow
 from common.report.sections import by_picture
 from common.report.svg import Axes, Line, chart
@@ -33,7 +33,7 @@ ATTACKS = {
 
 def write(found: Mapping[str, Any], path: Path, pictures: Pictures = MappingProxyType({})) -> Path:
     """Writes the page of the content of proof.json; its path. pictures: see `render`."""
-    write_bytes(path, render(found, pictures).encode())
+    write_text(path, render(found, pictures))
     return path
 
 

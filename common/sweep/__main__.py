@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from common.cli import main
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.errors import UserError
-from common.record import write_bytes, write_json
+from common.record import write_json, write_text
 from common.report.columns import USUAL
 from common.report.curves import draw_scores
 from common.report.page import render
@@ -126,11 +126,11 @@ def write_tables(sweep: Sweep) -> None:
     runs, names = [read_run(row.folder) for row in done], {row.folder: row.label for row in done}
     columns = sweep.columns or USUAL
     text, found = markdown(runs, columns, names), tables(runs, columns, names)
-    write_bytes(sweep.out / "table.md", text.encode())
-    write_bytes(sweep.out / "table.csv", "\n".join(map(csv_text, found)).encode())
-    write_bytes(sweep.out / "scores.svg", draw_scores(found[0]).encode())
+    write_text(sweep.out / "table.md", text)
+    write_text(sweep.out / "table.csv", "\n".join(map(csv_text, found)))
+    write_text(sweep.out / "scores.svg", draw_scores(found[0]))
     write_json(sweep.out / "figures.json", [summary(run) for run in runs])
-    write_bytes(sweep.out / "report.html", render(runs, sweep.out.name, columns, names, sweep.out).encode())
+    write_text(sweep.out / "report.html", render(runs, sweep.out.name, columns, names, sweep.out))
     print(f"{text}\n{len(done)} of {len(sweep.rows)} rows; page in {sweep.out / 'report.html'}")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from common.claim import alone, exists
 from common.config import flag
 from common.errors import UserError
-from common.record import write_bytes
+from common.record import write_text
 from common.report.columns import chosen
 from common.report.runs import read_run
 from common.sweep.rows import Row, Sweep
@@ -64,7 +64,7 @@ def tune(sweep: Sweep, trials: int, jobs: int, carried_out: Carried) -> dict[str
             lost = optuna.trial.TrialState.PRUNED  # a run without a result is a bad one
             studies[label].tell(trial, value, state=lost if value is None else None)
     best = {label: _best(study) for label, study in studies.items()}
-    write_bytes(sweep.out / "tuned.yaml", "".join(f"{json.dumps(k)}: {v}\n" for k, v in best.items()).encode())
+    write_text(sweep.out / "tuned.yaml", "".join(f"{json.dumps(k)}: {v}\n" for k, v in best.items()))
     return best
 
 

@@ -15,7 +15,7 @@ from common.images import png
 from ks_segmentation.data.augment import scoring_view
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.data.sets import Item
-from ks_segmentation.models.parts.inference import resized
+from ks_segmentation.models.parts.inference import ids_at, resized, segment
 from ks_segmentation.models.parts.segmenter import Segmenter
 
 SHORTEST, LONGEST = 240, 320  # pixels of the longer side of one image in the gallery
@@ -33,7 +33,7 @@ def colour(row: int) -> tuple[int, int, int]:
 def painted(pixels: np.ndarray, ids: np.ndarray, opacity: float = 0.6) -> np.ndarray:
     """[H, W, 3] the image with every class id in its colour, edges drawn; ignored pixels stay as they are."""
     result, levels = pixels.copy(), (1 - opacity) * np.arange(256)
-    for row in np.flatnonzero(np.bincount(ids.ravel())):
+    for row in np.flatnonzero(pixels_of(ids)):
         where = ids == row
         for channel, value in enumerate(colour(int(row)) if row != IGNORE else ()):
             table = (levels + opacity * value).astype(np.uint8)  # no fractions of a whole large image
@@ -49,7 +49,17 @@ def segment_pixels(model: Segmenter, pixels: np.ndarray) -> np.ndarray:
     """[H, W] class ids of an image [H, W, 3] uint8 RGB, of any size."""
     view = scoring_view(torch.from_numpy(pixels).permute(2, 0, 1), model.config.INPUT)
     image = model.normalise(view[None].to(model.pixel_mean.device))
-    return model.segment(image, [pixels.shape[:2]])[0].to(torch.int16).cpu().numpy()
+    scores = next(segment(model, image, [pixels.shape[:2]]))
+    return ids_at(scores, pixels.shape[:2], torch.int16).cpu().numpy()
+
+
+def pixels_of(ids: np.ndarray) -> np.ndarray:
+    """How many pixels each class id has, by id; strip by strip, for numpy counts a copy in 64 bits."""
+    strips = (np.bincount(ids[top : top + 256].ravel()) for top in range(0, len(ids), 256))
+    counts = np.zeros(int(ids.max()) + 1, np.int64)
+    for strip in strips:
+        counts[: len(strip)] += strip
+    return counts
 
 
 def side_by_side(pixels: np.ndarray, masks: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.images import ImageError, open_image, png
 from common.session import Answer
 from ks_segmentation.data.masks import IGNORE
-from ks_segmentation.gallery import painted, segment_pixels
+from ks_segmentation.gallery import painted, pixels_of, segment_pixels
 
 
 def answers(
@@ -44,6 +44,6 @@ def answers(
 
 def _shares(ids: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """Class name -> share of the pixels, the largest first."""
-    counts = np.bincount(ids.ravel())
+    counts = pixels_of(ids)
     order = [row for row in np.argsort(-counts, kind="stable") if counts[row]]
     return {names[row] if row < len(names) else f"row_{row}": float(counts[row] / ids.size) for row in order}

@@ -15,6 +15,7 @@ from common.chance import ChanceConfig, refuse_chance
 from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
+from common.files import user_path
 from common.frozen import FrozenConfig
 from common.knobs import knob
 from common.onnx_file import Graph, OnnxFile
@@ -98,6 +99,7 @@ class SegmentationSession(Session):
     data_flags = ("learn_data", "data_classes", *PUBLISHED)
     base_flags = ("opts",)
     own_flags = cache_flags = ("cache_dir",)
+    lists = ("opts",)
     suffixes = layouts.SUFFIXES
     formats = ("detectron2", "folder")
 
@@ -191,7 +193,7 @@ class SegmentationSession(Session):
                     name = "`--class-names`" if source.class_names else "MODEL.WEIGHTS"
                     raise UserError(f"{name} has no effect on {folder}, which has its own; leave it out.")
                 return Base(*load_folder(folder, words))
-        if source.checkpoint and not path.expanduser().exists():
+        if source.checkpoint and not user_path(path).exists():
             raise UserError(f"checkpoint {path}: no such file or folder.")
         config = read_config(source, words)
         weights = source.checkpoint or config.MODEL.WEIGHTS

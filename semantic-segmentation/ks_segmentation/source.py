@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import user_path
 from common.knobs import Checked, knob
 from common.plan_file import PlanConfig
 from common.splits import read_list
@@ -115,6 +116,6 @@ def published_groups(source: SourceConfig, plan: PlanConfig, data: MaskSet, know
     if not plan.learn:
         plan.learn = ",".join(data.classes[len(known) :])
     if not plan.forget:
-        inside = [i for i in data.train if Path(source.forgetset).expanduser() in Path(i.mask).parents]
+        inside = [i for i in data.train if user_path(source.forgetset) in Path(i.mask).parents]
         rows = sorted({row for counts in scan(inside) for row in counts})
         plan.forget = ",".join(data.classes[row] for row in rows if row < len(known))

@@ -13,7 +13,7 @@ def test_lists_come_from_text_or_a_file(tmp_path):
     assert read_list(" a, b ,,c") == ["a", "b", "c"]
     (tmp_path / "list").write_text("a\n# no class\n\nb  # a class\n")
     assert read_list(f"@{tmp_path}/list") == ["a", "b"]
-    with pytest.raises(UserError, match="cannot read class list"):
+    with pytest.raises(UserError, match="cannot read"):
         read_list(f"@{tmp_path}/none")
 
 

@@ -191,7 +191,7 @@ def test_a_large_answer_made_class_by_class_is_the_same(monkeypatch):
     scores = torch.rand(7, 12, 20)
     scores[3] = scores[1]  # of equal scores the first wins
     whole = inference.ids_at(scores, (50, 70))
-    monkeypatch.setattr(inference, "WHOLE", 0)
+    monkeypatch.setattr(inference, "STRIP", 0)
     found = inference.ids_at(scores, (50, 70))
     assert torch.equal(found, whole) and torch.equal(whole, inference.resized(scores, (50, 70)).argmax(0))
 

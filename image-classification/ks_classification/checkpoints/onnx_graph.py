@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class OnnxClassifier(nn.Module):
         self.place = file.placeholder()
 
     def forward(self, images: Tensor) -> Tensor:
-        self.head.logits, embedding = self.file(images)
+        self.head.logits, embedding = self.file(images, 2)
         return self.head(embedding)
 
 
@@ -56,4 +56,4 @@ class _Head(nn.Module):
 
 def read(file: OnnxFile) -> tuple[nn.Module, ModelSpec]:
     """The file as a model, and its spec."""
-    return OnnxClassifier(file), ModelSpec(**{**file.settings, "classes": file.classes})
+    return OnnxClassifier(file), replace(file.told(ModelSpec), classes=file.classes)

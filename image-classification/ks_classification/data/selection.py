@@ -85,4 +85,4 @@ def _of_earlier_run(path: str, items: Sequence[Item], classes: Sequence[str]) ->
 
 def digest(names: set[str]) -> str:
     """A short name for a set of images, for the record."""
-    return hashlib.blake2b("\n".join(sorted(names)).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b("\n".join(sorted(names)).encode(errors="surrogatepass"), digest_size=8).hexdigest()

@@ -16,6 +16,7 @@ FORBIDDEN = re.compile(
     r"(?<!drop_)path|file|url|uri|checkpoint|ckpt|pretrain|cache|hub|download|cfg|config|overlay|state_dict|weights"
     r"|script|export|jit"
 )
+LARGEST = 2**20
 WORD = re.compile(r"\w{0,40}")  # "avg", "token", "cosface"
 
 
@@ -40,13 +41,17 @@ def check_args(args: Any, what: str) -> None:
             raise UserError(f"{what}: {name!r} is not allowed; only sizes and switches such as depth or img_size are.")
         if not _plain(value):
             raise UserError(
-                f"{what}: {name} takes a number, true, false, one word or a list of numbers, got {value!r}."
+                f"{what}: {name} takes a number up to {LARGEST}, true, false, one word or a list of numbers, got {value!r}."
             )
 
 
 def _plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(isinstance(entry, (int, float)) for entry in value)
+        return len(value) <= 64 and all(map(_number, value))
     if isinstance(value, str):
         return bool(WORD.fullmatch(value))
-    return value is None or isinstance(value, (bool, int, float))
+    return value is None or isinstance(value, bool) or _number(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= LARGEST

@@ -13,6 +13,7 @@ from msgspec import Meta
 from torch import nn
 
 from common import adapters
+from common.bounded import Bounded
 from common.errors import UserError
 from common.record import write_json
 from common.schema import read_json
@@ -84,7 +85,8 @@ def build(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     check_name(spec.name)
     check_args(spec.args, f"model {spec.name!r}")
     try:
-        return _build(spec, pretrained).eval()
+        with Bounded(f"model {spec.name!r}"):
+            return _build(spec, pretrained).eval()
     except (RuntimeError, TypeError, AssertionError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0].strip() if str(error) else type(error).__name__
         raise UserError(f"cannot build model {spec.name!r} with {spec.args}: {reason}.") from None

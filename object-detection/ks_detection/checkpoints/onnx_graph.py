@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Annotated
 
+import msgspec
 import torch
 from ms_deform_attn.onnx_graph import table
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from ks_detection.models.parts.detector import Detector
 from ks_detection.models.parts.postprocess import post_process
 
 OUTPUTS = ("pred_logits", "pred_boxes")
+Side = Annotated[int, msgspec.Meta(ge=1, le=8192)]
 BEST = 100  # answers of an image that are compared
 SIZES = ((2, 3, 160, 192), (1, 3, 192, 224), (3, 3, 128, 256))
 
@@ -59,23 +62,30 @@ def difference(own: Outputs, others: Outputs) -> float:
     return worst
 
 
+class Told(msgspec.Struct):
+    """What the file says of itself, as `graph` wrote it."""
+
+    num_select: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    fixed: tuple[Side, Side] | None = None
+    smooth: bool = True
+
+
 class OnnxDetector(Detector):
     """A file in the place of a detector, for what only asks for its answers."""
 
     def __init__(self, file: OnnxFile) -> None:
-        super().__init__(SimpleNamespace(num_select=file.settings["num_select"], num_classes=len(file.classes)))
+        told = file.told(Told)
+        super().__init__(SimpleNamespace(num_select=told.num_select, num_classes=len(file.classes)))
+        self.size, self.smooth = told.fixed, told.smooth
         self.file, self.class_table = file, ClassTable(tuple(file.classes))
         self.place = file.placeholder()
 
     def forward(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """One image after the other: a batch of the file has one size."""
-        size = self.file.settings["fixed"]
         found = []
         for image in images:
             batch = image[None]
-            if size:
-                batch = nn.functional.interpolate(
-                    batch, tuple(size), mode="bilinear", antialias=self.file.settings.get("smooth", True)
-                )
-            found.append(self.file(batch))
+            if self.size:
+                batch = nn.functional.interpolate(batch, self.size, mode="bilinear", antialias=self.smooth)
+            found.append(self.file(batch, len(OUTPUTS)))
         return {name: torch.cat(parts) for name, parts in zip(OUTPUTS, zip(*found, strict=True), strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def read_coco(file: Path, pictures: Pictures) -> DetectionSet:
         elif category not in names:
             problems.append(Problem("unknown category", where, f"category_id {category} is not in `categories`"))
         elif (box := _box(entry, shape.segmentation)) is None:
-            problems.append(Problem("bad annotation", where, "has no bbox of four numbers and no segmentation"))
+            text = "has no bbox of four numbers, and no segmentation that tells one"
+            problems.append(Problem("bad annotation", where, text))
         else:
             crowd = bool(entry.iscrowd)
             if crowd:
@@ -59,12 +61,11 @@ def _box(entry: Entry, shape: list[list[float]] | Runs | None) -> tuple[float, f
         left, top, width, height = entry.bbox
         return left, top, left + width, top + height
     if isinstance(shape, Runs):
-        from pycocotools import mask  # only for files of run lengths
-
-        left, top, width, height = mask.toBbox(shape.packed()).tolist()
-        return left, top, left + width, top + height
+        return shape.box()
     points = [value for polygon in shape or () for value in polygon]
-    return (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])) if len(points) > 1 else None
+    if len(points) < 6 or len(points) % 2 or not all(map(math.isfinite, points)):
+        return None
+    return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
 
 
 def _duplicates(file: Path, data: Coco) -> list[Problem]:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from common.errors import UserError
+from common.files import read_text
 from common.pictures import Pictures
 from common.schema import typed
 from common.session import Problem
@@ -23,6 +24,7 @@ LABELS, NAMES = (
 )
 PLAIN = ("filename", *CORNERS[0], "class")  # of lines without a header, as RetinaNet's generators write them
 METADATA = "metadata.jsonl"
+MAX_TABLE = 2**30  # bytes
 
 
 class Table:
@@ -57,9 +59,12 @@ def read_csv(file: Path, problems: list[Problem]) -> Table:
     Raises:
         UserError: no such columns, or corners as parts of the image.
     """
-    text = _text(file)
+    text = read_text(file, MAX_TABLE)
     first_line = text.partition("\n")[0]
-    rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first_line.count)))
+    try:
+        rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first_line.count)))
+    except csv.Error as error:
+        raise UserError(f"{file} is no CSV ({error}); write it anew.") from None
     if not rows:
         raise UserError(f"{file} is empty.")
     header, first = [word.strip().lower() for word in rows[0]], 1
@@ -80,7 +85,7 @@ def read_csv(file: Path, problems: list[Problem]) -> Table:
             things = table.image(row[name].strip(), size)
             if row[label].strip():
                 things.append(Raw(row[label].strip(), tuple(float(row[i]) for i in corners), where))
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, OverflowError):
             problems.append(Problem("bad annotation", where, f"{','.join(row)!r} has no file, class and four numbers"))
     every = [value for things in table.objects.values() for thing in things for value in thing.box]
     if every and max(every) <= 1:
@@ -139,16 +144,9 @@ def read_metadata(file: Path, names: Sequence[str], problems: list[Problem]) -> 
 
 
 def _lines(file: Path) -> Iterator[tuple[Any, str]]:
-    for number, text in enumerate(_text(file).splitlines(), 1):
+    for number, text in enumerate(read_text(file, MAX_TABLE).splitlines(), 1):
         if text.strip():
             try:
                 yield msgspec.json.decode(text), f"{file}, line {number}"
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 raise UserError(f"{file}, line {number}: no JSON ({error}).") from None
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is no UTF-8 text; write it anew in UTF-8.") from None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_text
+from common.files import read_data, read_text
 from common.pictures import IMAGES, Pictures, first_folder, parts_of, visible
 from common.session import Problem
 from ks_detection.data.records import DetectionSet, ImageRecord, Raw, assembled, split
@@ -49,9 +49,9 @@ def read_files(files: Sequence[Path], pictures: Pictures, all_of_them: bool = Fa
 
 def _record(file: Path, pictures: Pictures, problems: list[Problem]) -> ImageRecord | None:
     try:
-        root = ElementTree.parse(file).getroot()
+        root = ElementTree.fromstring(read_data(file))
         width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-    except (OSError, ElementTree.ParseError, TypeError, ValueError, OverflowError, LookupError) as error:
+    except (UserError, ElementTree.ParseError, LookupError, TypeError, ValueError, OverflowError) as error:
         problems.append(Problem("bad annotation", str(file), f"cannot be read ({error})"))
         return None
     path = _picture(file, (root.findtext("filename") or "").strip(), pictures)

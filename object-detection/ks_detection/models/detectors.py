@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common import plugins
+from common.bounded import Bounded
 from common.errors import UserError
 from common.lora import inject
 from ks_detection import models
@@ -67,7 +68,8 @@ def build_detector(config: DetectorConfig | Mapping[str, Any] | str | Path) -> D
         config: a config, a published config file, or the dictionary that `read_config` makes of one.
     """
     values = read_config(config) if isinstance(config, str | Path) else config
-    model = bare_detector(values if isinstance(values, DetectorConfig) else config_from(values))
+    with Bounded("the detector's config"):
+        model = bare_detector(values if isinstance(values, DetectorConfig) else config_from(values))
     if model.config.lora_rank:
         inject(model, ffn_linears(model), model.config.lora_rank, model.config.lora_alpha)
     return model

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import user_path
 from common.lora import adapters
 from ks_segmentation.checkpoints.key_map import key_map
 
@@ -71,7 +72,7 @@ def export_detectron2(model: nn.Module, path: str | Path) -> Path:
     Raises:
         UserError: another ending.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix not in (".pth", ".pkl"):
         raise UserError(f"an export ends in .pth or .pkl, got {path.name}.")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+import msgspec
 import torch
 from ms_deform_attn.onnx_graph import table
 from torch import Tensor, nn
@@ -72,12 +75,20 @@ def in_place_of(file: OnnxFile) -> Segmenter:
     return kind(file)
 
 
+class Told(msgspec.Struct):
+    """What the file says of itself, as `graph` wrote it."""
+
+    config: dict[str, Any]
+    fixed: Annotated[int, msgspec.Meta(ge=1, le=8192)] | None = None
+
+
 class FromFile(Segmenter):
     """See `in_place_of`; stands first among the bases."""
 
     def __init__(self, file: OnnxFile) -> None:
-        super().__init__(load_config(None, flat(file.settings["config"])), nn.Identity())
-        self.file = file
+        told = file.told(Told)
+        super().__init__(load_config(None, flat(told.config)), nn.Identity())
+        self.file, self.side = file, told.fixed
         self.place = file.placeholder()
 
     @property
@@ -85,10 +96,9 @@ class FromFile(Segmenter):
         return len(self.file.classes)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        side = self.file.settings["fixed"]
-        if side:
-            images = nn.functional.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        return dict(zip(self.answered, self.file(images), strict=True))
+        if self.side:
+            images = nn.functional.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+        return dict(zip(self.answered, self.file(images, len(self.answered)), strict=True))
 
 
 class FromQueries(FromFile, QuerySegmenter):

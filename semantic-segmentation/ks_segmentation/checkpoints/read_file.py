@@ -11,6 +11,7 @@ from torch import Tensor
 
 from common import weights
 from common.errors import UserError
+from common.files import user_path
 
 WEIGHT_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
 
@@ -21,8 +22,8 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, a file that would run code when read, or one that holds no weights.
     """
-    if not isinstance(source, Mapping) and Path(source).expanduser().is_dir():
-        source = _read_folder(Path(source).expanduser())
+    if not isinstance(source, Mapping) and user_path(source).is_dir():
+        source = _read_folder(user_path(source))
     return weights.read_weights(source).state
 
 

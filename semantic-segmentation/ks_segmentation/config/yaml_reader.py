@@ -9,6 +9,7 @@ import yaml
 
 from common import config
 from common.errors import UserError
+from common.files import user_path
 from ks_segmentation.config.arithmetic import evaluate
 
 MAX_FILES = 20  # that one file may be based on
@@ -40,7 +41,7 @@ def read_yaml(path: str | Path, files: list[Path] | None = None) -> dict[str, An
     Raises:
         UserError: no such file, broken YAML, a tag that would run code, a `_BASE_` that leads back to itself.
     """
-    files, path = [] if files is None else files, Path(path).expanduser()
+    files, path = [] if files is None else files, user_path(path)
     files.append(path)
     if len(files) > MAX_FILES:
         raise UserError(f"`_BASE_` of {files[0]} leads back to a file before it, or to more than {MAX_FILES} files.")
@@ -49,7 +50,7 @@ def read_yaml(path: str | Path, files: list[Path] | None = None) -> dict[str, An
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or "://" in base:
             raise UserError(f"`_BASE_` in {path} must name files on this machine, got {base!r}; download it first.")
-        _merge(merged, read_yaml(path.parent / Path(base).expanduser(), files), path)
+        _merge(merged, read_yaml(path.parent / user_path(base), files), path)
     _merge(merged, settings, path)
     return merged
 

@@ -48,8 +48,13 @@ class ShapeItem(MaskItem):
         ids = np.full(self.size, self.ground, np.int16)
         drawn = []
         for row, shape in self.shapes:
-            runs = shape.packed() if isinstance(shape, Runs) else mask.merge(mask.frPyObjects(shape, *self.size))
-            drawn.append((row, mask.decode(runs).astype(bool)))
+            if isinstance(shape, Runs):
+                inside = shape.mask()
+            else:
+                inside = mask.decode(mask.merge(mask.frPyObjects(shape, *self.size))).astype(bool)
+            if inside is None:
+                raise UserError(f"{self.name}: the run lengths of a shape do not fill its size.")
+            drawn.append((row, inside))
         for row, inside in sorted(drawn, key=lambda one: -int(one[1].sum())):
             if inside.shape != self.size:
                 raise UserError(f"{self.name}: a shape of {inside.shape[1]}x{inside.shape[0]} pixels in another image.")
@@ -98,6 +103,10 @@ def _items(data: Shapes, file: Path, pictures: Pictures, classes: tuple[str, ...
         shape = entry.segmentation
         if not shape or (isinstance(shape, list) and min(map(len, shape)) < 6):
             raise UserError(f"{where} has no polygon of three corners and no run lengths; boxes alone are no masks.")
+        if shape.runs() is None if isinstance(shape, Runs) else not np.isfinite(np.concatenate(shape)).all():
+            raise UserError(
+                f"{where}: its run lengths do not fill its size, or its polygon holds no numbers; mend the file."
+            )
         shapes[str(entry.image_id)].append((classes.index(names[key]), shape))
     items: list[MaskItem] = []
     for image in data.images:

@@ -20,7 +20,7 @@ from typing import Annotated
 import msgspec
 
 from common.errors import UserError
-from common.files import read_text
+from common.files import read_text, user_path
 from common.schema import read_json, typed
 from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
@@ -50,7 +50,7 @@ def load(text: str, names: Sequence[str] = ()) -> MaskSet:
         return digit_scenes()
     if kind not in LAYOUTS:
         raise UserError(f"unknown kind of data {kind!r}; there are: {', '.join([*LAYOUTS, 'digits'])} (KIND:FOLDER).")
-    root = Path(folder).expanduser()
+    root = user_path(folder)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}.")
     if not colon and not (root / "classes.json").is_file() and found_in(root):
@@ -359,7 +359,7 @@ def published(learn: str, forget: str, retain: str, name: str, base: Sequence[st
 
 
 def _folder(text: str) -> Path:
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not path.is_dir():
         raise UserError(f"there is no folder {path}.")
     return path

@@ -73,7 +73,7 @@ class _Cache:
         self.path = None
         self.known: dict[str, dict[int, int]] = {}
         if folder and on_disk:
-            digest = hashlib.blake2b("\n".join(on_disk).encode(), digest_size=8).hexdigest()
+            digest = hashlib.blake2b("\n".join(on_disk).encode(errors="surrogatepass"), digest_size=8).hexdigest()
             self.path = Path(folder) / f"mask-classes-{digest}.json"
             if self.path.is_file():
                 self.known = read_json(self.path, dict[str, dict[int, int]], "remove the file")

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import read_text
 from common.schema import typed
 
 MAX_FILES = 20  # that one file may be based on
@@ -40,7 +41,7 @@ def _read(path: Path, seen: tuple[Path, ...], files: list[Path]) -> dict:
     if path.resolve() in seen:
         raise UserError(f"config {path}: names itself in `_base_`.")
     try:
-        body = ast.parse(path.read_text(encoding="utf-8")).body
+        body = ast.parse(read_text(path)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: bytes that are no text
         raise UserError(f"config {path}: not readable as Python assignments ({error}).") from None
     own = dict(_assignment(path, statement) for statement in body if not _is_text(statement))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.bounded import Bounded
 from common.layers import use_fast_linears
 from ks_segmentation.checkpoints.export import export_detectron2
 from ks_segmentation.config.load import Config, load_config
@@ -98,4 +99,5 @@ def build_mask2former(config_file: str | Path | Config, overrides: Sequence[Any]
     """
     config = config_file if isinstance(config_file, Config) else load_config(config_file, overrides)
     architecture.check(config)
-    return Mask2Former(config, architecture.network(config))
+    with Bounded("the segmenter's config"):
+        return Mask2Former(config, architecture.network(config))

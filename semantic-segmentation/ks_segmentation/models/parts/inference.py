@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 Size = tuple[int, int]
-WHOLE = 2**27  # scores that are resized at once
+STRIP = 2**24  # scores that are resized at once
+WHOLE = 2**27  # scores that are kept of an image
+MAPS = 200  # that a model may answer with
 
 
 def class_scores(logits: Tensor, masks: Tensor) -> Tensor:
@@ -35,20 +37,30 @@ def resized(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
-def ids_at(scores: Tensor, size: Size) -> Tensor:
+def ids_at(scores: Tensor, size: Size, dtype: torch.dtype = torch.long) -> Tensor:
     """[H, W] the class of the highest score at another size: `resized(scores, size).argmax(0)`.
 
-    Large answers are made class by class: the scores of 150 classes for 48 megapixels would fill 29 GB.
+    Large answers are made by strips of rows: the scores of 150 classes for 48 megapixels would fill 29 GB.
     """
-    if scores.shape[-2:] == tuple(size) or len(scores) * size[0] * size[1] <= WHOLE:
-        return resized(scores, size).argmax(0)
-    best = resized(scores[:1], size)[0]
-    ids = torch.zeros(size, dtype=torch.int16, device=scores.device)
-    for row in range(1, len(scores)):
-        now = resized(scores[row : row + 1], size)[0]
-        ids[now > best] = row
-        torch.maximum(best, now, out=best)
-    return ids.long()
+    (count, rows, _), (height, width) = scores.shape, size
+    if scores.shape[-2:] == tuple(size) or count * height * width <= STRIP:
+        return resized(scores, size).argmax(0).to(dtype)
+    ids = torch.empty(size, dtype=dtype, device=scores.device)
+    step = max(1, STRIP // (count * width))
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        place = ((torch.arange(top, bottom, device=scores.device) + 0.5) * (rows / height) - 0.5).clamp(min=0)
+        above = place.floor().long()
+        below = (above + 1).clamp(max=rows - 1)
+        strip = torch.lerp(scores[:, above], scores[:, below], (place - above).to(scores)[:, None])
+        ids[top:bottom] = resized(strip, (bottom - top, width)).argmax(0)
+    return ids
+
+
+def bounded(size: Size, maps: int) -> Size:
+    """`size`, or one of the same shape at which so many maps hold at most `WHOLE` values."""
+    scale = min(1.0, (WHOLE / (maps * size[0] * size[1])) ** 0.5)
+    return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
 
 
 def segment(
@@ -91,7 +103,7 @@ def _plain(model: nn.Module, images: Tensor, sizes: Sequence[Size], valid: Seque
     outputs = model(_padded(images, height, width))
     early = former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
     for index, (size, inside) in enumerate(zip(sizes, valid, strict=True)):
-        fit = partial(_fitted, whole=(height, width), inside=inside, size=size if early else inside)
+        fit = partial(_fitted, whole=(height, width), inside=inside, size=bounded(size, MAPS) if early else inside)
         yield model.post_process(outputs, index, fit)
 
 
@@ -103,7 +115,7 @@ def _fitted(maps: Tensor, whole: Size, inside: Size, size: Size) -> Tensor:
 def _averaged(model: nn.Module, image: Tensor, size: Size) -> Tensor:
     """Mean scores over the sizes of TEST.AUG.MIN_SIZES, flipped too if TEST.AUG.FLIP says so."""
     aug = model.config.TEST.AUG
-    total = None
+    total, size = None, bounded(size, MAPS)
     for shortest in aug.MIN_SIZES:
         copy = resized(image, shortest_edge(image.shape[-2:], shortest, aug.MAX_SIZE))
         for flip in (False, True) if aug.FLIP else (False,):
