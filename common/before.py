@@ -18,7 +18,7 @@ def begin(trainer: Trainer) -> None:
     tested = sum(trainer.domain.size(classes, train=False) for classes in trainer.plan.groups.values())
     if tested <= AT_ONCE:
         look(trainer)
-    elif not trainer.observer.metrics and distributed.is_main():
+    elif not _done(trainer) and distributed.is_main():
         print(f"  before: the base is scored on its {tested} test items when the first phase ends", flush=True)
 
 
@@ -26,7 +26,7 @@ def look(trainer: Trainer) -> None:
     """Scores the base and shows its answers, unless that was done; once training has begun, a base built anew, which
     gives the same."""
     observer = trainer.observer
-    if observer.metrics:
+    if _done(trainer):
         return
     if trainer.done["phase"] > 1 or trainer.done["step"] > 0:
         seed_all(trainer.config.seed)
@@ -37,3 +37,7 @@ def look(trainer: Trainer) -> None:
     observer.score(phase=0, action="start", epoch=0, step=0, end=True)
     observer.expect()
     observer.show("before")
+
+
+def _done(trainer: Trainer) -> bool:
+    return any(line["phase"] == 0 for line in trainer.observer.metrics)

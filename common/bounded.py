@@ -15,7 +15,7 @@ MOST = 100_000  # tensors of a model
 
 
 class Bounded(TorchDispatchMode):
-    """Inside, tensors that are made out of nothing may together be no larger than the memory of this machine.
+    """Inside, tensors that are made out of nothing may together be no larger than half the memory of this machine.
 
     Raises:
         UserError: names `what`, before the tensor that is too large is made.
@@ -24,7 +24,7 @@ class Bounded(TorchDispatchMode):
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what, self.count = what, 0
-        self.left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**36
+        self.left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 2**36
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         size = args[0] if args else ()
@@ -33,6 +33,6 @@ class Bounded(TorchDispatchMode):
             self.count += 1
             if self.left < 0 or self.count > MOST:
                 raise UserError(
-                    f"{self.what} asks for a model larger than the memory of this machine; make it smaller."
+                    f"{self.what} asks for a model larger than half the memory of this machine; make it smaller."
                 )
         return func(*args, **(kwargs or {}))

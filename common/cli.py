@@ -6,8 +6,7 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 
-from common.errors import UserError
-from common.state import Interrupted
+from common.errors import Interrupted, UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
 

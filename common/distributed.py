@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import Interrupted, UserError
 from common.knobs import Checked, knob
-from common.state import Interrupted
 
 # The environment of the launcher on several nodes. Without it torch keeps one key store for all restarts, and workers
 # that start again read the addresses of those that were killed, and wait for them.

@@ -53,8 +53,11 @@ class PlanEntry(msgspec.Struct):
     """What config.json says of a plan, as far as it must be there."""
 
     groups: dict[str, list[str]]
-    steps: list[tuple[str, list[str]]] = []
-    name: str = ""
+    steps: list[tuple[str, list[str]]]
+    name: str
+    keep_until_forgotten: bool
+    missing: list[str] = []
+    gone: list[str] = []
 
 
 class Identity(msgspec.Struct):

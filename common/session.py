@@ -263,6 +263,9 @@ class Session:
             base = self._with_adapter(folder, given, model)
         else:
             raise UserError(f"{folder} has no result yet; finish the run with its own command first.")
+        strange = [c for classes in groups.values() for c in classes if c not in base.classes]
+        if strange:
+            raise UserError(f"{folder / 'config.json'} names class {strange[0]!r}, which its result does not know.")
         base.model.eval()
         return Loaded(base, flags, groups, record)
 

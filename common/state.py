@@ -40,17 +40,6 @@ class Done(msgspec.Struct):
     cpu_seconds: Amount = 0.0
 
 
-class Interrupted(Exception):
-    """The run was stopped by the user or a scheduler after a whole step; its state is saved.
-
-    code: exit code of the command, 128 + the number of SIGINT or SIGTERM.
-    """
-
-    def __init__(self, message: str, code: int = 130) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class Stop:
     """Whether the run shall end: `asked` turns true at the first Ctrl-C, SIGTERM (schedulers) or SIGHUP.
 

@@ -28,7 +28,7 @@ from common import (
 )
 from common.averaging import MovingAverage
 from common.domain import Batch, Domain, check_items
-from common.errors import UserError
+from common.errors import Interrupted, UserError
 from common.guard import Guard, GuardConfig
 from common.methods._base import Position, Step
 from common.objective import Objective
@@ -40,7 +40,7 @@ from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks
 from common.session import Opening
 from common.settings import Settings
 from common.settling import Settling
-from common.state import Interrupted, Stop, collected, read_state, take_up, taking_up
+from common.state import Stop, collected, read_state, take_up, taking_up
 from common.streams import Stream, derive, seed_all
 from common.timing import peak_memory
 

@@ -57,7 +57,14 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
         raise UserError(
             f"{where} holds no weights (found: {keys}); expected a state dict, or one under `model` or `state_dict`."
         )
+    if bad := [key for key, value in state.items() if not _usable(value)]:
+        raise UserError(f"{where} is damaged: {bad[0]} is no plain tensor of finite numbers.")
     return Weights(state, beside)
+
+
+def _usable(value: Tensor) -> bool:
+    plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
+    return plain and value.nbytes <= value.untyped_storage().nbytes() and bool(value.isfinite().all())
 
 
 def _tensor(value: Any) -> Any:

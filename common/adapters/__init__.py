@@ -255,9 +255,9 @@ def load(model: nn.Module, folder: str | Path) -> Loaded:
         _check_rows(model, info["rows"], tensors)
         if not _same_base(info["base"], fingerprint(model, info["rows"])):
             raise UserError("it was made for other base weights than these")
-    except (UserError, KeyError) as error:
+    except (UserError, KeyError, RuntimeError) as error:
         remove(model)
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0].rstrip(".")
         raise UserError(f"the adapter in {folder} does not fit this model: {reason}.") from None
     values = {name: tensors[PREFIX + name][indices] for name, indices in info["rows"].items()}
     before = put_rows(model, info["rows"], values)
@@ -283,9 +283,12 @@ def read_tensors(path: Path) -> tuple[bytes, dict[str, Tensor]]:
     """(content, tensors) of a .safetensors. Raises UserError when it cannot be read or is damaged."""
     data = read_data(path)
     try:
-        return data, from_bytes(data)
+        tensors = from_bytes(data)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); the command of its run writes it again.") from None
+        raise UserError(f"{path} is damaged ({error}); {AGAIN}.") from None
+    if bad := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
+        raise UserError(f"{path} is damaged ({bad[0]} holds values that are no numbers); {AGAIN}.")
+    return data, tensors
 
 
 def _check_rows(model: nn.Module, rows: Mapping[str, list[int]], tensors: Mapping[str, Tensor]) -> None:
@@ -295,6 +298,8 @@ def _check_rows(model: nn.Module, rows: Mapping[str, list[int]], tensors: Mappin
         if own is None or own.shape != saved.shape:
             has = "no such parameter" if own is None else f"{tuple(own.shape)}"
             raise UserError(f"its {name} is {tuple(saved.shape)}, the model has {has}")
+        if not all(0 <= row < len(own) for row in rows[name]):
+            raise UserError(f"swap.json names rows that {name} does not have")
 
 
 @torch.no_grad()

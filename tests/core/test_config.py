@@ -7,10 +7,9 @@ import pytest
 
 from common import cli, methods
 from common.config import Parser, add_flags, apply_yaml, from_values, read_yaml
-from common.errors import UserError
+from common.errors import Interrupted, UserError
 from common.record import write_bytes
 from common.settings import settings_from, settings_parser
-from common.state import Interrupted
 from common.train_config import TrainConfig
 
 

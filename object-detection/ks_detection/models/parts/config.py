@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.schema import typed
 from ks_detection.models.parts.backbones import BACKBONES
 
+LARGEST = 2**16
 T = TypeVar("T", bound="DetectorConfig")
 
 
@@ -54,6 +55,8 @@ class DetectorConfig:
         given = {name: value for name, value in values.items() if name in own}
         hints = get_type_hints(cls)
         for name, value in given.items():
+            if isinstance(value, int | float) and not abs(value) <= LARGEST:
+                raise UserError(f"config: `{name}` = {value!r} is too large; at most {LARGEST:,} is read.")
             typed(value, hints[name], f"config: `{name}` = {value!r}")
         return cls(**given)
 
