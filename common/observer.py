@@ -46,7 +46,7 @@ class Observer:
 
     def of(self, model: nn.Module) -> Observer:
         """The same for another model, with the same record."""
-        other = Observer(self.domain, self.plan, model, self.run, self.format, self.device, self.gallery)
+        other = Observer(self.domain, self.plan, model, self.run, self.format, self.device, self.config)
         other.metrics = self.metrics
         return other
 
