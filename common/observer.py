@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -46,8 +47,8 @@ class Observer:
 
     def of(self, model: nn.Module) -> Observer:
         """The same for another model, with the same record."""
-        other = Observer(self.domain, self.plan, model, self.run, self.format, self.device, self.config)
-        other.metrics = self.metrics
+        other = copy.copy(self)
+        other.model = model
         return other
 
     @contextmanager
