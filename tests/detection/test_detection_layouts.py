@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask
 
 from common import commands
+from common.coco import Runs
 from common.errors import UserError
 
 CORNERS = (10, 20, 40, 35)
@@ -337,3 +338,25 @@ def test_fix_writes_what_check_finds_no_error_in(tmp_path, capsys):
     assert {p: p.read_bytes() for p in before} == before
     with pytest.raises(UserError, match="exists already"):
         SESSION.fix(str(tmp_path / "odd"), str(tmp_path / "clean"))
+
+
+def test_run_lengths_are_read_as_pycocotools_reads_them():
+    generator = np.random.default_rng(0)
+    for _ in range(30):
+        shape = tuple(generator.integers(1, 40, 2))
+        inside = np.asfortranarray(generator.random(shape) < generator.random(), np.uint8)
+        packed = mask.encode(inside)
+        ends = np.flatnonzero(np.diff(np.concatenate([[0], inside.ravel("F"), [2]])))
+        for counts in (packed["counts"].decode(), np.diff([0, *ends]).tolist()):
+            runs = Runs(shape, counts)
+            assert np.array_equal(runs.mask(), inside.astype(bool))
+            left, top, width, height = mask.toBbox(packed).tolist()
+            assert runs.box() == ((left, top, left + width, top + height) if inside.any() else None)
+
+
+@pytest.mark.parametrize(
+    "counts", [[], [1], [10**9, 5], [3, 100], "", "zzz\x7f~", "o" * 100_000, "ü", "0" * 5, [5, 5, 5]]
+)
+def test_run_lengths_that_do_not_fill_their_size_are_no_mask(counts):
+    runs = Runs((4, 5), counts)
+    assert runs.runs() is None and runs.box() is None and runs.mask() is None

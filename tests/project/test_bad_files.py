@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 
@@ -12,12 +13,13 @@ import test_scripts
 import torch
 from PIL import Image
 from refusals import CLASSIFICATION, DEEP, DETECTION, SEGMENTATION, SESSIONS, ids_of, offline, refused  # noqa: F401
+from safetensors.torch import save as to_bytes
 from test_detection_scripts import finished as detected  # noqa: F401  fixtures
 from test_detection_scripts import known  # noqa: F401
 from test_scripts import place as classified  # noqa: F401
 from test_segmentation_scripts import place, swapped  # noqa: F401
 
-from common import commands, demo
+from common import adapters, commands, demo
 
 # ---- VOC and YOLO --------------------------------------------------------------------------------------------------
 
@@ -245,3 +247,135 @@ def test_arrays_with_objects_in_them_are_not_unpickled(tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     words = [str(file), str(tmp_path / "a.png"), "--device", "cpu"]
     refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "predict", words))
+
+
+# ---- pipes, sizes and numbers ----------------------------------------------------------------------------------------
+
+DONE = [("phase", "x"), ("phase", -1), ("phase", 10**9), ("phase", float("nan")), ("step", None), ("step", -1), ("metrics", -1),
+        ("metrics", 10**9), ("steps", [1]), ("seconds", "x")]  # fmt: skip
+PARTS = [(name, value) for name in ("model", "method", "guard", "average") for value in ({}, {"a": "b"}, [1])][1:]
+
+
+@pytest.mark.parametrize("name, value", [*DONE, *PARTS], ids=ids_of([*DONE, *PARTS]))
+def test_saved_states_of_another_form(name, value, classified, tmp_path, capsys):  # noqa: F811
+    run = shutil.copytree(classified / "run", tmp_path / "run")
+    state = torch.load(run / "state.pt", weights_only=True)
+    state["done"] |= {name: value} if (name, value) in DONE else {"phase": 1, "step": 0}
+    if (name, value) in PARTS:
+        state[name] = value
+    torch.save(state, run / "state.pt")
+    words = test_scripts.swap_flags(classified, "--output-dir", str(run))
+    assert "state.pt" in refused(capsys, tmp_path / "run", lambda: commands.main(CLASSIFICATION, "swap", words))
+
+
+@pytest.mark.parametrize("threads", ["x", -5, 10**9])
+def test_threads_of_a_record(threads, classified, tmp_path, capsys):  # noqa: F811
+    run = shutil.copytree(classified / "run", tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(record | {"threads": threads}))
+    refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "evaluate", [str(run), "--device", "cpu"]))
+
+
+PIPES = ["state.pt", "run.lock", "adapter/swap.json", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("file", PIPES)
+def test_a_pipe_in_the_place_of_a_file_is_not_read(file, classified, tmp_path, capsys):  # noqa: F811
+    run = shutil.copytree(classified / "run", tmp_path / "run")
+    (run / file).unlink(missing_ok=True)
+    os.mkfifo(run / file)
+    if file.startswith("adapter"):
+        words = [str(run), str(tmp_path / "a.png")]
+        Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+        refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "predict", words))
+    else:
+        words = test_scripts.swap_flags(classified, "--output-dir", str(run))
+        refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "swap", words))
+
+
+@pytest.mark.parametrize(
+    "flag", ["--learn=@", "--split=", "--plan=", "--config=", "--data=", "--checkpoint=", "--feature-cache="]
+)
+@pytest.mark.parametrize("place", ["pipe", "/dev/zero", "~nobody/x"])
+def test_flags_that_name_a_pipe_or_device(flag, place, classified, tmp_path, capsys):  # noqa: F811
+    if flag == "--feature-cache=" and place == "~nobody/x":
+        pytest.skip("a folder of this name can be made")
+    os.mkfifo(tmp_path / "pipe")
+    words = [*test_scripts.swap_flags(classified, "--output-dir", str(tmp_path / "out")), flag + str(tmp_path / place)]
+    words[-1] = flag + (str(tmp_path / place) if place == "pipe" else place)
+    refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "swap", words))
+
+
+def test_a_pipe_among_pictures_is_not_read(classified, tmp_path, capsys):  # noqa: F811
+    os.mkfifo(tmp_path / "a.png")
+    words = [str(classified / "run"), str(tmp_path)]
+    assert "a.png" in refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "predict", words))
+
+
+def test_names_that_are_no_text_are_told_as_escapes(classified, tmp_path, capsys):  # noqa: F811
+    Image.new("RGB", (16, 16)).save(tmp_path / os.fsdecode(b"\xff.png"))
+    assert commands.main(CLASSIFICATION, "predict", [str(classified / "run"), str(tmp_path)]) == 0
+    assert "\\udcff.png" in capsys.readouterr().out
+
+
+def test_no_other_program_is_run_for_a_picture(classified, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    words = [str(classified / "run"), str(tmp_path / "a.png")]
+    assert "no image" in refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "predict", words))
+
+
+NUMBERS = ["--steps=1000000000000000000", "--seed=٣", "--lr=1_0", "--clip=1e18", "--keep-decoded=-1", "--forget=" + "9" * 5000,
+           "--forget=a\nb", "--forget=@/dev/null"]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", NUMBERS, ids=ids_of(NUMBERS))
+def test_numbers_and_lists_that_mean_nothing(word, classified, tmp_path, capsys):  # noqa: F811
+    words = test_scripts.swap_flags(classified, "--output-dir", str(tmp_path / "out"), word)
+    refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "swap", words))
+
+
+CHANGES = {
+    "rank": lambda info: next(iter(info["layers"].values())).update(rank=10**9),
+    "parts": lambda info: next(iter(info["layers"].values())).update(parts=7),
+    "scale": lambda info: next(iter(info["layers"].values())).update(scale=1e300),
+    "rows": lambda info: info.update(rows={name: [10**6] for name in info["rows"]}),
+    "rows below 0": lambda info: info.update(rows={name: [-1] for name in info["rows"]}),
+}
+
+
+@pytest.mark.parametrize("kind", [*CHANGES, "nan"])
+def test_adapters_that_do_not_fit(kind, classified, tmp_path, capsys):  # noqa: F811
+    run = shutil.copytree(classified / "run", tmp_path / "run")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    info, tensors = adapters.read(run / "adapter")
+    if kind == "nan":
+        data = to_bytes({name: value * float("nan") for name, value in tensors.items()})
+        (run / "adapter" / adapters.WEIGHTS).write_bytes(data)
+        info["weights"] = adapters.digest(data)
+    else:
+        CHANGES[kind](info)
+    (run / "adapter" / adapters.SWAP).write_text(json.dumps(info))
+    refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "predict", [str(run), str(tmp_path / "a.png")]))
+
+
+@pytest.mark.parametrize("line", ["hidden_dim = 10000000", "num_queries = 1000000000", "enc_layers = 100000000"])
+def test_detectors_larger_than_the_machine(line, known, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "c.py").write_text(line)
+    words = ["--data", known["data"], "-c", str(tmp_path / "c.py"), "--output-dir", str(tmp_path / "out")]
+    refused(capsys, tmp_path, lambda: commands.main(DETECTION, "pretrain", words))
+
+
+@pytest.mark.parametrize("args", ["embed_dim=100000000", "depth=1000000000", "embed_dim=1000000,depth=1000"])
+def test_classifiers_larger_than_the_machine(args, classified, tmp_path, capsys):  # noqa: F811
+    words = ["--data", str(classified / "data"), "--model", "vit_tiny_patch16_224", "--model-args", args]
+    words += ["--output-dir", str(tmp_path / "out")]
+    refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "pretrain", words))
+
+
+@pytest.mark.parametrize("key", ["MODEL.MASK_FORMER.HIDDEN_DIM", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"])
+def test_segmenters_larger_than_the_machine(key, place, tmp_path, capsys):  # noqa: F811
+    words = ["--config-file", str(place / "tiny.yaml"), "--data", str(place / "data"), "--set", key, "1000000000"]
+    words += ["--output-dir", str(tmp_path / "out")]
+    refused(capsys, tmp_path, lambda: commands.main(SEGMENTATION, "pretrain", words))
