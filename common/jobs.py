@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from common import cli
-from common.errors import UserError
-from common.state import Interrupted, Stop
+from common.errors import Interrupted, UserError
+from common.state import Stop
 from common.sweep.engines import POLL, first_error
 
 
