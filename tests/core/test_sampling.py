@@ -5,11 +5,11 @@ import torch
 from toy import ToyClassification, make_trainer, swap_plan
 
 from common.domain import Evaluation
+from common.errors import Interrupted
 from common.methods._base import Position
 from common.record import METRICS, STEPS, read_lines
 from common.sampling import LEAST, MOST, PRICE, Sampling
 from common.splits import spaced
-from common.state import Interrupted
 from common.train_config import TrainConfig
 
 PHASE = swap_plan("learn").phases[0]
