@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 import zlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -118,9 +119,13 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     if not active():
         return module
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=unused
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # torch advises another argument, and this one as long as buffers differ
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=unused
+        )
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:

@@ -251,6 +251,19 @@ class Domain(Protocol):
         return {}
 
 
+def train_and_test(data: Any, names: Sequence[str]) -> tuple[Any, Any, list[str]]:
+    """(training Dataset, test Dataset, names of the labels) of Datasets given from Python.
+
+    names: of the labels, in order; by default the Datasets' own `classes`.
+
+    Raises:
+        UserError: no pair.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise UserError(f"`data` is a path or a pair (train, test) of Datasets, got {type(data).__name__}.")
+    return *data, list(names or getattr(data[0], "classes", ()))
+
+
 def check_items(domain: Domain, plan: Plan, batch_size: int) -> None:
     """Raises UserError for a phase without training items, or for a batch far larger than what there is."""
     for phase in plan.phases:

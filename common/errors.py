@@ -14,3 +14,8 @@ class Interrupted(Exception):
     def __init__(self, message: str, code: int = 130) -> None:
         super().__init__(message)
         self.code = code
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its kind if it has none."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

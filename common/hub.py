@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.bounded import Bounded
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.files import user_path
 from common.record import write_bytes
 from common.schema import read_json
@@ -95,7 +95,7 @@ def _snapshot(name: str, fetch: bool) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"]))
         return folder
     except Exception as error:  # the library raises many kinds
-        why = str(error).strip().splitlines()[0][:160] if fetch else "a run's record is not reason enough to download"
+        why = first_line(error)[:160] if fetch else "a run's record is not reason enough to download"
         hint = "give a folder" if fetch else f"give --model {PREFIX}{name} again to allow it"
         raise UserError(f"`{PREFIX}{name}` is no local folder and not in the hub's cache: {why}; {hint}.") from None
 
@@ -118,8 +118,21 @@ def make_config(table: Mapping[str, Any], where: str) -> Any:
     if kind not in CONFIG_MAPPING:
         raise UserError(f"{where}: model_type {kind!r} is unknown to the installed transformers.")
     _refuse_strange(table, where)
+    table = _stated_backbone(table, where)
     with one_line(f"{where}: its {CONFIG} cannot be used"):
         return CONFIG_MAPPING[kind].from_dict({key: value for key, value in table.items() if key != "auto_map"})
+
+
+def _stated_backbone(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The config with its backbone in the words of transformers 5, which looks older ones up on the hub."""
+    name, others = table.get("backbone"), table.get("backbone_kwargs") or {}
+    if name is None or table.get("backbone_config") is not None:
+        return table
+    if not table.get("use_timm_backbone", True):
+        raise UserError(f"{where}: backbone {name!r} would be downloaded; only built-in ones are read.")
+    stated = {"model_type": "timm_backbone", "backbone": name, "use_pretrained_backbone": False, **others}
+    kept = {n: v for n, v in table.items() if n not in ("backbone", "backbone_kwargs", "use_timm_backbone")}
+    return kept | {"backbone_config": stated} if others else table
 
 
 def _refuse_strange(table: Any, where: str) -> None:
@@ -148,8 +161,7 @@ def one_line(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise UserError(f"{what}: {first[:200]}.") from None
+        raise UserError(f"{what}: {first_line(error)[:200]}.") from None
     finally:
         remarks.set_verbosity(level)
         if bars:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 
 MAX_PIXELS = 180_000_000
 MAX_SIDE = 32_767
@@ -144,11 +144,11 @@ def _told(name: str) -> Iterator[Callable[[str], None]]:
     except UnidentifiedImageError:
         raise ImageError(name, "no image") from None
     except OSError as error:
-        raise ImageError(name, error.strerror or str(error).split("\n")[0]) from None
+        raise ImageError(name, error.strerror or first_line(error)) from None
     except Image.DecompressionBombError:
         raise ImageError(name, f"more than {MAX_PIXELS // 10**6} megapixels") from None
     except Exception as error:
-        raise ImageError(name, str(error).split("\n")[0] or type(error).__name__) from None
+        raise ImageError(name, first_line(error)) from None
 
 
 def _check_size(size: tuple[int, int], refuse: Callable[[str], None]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from common import cli
 from common.errors import Interrupted, UserError
-from common.state import Stop
+from common.stop import Stop
 from common.sweep.engines import POLL, first_error
 
 

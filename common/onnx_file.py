@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.claim import PART
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.schema import typed
 
 ENDING = ".onnx"
@@ -86,7 +86,7 @@ class OnnxFile:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common class but this
-            raise UserError(f"{path} cannot be read by ONNX Runtime: {str(error).splitlines()[0]}.") from None
+            raise UserError(f"{path} cannot be read by ONNX Runtime: {first_line(error)}.") from None
         notes = self._session.get_modelmeta().custom_metadata_map
         try:
             self.task, self.path = str(notes["task"]), path

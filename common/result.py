@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -85,6 +85,51 @@ class Result:
         if Path(path).exists():
             raise UserError(f"{path} exists already; choose another folder.")
         return Path(shutil.copytree(self.folder, path))
+
+
+SWAP = """Learns and forgets {what}; the model that was given is not changed.
+
+Args:
+    model: {model}.
+    data: a path that --data takes, or (train, test): two torch Datasets of {pairs}. Images are PIL images, uint8 arrays
+        [H, W, 3] or tensors [3, H, W] (uint8, or float in 0..1). Labels are named by the Datasets' `classes`, or by
+        `data_classes=[...]`. An index gives the same pair at every call; images are augmented here.
+    train, test: the two Datasets by name, instead of data.
+    learn, forget: class names; all other classes that the model knows and the data shows are retained.
+    settings: any flag of `swap.py --help-all` by its name (epochs=5, lr=1e-3, method="replay", seed=0), and `callbacks`:
+        functions called with ("steps" or "metrics", record) as the run goes on; `on_step(record)` after every step,
+        `on_evaluate(found)` and `on_phase_end(found)` with the scores of all groups. Without `output_dir` the run folder
+        is temporary; `Result.save` keeps it.
+
+Returns:
+    A `Result` with `scores` ({scores} by group), `model`, `report(path)` and `save(path)`.
+
+Raises:
+    UserError: what a command would refuse, in one line.
+"""
+
+
+class Swap(Protocol):
+    """What `swap` of a domain's package takes."""
+
+    def __call__(
+        self, model: str | Path | nn.Module, data: Any = None, learn: Sequence[str] = (), forget: Sequence[str] = (),
+        **settings: Any,
+    ) -> Result: ...  # fmt: skip
+
+
+def swapper(session: Session, **words: str) -> Swap:
+    """`swap` of a domain's package. words: what its docstring says of this domain."""
+
+    def own(
+        model: str | Path | nn.Module, data: Any = None, learn: Sequence[str] = (), forget: Sequence[str] = (),
+        **settings: Any,
+    ) -> Result:  # fmt: skip
+        return swap(session, model, data, learn, forget, **settings)
+
+    own.__name__ = own.__qualname__ = "swap"
+    own.__doc__ = SWAP.format(**words)
+    return own
 
 
 def swap(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,21 +51,25 @@ def put_rows(model: nn.Module, rows: dict[str, list[int]], values: dict[str, Ten
 
 
 @torch.no_grad()
-def set_rows(layer: nn.Module, kept: Sequence[int], added: int = 0, behind: int = 0) -> None:
-    """Keeps these class rows of a linear or convolution layer, in this order, in place.
+def set_rows(
+    layer: nn.Module, kept: Sequence[int], added: int = 0, behind: int = 0, fresh: Mapping[str, Tensor] | None = None
+) -> None:
+    """Keeps these class rows of a linear, convolution or embedding layer, in this order, in place.
 
     Args:
-        added: new rows behind them; they start as the mean of all old ones, so that they say nothing in particular.
+        added: new rows behind them.
         behind: rows at the end that belong to no class ("no object") and stay last.
+        fresh: the new rows of "weight" and "bias"; by default the mean of all old ones, so that they say nothing in
+            particular.
     """
     for name in ("weight", "bias"):
         rows = getattr(layer, name, None)
         if rows is None:
             continue
         old, last = rows[: len(rows) - behind], rows[len(rows) - behind :]
-        fresh = old.mean(0, keepdim=True).expand(added, *old.shape[1:])
-        new = torch.cat([old[list(kept)], fresh, last])
+        start = old.mean(0, keepdim=True).expand(added, *old.shape[1:]) if fresh is None else fresh[name].to(old)
+        new = torch.cat([old[list(kept)], start, last])
         setattr(layer, name, nn.Parameter(new, requires_grad=rows.requires_grad))
-    for name in ("out_features", "out_channels"):
+    for name in ("out_features", "out_channels", "num_embeddings"):
         if hasattr(layer, name):
             setattr(layer, name, len(kept) + added + behind)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 
 
 def read_dataset(name: str) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def read_dataset(name: str) -> dict[str, Any]:
     try:
         data = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except Exception as error:  # the library raises many kinds
-        raise UserError(f"cannot load the data set {name!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot load the data set {name!r}: {first_line(error)}") from None
     return dict(data) if isinstance(data, Mapping) else {"train": data}
 
 

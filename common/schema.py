@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.files import read_data
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def read_json(path: Path, kind: type[T] | Any = Any, advice: str = "remove the f
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); {advice}.") from None
+        raise UserError(f"{path} is damaged ({first_line(error)}); {advice}.") from None
 
 
 def checked_json(path: Path, kind: Any, advice: str = "remove the folder or add --overwrite") -> Any:

@@ -17,7 +17,7 @@ from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.run_measures import standing
 from common.files import user_path
-from common.hub import PREFIX, is_hub
+from common.hub import PREFIX, is_folder, is_hub
 from common.plan import Plan, from_record
 from common.record import read_run_config
 from common.schema import read_json
@@ -198,8 +198,8 @@ class Session:
         return None
 
     def is_run(self, path: str | Path) -> bool:
-        """Whether a folder holds a run of ours."""
-        return (Path(path) / "config.json").is_file()
+        """Whether a folder holds a run of ours; one of transformers has a config.json too."""
+        return (Path(path) / "config.json").is_file() and not is_folder(path)
 
     def run_folder(self, path: str | Path) -> Path:
         """The folder of a run: a path, hf:FOLDER, or hf:NAME of a swap on the hub, which is fetched; of a model there it
@@ -320,6 +320,13 @@ class Session:
     def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
         """The domain with test images, and the groups of classes to be scored."""
         raise NotImplementedError
+
+    def need_data(self, flags: Flags) -> None:
+        """Raises UserError where no flag names data."""
+        if not any(flags.get(name) for name in ("data", *self.data_flags)):
+            raise UserError(
+                "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
+            )
 
     def predict(self, loaded: Loaded, files: Sequence[Path], device: torch.device) -> Iterator[Answer]:
         """The answers for image files, in order."""

@@ -1,8 +1,7 @@
-"""state.pt and signals: how a run stops at a step boundary and goes on from there."""
+"""state.pt: how a run that stopped at a step boundary goes on from there."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,39 +39,28 @@ class Done(msgspec.Struct):
     cpu_seconds: Amount = 0.0
 
 
-class Stop:
-    """Whether the run shall end: `asked` turns true at the first Ctrl-C, SIGTERM (schedulers) or SIGHUP.
+class Saved:
+    """What a resumed run takes up again.
 
-    code: exit code that goes with it: 130 for Ctrl-C, 143 for the others, which a scheduler may requeue on.
+    saved: names of attributes: tensors, numbers, nests of them, or objects with a `state_dict`; those of bases count too.
     """
 
-    asked, code = False, 130
+    saved: tuple[str, ...] = ()
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Inside, a signal asks the run to end after the step in progress; a second Ctrl-C ends it at once. Other signals
-        may come several times: a scheduler sends them to every process, and a launcher passes its own on."""
+    def state_dict(self) -> dict[str, Any]:
+        """The values of these attributes."""
+        names = [name for kind in type(self).__mro__ for name in vars(kind).get("saved", ())]
+        values = {name: getattr(self, name) for name in names}
+        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
 
-        def ask(signum: int, frame: Any) -> None:
-            if self.asked and signum == signal.SIGINT:
-                raise KeyboardInterrupt
-            if not self.asked:
-                self.asked, self.code = True, 130 if signum == signal.SIGINT else 143
-
-        before = {}
-        try:
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                number = getattr(signal, name, None)  # Windows has no SIGHUP; nohup has it ignored
-                if number and (name == "SIGINT" or signal.getsignal(number) != signal.SIG_IGN):
-                    before[number] = signal.signal(number, ask)
-        except ValueError:  # not in the main thread: the caller handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        for name, value in state.items():
+            own = getattr(self, name)
+            if hasattr(own, "load_state_dict"):
+                own.load_state_dict(value)
+            elif value is not None:
+                setattr(self, name, value)
 
 
 def changing(model: nn.Module) -> dict[str, Tensor]:

@@ -40,7 +40,8 @@ from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks
 from common.session import Opening
 from common.settings import Settings
 from common.settling import Settling
-from common.state import Stop, collected, read_state, take_up, taking_up
+from common.state import collected, read_state, take_up, taking_up
+from common.stop import Stop
 from common.streams import Stream, derive, seed_all
 from common.timing import peak_memory
 

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.files import user_path
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "module")
@@ -105,9 +105,8 @@ def _one_line(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         foreign = FOREIGN.search(str(error))
-        first = next(iter(str(error).strip().splitlines()), "")
-        if isinstance(error, KeyError | IndexError) or not first:  # of a reader that met bytes of another kind
-            first = "it is no such file, or damaged"
+        odd = isinstance(error, KeyError | IndexError) or not str(error)  # of a reader that met bytes of another kind
+        first = "it is no such file, or damaged" if odd else first_line(error)
         reason = f"it holds {foreign[1]}" if foreign else first
         raise UserError(f"{what}: cannot be read safely ({reason[:160]}); nothing in it was run.") from None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import adapters
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.files import find_files, user_path
 from common.hub import NAME, PREFIX, is_folder
 from common.record import name_of, read_run_config, write_bytes
@@ -93,7 +93,7 @@ def push(run: Path, name: str, yes: bool = False, licence: str = "", private: bo
         operations = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=data) for file, data in files.items()]
         api.create_commit(name, operations, commit_message="Adapter of a knowledge swap")
     except Exception as error:  # the library raises many kinds
-        raise UserError(f"{name} was not uploaded: {_first_line(error)}; log in with `hf auth login`.") from None
+        raise UserError(f"{name} was not uploaded: {first_line(error)}; log in with `hf auth login`.") from None
     return "\n".join([f"uploaded to {name}:", *lines])
 
 
@@ -114,7 +114,7 @@ def fetched(name: str, or_model: bool = False) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the library raises many kinds
-        raise UserError(f"`{name}` cannot be taken from the hub: {_first_line(error)}.") from None
+        raise UserError(f"`{name}` cannot be taken from the hub: {first_line(error)}.") from None
     if not (or_model and is_folder(folder)):
         adapters.read(folder / "adapter")
     return folder
@@ -128,7 +128,3 @@ def pull(name: str, output: Path) -> Path:
     for file in find_files([str(folder)], (".json", ".md", ".safetensors"), "files"):
         write_bytes(output / file.relative_to(folder), file.read_bytes())
     return output
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

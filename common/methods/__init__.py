@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+import sys
 
-from common.errors import UserError
 from common.methods._base import Method
+from common.plugins import Plugins
 
-
-def available() -> list[str]:
-    """Names of all methods: the files of this folder that do not start with an underscore."""
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
+_METHODS = Plugins(sys.modules[__name__], "METHOD", "`--method` must be one of {known}, got {name}.")
+available = _METHODS.available
 
 
 def load(name: str) -> type[Method]:
     """The method class of that name. Raises UserError for an unknown one."""
-    if name not in available():
-        raise UserError(f"`--method` must be one of {', '.join(available())}, got {name}.")
-    return importlib.import_module(f"common.methods.{name}").METHOD
+    kind: type[Method] = _METHODS.load(name)
+    return kind

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.knobs import Checked
 from common.plan import Phase
 from common.rows import TrainedRows
+from common.state import Saved
 from common.streams import Ordered, Stream
 from common.teacher import Teacher, restored
 from common.train_config import TrainConfig
@@ -66,12 +67,12 @@ class Step:
         return value
 
 
-class Method:
+class Method(Saved):
     """A way to learn and forget. Subclasses override `swap_loss`, or `loss` to choose the forward passes.
 
     trains: what moves, unless the method's Config has a field of that name: "adapter" (adapters and new head
         rows on a frozen model), "backbone" (all but the head, and its new rows) or "all".
-    saved: attributes that a resumed run needs: tensors, numbers, nests of them, or objects with a `state_dict`.
+    saved: attributes that a resumed run needs, see `Saved`.
     guards: whether later phases may be shown what earlier ones have forgotten (see `common.guard`).
     settles: whether a phase may end before its last step where no length is given (see `common.settling`).
     needs, checked: for `python -m common.methods`: what a forget phase needs besides the forget set, and which published
@@ -81,7 +82,6 @@ class Method:
     needs, checked = "keep", ""
     trains = "adapter"
     guards = settles = True
-    saved: tuple[str, ...] = ()
 
     @dataclass
     class Config(Checked):
@@ -147,21 +147,6 @@ class Method:
 
     def end_phase(self, phase: Phase) -> None:
         """After the last step of a phase, before scores are taken."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the model and the optimizer: all that `saved` names, here and in bases."""
-        names = [name for kind in type(self).__mro__ for name in vars(kind).get("saved", ())]
-        values = {name: getattr(self, name) for name in names}
-        return {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
-        for name, value in state.items():
-            own = getattr(self, name)
-            if hasattr(own, "load_state_dict"):
-                own.load_state_dict(value)
-            elif value is not None:
-                setattr(self, name, value)
 
 
 class Taught(Method):

@@ -129,6 +129,27 @@ class Continual(Taught):
         return self._memory
 
 
+class Matched(Continual):
+    """Continual + a weighted distance between the answers on the keep batch and a teacher's; no rehearsal by itself."""
+
+    teaches = True
+
+    @dataclass
+    class Config(Continual.Config):
+        rehearse: bool = knob(False, "train on the keep labels too")
+        published_epochs: bool = knob(False, "an epoch passes over the classes that a phase trains, as published")
+
+    def reads_keep(self, phase: Phase) -> bool:
+        return True
+
+    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
+        return None if keep is None else self.distance(step, keep)
+
+    def distance(self, step: Step, keep: Prediction) -> Tensor:
+        """Scalar, times its weight."""
+        raise AssertionError("a subclass defines a distance")
+
+
 def among(prediction: Prediction, rows: list[int]) -> Tensor:
     """Mean cross-entropy of the softmax over `rows` alone; items of other classes do not count. Scalar, in nats."""
     chosen = torch.tensor(rows, device=prediction.labels.device)

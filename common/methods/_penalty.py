@@ -18,6 +18,7 @@ from common.methods._base import Method, Step
 from common.methods._continual import Continual
 from common.methods._snapshots import Weights, trained
 from common.plan import Phase
+from common.state import Saved
 
 
 def check_not_stacked(model: nn.Module) -> None:
@@ -55,7 +56,7 @@ def mean_over_batches(
     return {name: distributed.total(value) / batches_in_all for name, value in sums.items()}
 
 
-class Quadratic:
+class Quadratic(Saved):
     """The sum of penalties w (theta - anchor)^2, kept as one: two quadratics add up to a third plus a constant.
 
     w1 (x - a)^2 + w2 (x - b)^2 = (w1 + w2) (x - m)^2 + w1 w2 / (w1 + w2) (a - b)^2 with m the weighted mean of
@@ -63,6 +64,8 @@ class Quadratic:
 
     merge: False keeps the terms apart, so that one of them can be taken out again.
     """
+
+    saved: tuple[str, ...] = ("terms",)
 
     def __init__(self, merge: bool = True) -> None:
         self.merge = merge
@@ -109,14 +112,6 @@ class Quadratic:
                 total = total + (w * (members[key].float() - term["anchor"][key]).square()).sum()
             total = total + term["rest"].to(device)
         return total
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"terms": self.terms}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
-        self.terms = state["terms"]
 
 
 class Penalised(Continual):

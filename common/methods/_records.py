@@ -12,6 +12,7 @@ from torch import nn
 from common.errors import UserError
 from common.methods._snapshots import Weights, snapshot
 from common.plan import Phase
+from common.state import Saved
 
 
 @torch.no_grad()
@@ -33,12 +34,14 @@ def take_out(model: nn.Module, start: Weights, end: Weights) -> None:
         now.copy_(torch.where(now == e, s, less))
 
 
-class Records:
+class Records(Saved):
     """What each learn phase changed, by its groups; while a record stands, its phase can be unlearned.
 
     Args:
         age: a phase can be unlearned while fewer than `age` learn phases have followed it; 0: always.
     """
+
+    saved: tuple[str, ...] = ("kept", "start", "learned")
 
     def __init__(self, age: int = 0) -> None:
         self.age = age
@@ -75,11 +78,3 @@ class Records:
         if missing:
             warnings.warn(f"no recorded update of {', '.join(missing)}: nothing is unlearned there.", stacklevel=2)
         return found
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"kept": self.kept, "start": self.start, "learned": self.learned}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
-        self.kept, self.start, self.learned = state["kept"], state["start"], state["learned"]

@@ -12,11 +12,10 @@ from common.domain import Domain, Prediction
 from common.errors import UserError
 from common.knobs import knob
 from common.methods._base import Step
-from common.methods._continual import Continual
-from common.plan import Phase
+from common.methods._continual import Matched
 
 
-class DER(Continual):
+class DER(Matched):
     """L(target) [wrong labels when forgetting] + logit_weight mean (o(x_keep) - o_teacher(x_keep))^2.
 
     o_teacher is what the model before the phase says (`teacher` "pretrained": before the first phase), so that what
@@ -30,11 +29,9 @@ class DER(Continual):
 
     needs = "keep, teacher, memory on request"
     checked = "the authors' code"
-    teaches = True
 
     @dataclass
-    class Config(Continual.Config):
-        rehearse: bool = knob(False, "train on the keep labels too")
+    class Config(Matched.Config):
         teacher: str = knob(
             "phase",
             "match the logits of the model before this phase, or (published by GS-LoRA) before the first one, or those "
@@ -42,7 +39,6 @@ class DER(Continual):
             ["phase", "pretrained", "stored"],
         )
         logit_weight: float = knob(0.5, "weight of the squared error; alpha in the paper")
-        published_epochs: bool = knob(False, "an epoch passes over the classes that a phase trains, as published")
         published_embeddings: bool = knob(False, "match embeddings, summed over the batch, as GS-LoRA's baseline does")
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
@@ -54,12 +50,7 @@ class DER(Continual):
                 "--published-embeddings, detection and segmentation to --teacher phase."
             )
 
-    def reads_keep(self, phase: Phase) -> bool:
-        return True
-
-    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
-        if keep is None:
-            return None
+    def distance(self, step: Step, keep: Prediction) -> Tensor:
         if not self.teaches:
             assert self.memory is not None, "`__init__` refuses a config without one"
             wanted = self.memory.stored(self.domain.item_names(step.keep), keep.labels.tolist()).to(keep.scores)

@@ -10,11 +10,10 @@ from torch import Tensor
 from common.domain import Prediction
 from common.knobs import knob
 from common.methods._base import Step
-from common.methods._continual import Continual
-from common.plan import Phase
+from common.methods._continual import Matched
 
 
-class FDR(Continual):
+class FDR(Matched):
     """L(target) [wrong labels when forgetting] + output_weight mean_i || p(x_i) - p_teacher(x_i) ||_2 on keep items.
 
     p are the class probabilities (the paper's L2 function space of the network's outputs); `outputs` "logits"
@@ -25,21 +24,13 @@ class FDR(Continual):
 
     needs = "keep, teacher"
     checked = "the code of GS-LoRA, where it is a baseline"
-    teaches = True
 
     @dataclass
-    class Config(Continual.Config):
-        rehearse: bool = knob(False, "train on the keep labels too")
+    class Config(Matched.Config):
         output_weight: float = knob(1.0, "weight of the distance; lambda in the paper")
-        published_epochs: bool = knob(False, "an epoch passes over the classes that a phase trains, as published")
         outputs: str = knob("probabilities", "what is compared", ["probabilities", "logits"])
 
-    def reads_keep(self, phase: Phase) -> bool:
-        return True
-
-    def retention(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor | None:
-        if keep is None:
-            return None
+    def distance(self, step: Step, keep: Prediction) -> Tensor:
         (teacher,) = self.taught([step.keep])
         a, b = keep.scores, teacher.scores
         if self.config.outputs == "probabilities":

@@ -20,7 +20,7 @@ from common import distributed
 from common.claim import in_use
 from common.errors import Interrupted, UserError
 from common.knobs import Checked, knob
-from common.state import Stop
+from common.stop import Stop
 from common.sweep.rows import Row
 
 Engine = Callable[[Sequence[Row], "EngineConfig", Path], Iterator["Outcome"]]

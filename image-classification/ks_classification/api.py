@@ -1,49 +1,15 @@
 """Image classification from Python: `swap` and `load_run`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from torch import nn
-
 from common import result
-from common.result import Result
 from ks_classification.session import SESSION
 
-
-def swap(
-    model: str | Path | nn.Module,
-    data: Any = None,
-    learn: Sequence[str] = (),
-    forget: Sequence[str] = (),
-    **settings: Any,
-) -> Result:
-    """Learns and forgets image classes; the model that was given is not changed.
-
-    Args:
-        model: a path that --checkpoint takes (a run folder, a published file), or a classifier with a linear head whose
-            rows are named by `class_names=[...]`; its input size and pixel statistics are timm's own, or `img_size`
-            and `normalize`.
-        data: a path that --data takes, or (train, test): two torch Datasets of (image, label), images as PIL pictures,
-            uint8 arrays [H, W, 3] or tensors [3, H, W] (uint8, or float in 0..1). Labels are named by the Datasets'
-            `classes`, or by `data_classes=[...]`.
-            `train=` and `test=` say the same.
-        learn, forget: class names; all other classes that the model knows and the data shows are retained.
-        settings: any flag of `swap.py --help-all` by its name (epochs=5, lr=1e-3, method="replay", seed=0), and
-            `callbacks`: functions called with ("steps" or "metrics", record) as the run goes on; `on_step(record)` after
-            every step, `on_evaluate(found)` and `on_phase_end(found)` with the scores of all groups. Without
-            `output_dir` the run folder is temporary; `Result.save` keeps it.
-
-    Returns:
-        A `Result` with `scores`, `model`, `report(path)` and `save(path)`.
-
-    Raises:
-        UserError: what a command would refuse, in one line.
-    """
-    return result.swap(SESSION, model, data, learn, forget, **settings)
-
-
+swap = result.swapper(
+    SESSION,
+    what="image classes",
+    model="""a path that --checkpoint takes (a run folder, a published file), or a classifier with a linear head whose rows
+        are named by `class_names=[...]`; its input size and pixel statistics are timm's own, or `img_size` and `normalize`""",
+    pairs="(image, label)",
+    scores="accuracy",
+)
 load_run = result.loader(SESSION)
 load_runs = result.loader_of_several(SESSION)

@@ -11,18 +11,18 @@ from PIL import Image
 from common import jpeg
 from common.clean import Copies
 from common.session import Problem
-from ks_classification.data.images import ImageSet, decode, load
+from ks_classification.data.images import decode, load
 
 SMALL = 8  # pixels: a shorter side below is a note
 
 
-def check(text: str, images: ImageSet) -> tuple[list[str], list[Problem]]:
+def check(text: str) -> tuple[list[str], list[Problem]]:
     """(a table of images per class, problems): every image is opened.
 
     Errors: an image that cannot be read, a class without training or test images. Notes: very small images, and a
     picture that stands in training and test data, compared by its pixels.
     """
-    problems: list[Problem] = []
+    images, problems = load(text), list[Problem]()
     seen: dict[str, dict[str, str]] = {}
     for part in ("train", "test"):
         items = getattr(images, part)

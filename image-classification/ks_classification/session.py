@@ -22,7 +22,7 @@ from common.lora import LoraConfig
 from common.onnx_file import Graph, OnnxFile
 from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
-from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
+from common.session import Answer, Base, Flags, Loaded, Opening, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
 from ks_classification.chance import refuse_chance
@@ -92,6 +92,7 @@ class ClassificationSession(Session):
     base_flags = own_flags = ("pretrained", "cache_dir")
     suffixes = data.SUFFIXES
     formats = ("published", "folder", "timm", "torchvision")
+    check, fix = staticmethod(check), staticmethod(fix)
 
     def open_swap(self, settings: Settings) -> Opening:
         source, chosen = settings[SourceConfig], settings[PlanConfig]
@@ -172,9 +173,6 @@ class ClassificationSession(Session):
         model, spec = base_model(source, images, flags.get("fetch_model", True))
         return Base(model, spec.classes, spec)
 
-    def is_run(self, path: str | Path) -> bool:
-        return super().is_run(path) and not hub.is_folder(path)  # of transformers, which has a config.json too
-
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
         if "checkpoint" in given and hub.is_hub(str(recorded.get("model", ""))):
             recorded = {**recorded, "model": ""}
@@ -196,11 +194,8 @@ class ClassificationSession(Session):
 
     def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
         flags = loaded.flags
+        self.need_data(flags)
         places = ",".join(filter(None, (flags.get("data"), flags.get("learn_data"))))
-        if not places:
-            raise UserError(
-                "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
-            )
         images = data.load(places, flags.get("cache_dir", "data"), flags.get("fetch", True))
         groups = loaded.scored(images.classes)
         config, frozen = from_values(ImageConfig, {**flags, "label_smoothing": 0.0}), from_values(FrozenConfig, flags)
@@ -213,12 +208,6 @@ class ClassificationSession(Session):
     def predict(self, loaded: Loaded, files: Sequence[Path], device: torch.device) -> Iterator[Answer]:
         config, images = from_values(PredictConfig, loaded.flags), from_values(ImageConfig, loaded.flags)
         return answers(loaded.base.model, loaded.base.about, files, images, config, device)
-
-    def check(self, text: str) -> tuple[list[str], list[Problem]]:
-        return check(text, data.load(text))
-
-    def fix(self, data: str, output: str) -> list[str]:
-        return fix(data, output)
 
     def own_format(self, loaded: Loaded) -> str:
         return "folder" if isinstance(loaded.base.model, HubClassifier) else self.formats[0]

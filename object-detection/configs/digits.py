@@ -1,4 +1,4 @@
-"""A DINO of 1.7 M parameters for 128-pixel scenes of digits (see ks_detection/scenes.py)."""
+"""A DINO of 1.7 M parameters for 128-pixel scenes of digits (see ks_detection/data/scenes.py)."""
 
 backbone = "tiny"
 return_interm_indices = [1, 2, 3]

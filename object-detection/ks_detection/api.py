@@ -1,48 +1,16 @@
 """Object detection from Python: `swap` and `load_run`."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from torch import nn
-
 from common import result
-from common.result import Result
 from ks_detection.session import SESSION
 
-
-def swap(
-    model: str | Path | nn.Module,
-    data: Any = None,
-    learn: Sequence[str] = (),
-    forget: Sequence[str] = (),
-    **settings: Any,
-) -> Result:
-    """Learns and forgets object classes; the model that was given is not changed.
-
-    Args:
-        model: a path that --checkpoint takes (a run folder, an official .pth, a Hugging Face folder), or a detector of
-            `build_detector` or `load_checkpoint` whose rows are named by its `class_table` or by `class_names=[...]`.
-        data: a path that --data takes, or (train, test): two torch Datasets of (image, {"boxes": [N, 4], "labels": [N]}),
-            boxes as left, top, right, bottom in pixels, images as PIL images, uint8 arrays [H, W, 3] or tensors
-            [3, H, W] (uint8, or float in 0..1). Labels are named by the Datasets' `classes`, or by `data_classes=[...]`.
-            `train=` and `test=` say the same.
-        learn, forget: class names; all other classes that the model knows and the data shows are retained.
-        settings: any flag of `swap.py --help-all` by its name (epochs=5, lr=1e-3, method="replay", seed=0), and
-            `callbacks`: functions called with ("steps" or "metrics", record) as the run goes on; `on_step(record)` after
-            every step, `on_evaluate(found)` and `on_phase_end(found)` with the scores of all groups. Without
-            `output_dir` the run folder is temporary; `Result.save` keeps it.
-
-    Returns:
-        A `Result` with `scores` (COCO AP per group), `model`, `report(path)` and `save(path)`.
-
-    Raises:
-        UserError: what a command would refuse, in one line.
-    """
-    return result.swap(SESSION, model, data, learn, forget, **settings)
-
-
+swap = result.swapper(
+    SESSION,
+    what="object classes",
+    model="""a path that --checkpoint takes (a run folder, an official .pth, a Hugging Face folder), or a detector of
+        `build_detector` or `load_checkpoint` whose rows are named by its `class_table` or by `class_names=[...]`""",
+    pairs="""(image, {"boxes": [N, 4], "labels": [N]}),
+        boxes as left, top, right, bottom in pixels""",
+    scores="COCO AP",
+)
 load_run = result.loader(SESSION)
 load_runs = result.loader_of_several(SESSION)

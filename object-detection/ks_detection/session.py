@@ -21,7 +21,7 @@ from common.onnx_file import Graph, OnnxFile
 from common.pictures import SUFFIXES
 from common.plan import pretrain_plan
 from common.plan_file import PlanConfig, plan_from
-from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
+from common.session import Answer, Base, Flags, Loaded, Opening, Session
 from common.settings import Settings
 from common.splits import resolve, shorten
 from ks_detection.check import check
@@ -92,6 +92,7 @@ class DetectionSession(Session):
     suffixes = SUFFIXES
     base_flags = ("model",)
     formats = ("official", "official-half", "transformers")
+    check, fix = staticmethod(check), staticmethod(fix)
 
     def defaults_for(self, verb: str, argv: Sequence[str]) -> Mapping[str, object]:
         peek = Parser(add_help=False, allow_abbrev=False)
@@ -158,10 +159,6 @@ class DetectionSession(Session):
 
     # ---- models ------------------------------------------------------------------------------------------
 
-    def is_run(self, path: str | Path) -> bool:
-        """Whether a folder holds a run of ours; a Hugging Face folder has a config.json too."""
-        return super().is_run(path) and not hub.is_folder(path)
-
     def base(self, flags: Flags) -> Base:
         """Raises UserError for flags that would be without effect on an earlier swap."""
         found = super().base(flags)
@@ -213,10 +210,7 @@ class DetectionSession(Session):
 
     def scoring(self, loaded: Loaded) -> tuple[Domain, dict[str, tuple[str, ...]]]:
         flags, model = loaded.flags, loaded.base.model
-        if not any(flags.get(name) for name in ("data", *self.data_flags)):
-            raise UserError(
-                "which images? Give --data: a checkpoint has none, nor has a run that was started with objects."
-            )
+        self.need_data(flags)
         data, _ = open_data(from_values(SourceConfig, flags))
         groups = loaded.scored(data.classes)
         config, frozen = from_values(ImageConfig, flags), from_values(FrozenConfig, flags)
@@ -228,12 +222,6 @@ class DetectionSession(Session):
         config, recipe = from_values(PredictConfig, loaded.flags), from_values(ImageConfig, loaded.flags).recipe()
         skip, draw = bool(loaded.flags.get("skip_corrupt")), bool(loaded.flags.get("output_dir"))
         return answers(loaded.base.model, files, recipe, config, device, skip, draw)
-
-    def check(self, text: str) -> tuple[list[str], list[Problem]]:
-        return check(text)
-
-    def fix(self, data: str, output: str) -> list[str]:
-        return fix(data, output)
 
     def export(self, loaded: Loaded, path: Path, kind: str) -> Path:
         return loaded.base.model.export(path, kind)

@@ -18,16 +18,16 @@ from ks_segmentation.data import masks
 from ks_segmentation.data.layouts import load
 from ks_segmentation.data.masks import IGNORE, Table, UnknownId
 from ks_segmentation.data.scan import pixels_per_class
-from ks_segmentation.data.sets import Item, MaskItem, MaskSet
+from ks_segmentation.data.sets import Item, MaskItem
 
 
-def check(text: str, data: MaskSet) -> tuple[list[str], list[Problem]]:
+def check(text: str) -> tuple[list[str], list[Problem]]:
     """(a table of images per class, problems): every image and every mask is read.
 
     Errors: an image or a mask that cannot be read, masks with an id outside the class list, an image and a mask of
     different sizes, a mask without any class, no images at all. Notes: a class that no training mask holds.
     """
-    images: dict[str, Counter[int]] = {}
+    data, images = load(text), dict[str, Counter[int]]()
     pixels: Counter[int] = Counter()
     problems: list[Problem] = []
     for part, name in (("train", "training"), ("test", "test")):

@@ -21,14 +21,14 @@ from common.knobs import knob
 from common.onnx_file import Graph, OnnxFile
 from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
-from common.session import Answer, Base, Flags, Loaded, Opening, Problem, Session
+from common.session import Answer, Base, Flags, Loaded, Opening, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
 from ks_segmentation.check import check, fix
 from ks_segmentation.checkpoints import onnx_graph
 from ks_segmentation.checkpoints.folder import check_class_count, load_folder, load_hub
 from ks_segmentation.checkpoints.load import CLASSES_KEY, class_count, load_checkpoint, load_weights
-from ks_segmentation.checkpoints.read_file import WEIGHT_FILES, read_weights
+from ks_segmentation.checkpoints.read_file import read_weights
 from ks_segmentation.checkpoints.record import MODEL_FILE
 from ks_segmentation.config import words as config_words
 from ks_segmentation.config.load import load_config
@@ -102,6 +102,7 @@ class SegmentationSession(Session):
     lists = ("opts",)
     suffixes = layouts.SUFFIXES
     formats = ("detectron2", "folder")
+    check, fix = staticmethod(check), staticmethod(fix)
 
     # ---- flags -------------------------------------------------------------------------------------------
 
@@ -173,10 +174,6 @@ class SegmentationSession(Session):
 
     # ---- models ------------------------------------------------------------------------------------------
 
-    def is_run(self, path: str | Path) -> bool:
-        weights = any((Path(path) / name).is_file() for name in WEIGHT_FILES)
-        return super().is_run(path) and not weights  # a Hugging Face folder has a config.json too
-
     def base_path(self, flags: Flags) -> str:
         if flags.get("checkpoint") or not flags.get("config_file"):
             return super().base_path(flags)
@@ -246,12 +243,6 @@ class SegmentationSession(Session):
     def predict(self, loaded: Loaded, files: Sequence[Path], device: torch.device) -> Iterator[Answer]:
         draw, skip = bool(loaded.flags.get("output_dir")), bool(loaded.flags.get("skip_corrupt"))
         return answers(loaded.base.model, loaded.base.classes, files, draw, skip)
-
-    def check(self, text: str) -> tuple[list[str], list[Problem]]:
-        return check(text, layouts.load(text))
-
-    def fix(self, data: str, output: str) -> list[str]:
-        return fix(data, output)
 
     def own_format(self, loaded: Loaded) -> str:
         return loaded.base.model.own_format

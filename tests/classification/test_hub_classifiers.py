@@ -14,7 +14,7 @@ from common import adapters, commands, hub, lora
 NAMES = [*map(str, range(8))]
 KINDS = list(tiny_hub.CLASSIFIERS)
 SWAP = ["--data", "digits", "--no-flip", "--learn", "8", "--forget", "1", "--retain", "0,2", "--allow-chance"]
-FAST = ["--steps", "2", "--batch-size", "4", "--threads", "1", "--device", "cpu", "--gallery", "1", "--lora-rank", "2",
+FAST = ["--steps", "2", "--batch-size", "4", "--threads", "1", "--device", "cpu", "--gallery", "0", "--lora-rank", "2",
         "--lora-position", "all"]  # fmt: skip
 
 

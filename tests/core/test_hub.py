@@ -88,6 +88,17 @@ def test_a_config_that_is_strange_is_one_line(folder, change):
     assert "\n" not in str(error.value)
 
 
+def test_an_older_config_names_its_backbone_without_a_look_on_the_hub(monkeypatch):
+    from transformers import backbone_utils
+
+    monkeypatch.setattr(backbone_utils, "hf_api", None)
+    table = {"model_type": "deformable_detr", "backbone": "resnet50", "use_timm_backbone": True}
+    made = hub.make_config(table | {"backbone_kwargs": {"in_chans": 3, "out_indices": [3, 4]}}, "it")
+    assert (made.backbone_config.backbone, tuple(made.backbone_config.out_indices)) == ("resnet50", (3, 4))
+    with pytest.raises(UserError, match="would be downloaded"):
+        hub.make_config(table | {"use_timm_backbone": False}, "it")
+
+
 def test_code_of_a_repository_is_not_run(folder):
     table = json.loads((folder / "config.json").read_text())
     table["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}

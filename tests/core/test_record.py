@@ -183,7 +183,7 @@ def test_a_full_disk_ends_any_run_in_one_line_and_loses_nothing(tmp_path, monkey
         disk = Disk(patch, 0)
         assert run(tmp_path / "whole") == 0
     expected = {n: (tmp_path / "whole" / n).read_bytes() for n in (METRICS, STEPS, "adapter/adapter_model.safetensors")}
-    for at in range(1, disk.count + 1, 4):
+    for at in range(1, disk.count + 1, 6):
         capsys.readouterr()
         folder = tmp_path / f"full{at}"
         with monkeypatch.context() as patch:

@@ -18,7 +18,7 @@ from common.record import METRICS, STEPS, read_lines
 def scenario(name, method="gs_lora", order="fltf", domain="classification", **settings):
     defaults = {"steps": 5, "batch_size": 4, "accumulate": 2, "save_every": 6, "eval_every": 1, "gallery": 1}
     return {
-        "name": name, "domain": domain, "method": method, "order": order, "dropout": 0.1, "kills": 4,
+        "name": name, "domain": domain, "method": method, "order": order, "dropout": 0.1, "kills": 3,
         "settings": {**defaults, **settings},
     }  # fmt: skip
 

@@ -8,12 +8,11 @@ import torch
 from toy import BASE, DOMAINS, NEW, ToyClassification, make_trainer, swap_plan
 
 from common import cli
-from common.errors import UserError
+from common.errors import Interrupted, UserError
 from common.lora import adapters
 from common.plan import Plan, make_plan
 from common.record import DETAILS, METRICS, STEPS, read_lines
 from common.schema import read_json
-from common.trainer import Interrupted
 
 
 def base_of(kind):

@@ -1,16 +1,17 @@
 """The detection domain in the loop: which objects count, forgetting, resume-proof batches, two ranks, scores."""
 
 import socket
+from unittest import mock
 
 import pytest
 import torch
-import torch.multiprocessing as processes
 from ks_detection.data.records import DetectionSet, ImageRecord
 from ks_detection.domain import DetectionDomain
 from ks_detection.forgetting import miss_loss
 from ks_detection.models.dino.criterion import Criterion
 from ks_detection.scores import Found, Truth, called
 from ks_detection.view import ImageConfig
+from processes import beside
 from safetensors.torch import load_file
 from tiny_dino import tiny_dino
 from tiny_swap import GROUPS, KINDS, SMALL, base, domain, picture, pictures, run_rank, run_swap, without_noise
@@ -199,8 +200,9 @@ def swaps(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes.spawn(run_rank, (2, port, str(folder / "two"), 1), nprocs=2)
     run_rank(0, 1, 0, str(folder / "one"), 2)
+    with beside(run_rank, 2, port, str(folder / "two"), 1, 1), mock.patch.dict("os.environ"):
+        run_rank(0, 2, port, str(folder / "two"), 1)
     return folder
 
 

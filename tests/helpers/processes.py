@@ -2,9 +2,24 @@
 
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch.multiprocessing
+
 TOY_RUN = str(Path(__file__).with_name("toy_run.py"))
+
+
+@contextmanager
+def beside(function, *arguments):
+    """Inside, function(0, *arguments) runs in a process of its own; waits for its end."""
+    other = torch.multiprocessing.spawn(function, arguments, nprocs=1, join=False)
+    try:
+        yield
+        other.join()
+    finally:
+        for process in other.processes:
+            process.kill()
 
 
 def environment(**extra):

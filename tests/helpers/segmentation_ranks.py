@@ -33,8 +33,9 @@ def gradients(rank, world):
         torch.rand = drawn
 
 
-def worker(rank, world, folder):
-    """One rank: joins the group, computes, leaves."""
+def worker(number, world, folder, first=0):
+    """Rank `first + number`: joins the group, computes, leaves."""
+    rank = first + number
     root = HERE.parents[1]
     sys.path[:0] = [str(HERE), *(str(root / p) for p in (".", "object-detection/ops", "semantic-segmentation"))]
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)

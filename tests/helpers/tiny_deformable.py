@@ -1,8 +1,12 @@
 """A Deformable DETR small enough for tests, ours and transformers'."""
 
+import re
+
 import torch
 from ks_detection.models.deformable_detr.config import DeformableConfig
 from ks_detection.models.detectors import build_detector
+from ks_detection.models.parts.levels import input_projections
+from tiny_dino import TINY
 
 VARIANTS = {
     "plain": {},
@@ -12,19 +16,7 @@ VARIANTS = {
 
 
 def tiny_deformable_config(**changes) -> DeformableConfig:
-    values = {
-        "num_classes": 5,
-        "backbone": "tiny",
-        "hidden_dim": 32,
-        "nheads": 4,
-        "dim_feedforward": 48,
-        "enc_layers": 2,
-        "dec_layers": 3,
-        "num_queries": 12,
-        "num_select": 30,
-        "dropout": 0.0,
-    }
-    return DeformableConfig(**(values | changes))
+    return DeformableConfig(**(TINY | {"num_queries": 12, "dropout": 0.0} | changes))
 
 
 def tiny_deformable(seed: int = 0, **changes):
@@ -70,4 +62,31 @@ def theirs(**changes):
             torch.nn.init.normal_(module.sampling_offsets.weight, std=0.1)
         if hasattr(module, "running_var"):
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    config.tie_word_embeddings = True  # as published folders say: heads that are left out equal others
     return model.eval()
+
+
+class Backbone(torch.nn.Module):
+    """transformers' backbone in the place of one of ours."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.channels = model.model.backbone.model, model.model.backbone.intermediate_channel_sizes
+
+    def forward(self, images):
+        return list(self.model(images).feature_maps)
+
+
+def as_ours(model):
+    """Our detector with the weights of transformers' one."""
+    names = ("with_box_refine", "two_stage")
+    ours = tiny_deformable(**{name: getattr(model.config, name) for name in names})
+    ours.backbone = Backbone(model)
+    ours.network.input_proj = input_projections(ours.backbone.channels, ours.config, groups=32)
+    state = {}
+    for name, value in model.state_dict().items():
+        name = re.sub(r"^model\.backbone\.(?:conv_encoder\.)?model\.", "backbone.model.", name)
+        name = re.sub(r"^(?:model\.decoder\.)?((?:class|bbox)_embed\.)", r"\1", name)
+        state[re.sub(r"^model\.", "network.", name)] = value
+    ours.load_state_dict({name: value for name, value in state.items() if name in ours.state_dict()})
+    return ours.eval()

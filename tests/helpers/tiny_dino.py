@@ -5,21 +5,12 @@ from ks_detection.models.detectors import build_dino
 from ks_detection.models.dino.config import DinoConfig
 from ks_detection.models.dino.model import Dino
 
+TINY = {"num_classes": 5, "backbone": "tiny", "hidden_dim": 32, "nheads": 4, "dim_feedforward": 48, "enc_layers": 2,
+        "dec_layers": 3, "num_select": 30}  # fmt: skip
+
 
 def tiny_config(**changes) -> DinoConfig:
-    values = {
-        "num_classes": 5,
-        "backbone": "tiny",
-        "hidden_dim": 32,
-        "nheads": 4,
-        "dim_feedforward": 48,
-        "enc_layers": 2,
-        "dec_layers": 3,
-        "num_queries": 20,
-        "num_select": 30,
-        "dn_number": 5,
-    }
-    return DinoConfig(**(values | changes))
+    return DinoConfig(**(TINY | {"num_queries": 20, "dn_number": 5} | changes))
 
 
 def tiny_dino(seed: int = 0, **changes) -> Dino:

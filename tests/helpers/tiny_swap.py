@@ -60,8 +60,9 @@ def without_noise(kind: str):
     return base(kind, **({"use_dn": False} if kind == "dino" else {}))
 
 
-def run_rank(rank: int, world: int, port: int, folder: str, batch_size: int) -> None:
-    """One process of a distributed swap of each kind of detector, into FOLDER/kind."""
+def run_rank(number: int, world: int, port: int, folder: str, batch_size: int, first: int = 0) -> None:
+    """Rank `first + number` of a distributed swap of each kind of detector, into FOLDER/kind."""
+    rank = first + number
     torch.set_num_threads(1)
     if world > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

@@ -360,7 +360,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(method, tmp_path):
 
 def _stop_in(t, phase: int) -> None:
     """Runs until the second step of a phase, saves as Ctrl-C would, and stops."""
-    from common.trainer import Interrupted
+    from common.errors import Interrupted
 
     after = t.method.after_step
 

@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from ms_deform_attn import loader, ms_deform_attn
 from msda import build_once, case, gradients
+from processes import beside
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -157,8 +157,9 @@ def test_activation_checkpointing(backend, reentrant):
     assert_all_close(got, wanted, rtol=0, atol=0)
 
 
-def _rank(rank, world, folder):
+def _rank(number, world, folder, first=0):
     torch.set_num_threads(1)
+    rank = first + number
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.manual_seed(0)
     layer = nn.parallel.DistributedDataParallel(Layer())
@@ -171,7 +172,8 @@ def _rank(rank, world, folder):
 @pytest.mark.slow
 def test_ddp_averages_the_gradients(tmp_path):
     build_once()
-    mp.start_processes(_rank, (2, os.fspath(tmp_path)), nprocs=2, start_method="spawn")
+    with beside(_rank, 2, os.fspath(tmp_path), 1):
+        _rank(0, 2, os.fspath(tmp_path))
     torch.manual_seed(0)
     layer = Layer()
     wanted = grads_of(layer, layer, layer_inputs())[1:]

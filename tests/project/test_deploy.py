@@ -22,7 +22,7 @@ from ks_segmentation.session import SESSION as SEGMENTATION
 from PIL import Image
 from tiny_deformable import VARIANTS, lively, tiny_deformable
 from tiny_dino import tiny_dino
-from tiny_mask2former import RESNET
+from tiny_mask2former import RESNET_18
 from tiny_mask2former import model as tiny_mask2former
 
 from common import commands, hub, onnx_file
@@ -178,7 +178,9 @@ def test_a_segmenter_of_transformers_that_answers_by_pixels(tmp_path):
 
 @pytest.mark.slow
 def test_a_segmenter_of_open_size(tmp_path):
-    model = tiny_mask2former(RESNET, "MODEL.MASK_FORMER.DEC_LAYERS", 2, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1)
+    model = tiny_mask2former(
+        RESNET_18, "MODEL.MASK_FORMER.DEC_LAYERS", 2, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1
+    )
     SEGMENTATION.export_onnx(loaded(model), tmp_path / "a.onnx")
     given, images = SEGMENTATION.load(tmp_path / "a.onnx", {}).base.model, torch.rand(1, 3, 96, 64)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""One run on two nodes: two torchrun agents that meet on this machine, started by the Slurm script of the READMEs. A
+"""One run on two nodes: two torchrun agents that meet on this machine, started by the Slurm script of SCALING.md. A
 worker that dies in mid-phase costs nothing, nor does a scheduler that takes the nodes away."""
 
 import contextlib
@@ -19,7 +19,6 @@ from common.distributed import NEW_STORE, launcher
 from common.record import METRICS, STEPS, read_lines
 
 ROOT = Path(__file__).parents[2]
-DOMAINS = ("image-classification", "object-detection", "semantic-segmentation")
 SRUN = """#!/bin/bash
 # as Slurm's: the command on every node; SIGTERM to all its processes
 export BATCH_PID=$PPID
@@ -36,20 +35,18 @@ exec {sys.executable} -m torch.distributed.run --local-addr=localhost "$@"
 """
 
 
-def script(domain):
-    """The Slurm script of a README, without the command at its end."""
-    text = (ROOT / domain / "README.md").read_text()
-    found = re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?) [\w-]+/swap\.py [^&]* &\nwait\n```", text, re.DOTALL)
-    return found[1]
+def script():
+    """The Slurm script of SCALING.md, without the command at its end."""
+    text = (ROOT / "common/SCALING.md").read_text()
+    return re.search(r"```bash\n(#!/bin/bash\n#SBATCH.*?) [\w-]+/swap\.py [^&]* &\nwait\n```", text, re.DOTALL)[1]
 
 
-def test_the_slurm_scripts_of_the_readmes_are_one_and_launch_as_sweeps_do():
-    assert len({script(domain) for domain in DOMAINS}) == 1
-    words = script(DOMAINS[0]).replace("\\\n", "").split()
+def test_the_slurm_script_launches_as_sweeps_do():
+    words = script().replace("\\\n", "").split()
     own = words[words.index("torchrun") + 1 :]
     launched = [re.sub(r":29\d\d\d$", ":29500", word) for word in launcher(2, 4, "$head", "$SLURM_JOB_ID")[2:]]
     assert sorted(own) == sorted(launched)
-    assert all(f"export {name}={value}" in script(DOMAINS[0]) for name, value in NEW_STORE.items())
+    assert all(f"export {name}={value}" in script() for name, value in NEW_STORE.items())
 
 
 @pytest.fixture
@@ -64,11 +61,11 @@ def submitted(tmp_path):
     settings = {"steps": 4, "batch_size": 2, "lr": 1e-3, "gallery": 0, "save_every": 0, "threads": 1}
 
     def run(events):
-        common = {"method": "gs_lora", "order": "fltf", "settings": settings}
-        cases = [{"name": f"{kind}-{what}", "domain": kind, "at": at, **common} for (kind, what), at in events.items()]
+        common = {"domain": "detection", "method": "gs_lora", "order": "fltf", "settings": settings}
+        cases = [{"name": name, "at": at, **common} for name, at in events.items()]
         (tmp_path / "cases.json").write_text(json.dumps(cases))
         known = environment(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="17", SLURM_JOB_NODELIST="n[1-2]")
-        words = script(DOMAINS[1]).replace(":29500", f":{port}").replace("per-node=4", "per-node=1")
+        words = script().replace(":29500", f":{port}").replace("per-node=4", "per-node=1")
         (tmp_path / "job").write_text(f"{words} {TOY_RUN} nodes cases.json . &\nwait\n")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": known, "cwd": tmp_path}
         job = subprocess.Popen(["bash", "job"], start_new_session=True, **pipes)
@@ -83,21 +80,18 @@ def submitted(tmp_path):
 
 @pytest.mark.slow
 def test_runs_on_two_nodes_that_were_killed_or_preempted_end_as_undisturbed_ones(submitted, tmp_path):
-    whole = {(kind, "whole"): None for kind in ("detection", "segmentation")}
-    killed = {("detection", "killed"): [0, 6, "SIGKILL"], ("segmentation", "killed"): [1, 6, "SIGKILL"]}
-    events = {**whole, **killed, ("detection", "preempted"): [1, 2, "SIGUSR1"]}
+    events = {"whole": None, "killed": [0, 6, "SIGKILL"], "preempted": [1, 2, "SIGUSR1"]}
     told = submitted(events)
-    for kind in ("detection", "segmentation"):
-        assert f"continuing {kind}-killed at phase 2" in told, told[-4000:]
+    assert "continuing killed at phase 2" in told, told[-4000:]
     assert "stopped after phase 1 learn, step 3 of 4" in told, told[-4000:]
-    assert not (tmp_path / "detection-preempted" / "done.json").exists()
+    assert not (tmp_path / "preempted" / "done.json").exists()
     told = submitted(events)
-    assert "continuing detection-preempted at phase 1, step 3" in told, told[-4000:]
+    assert "continuing preempted at phase 1, step 3" in told, told[-4000:]
     assert (tmp_path / "requeued").read_text() == "17\n", "once, and not when it had ended"
-    for kind, what in (*killed, ("detection", "preempted")):
-        one, other = tmp_path / f"{kind}-whole", tmp_path / f"{kind}-{what}"
-        assert len(read_lines(one / STEPS)) == 8
+    one = tmp_path / "whole"
+    assert len(read_lines(one / STEPS)) == 8
+    assert json.loads((one / "config.json").read_text())["identity"]["world"] == 2
+    for other in (tmp_path / "killed", tmp_path / "preempted"):
         for name in (METRICS, STEPS, f"adapter/{WEIGHTS}"):
             assert (other / name).read_bytes() == (one / name).read_bytes(), name
         assert {p.name for p in other.iterdir()} == {p.name for p in one.iterdir()}
-        assert json.loads((one / "config.json").read_text())["identity"]["world"] == 2

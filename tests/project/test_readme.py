@@ -10,8 +10,8 @@ from common import commands
 
 ROOT = Path(__file__).parents[2]
 BASE = ["--data", "digits", "--no-flip", "--classes", "0,1,2,3,4,5,8,9", "--img-size", "16", "--patch-size", "4",
-        "--model-args", "embed_dim=64,depth=6,num_heads=4", "--lr", "2e-3", "--threads", "1", "--precision", "fp32",
-        "--epochs", "12", "--no-report", "--gallery", "0", "--output-dir", "results/base"]  # fmt: skip
+        "--model-args", "embed_dim=64,depth=2,num_heads=4", "--lr", "2e-3", "--threads", "1", "--precision", "fp32",
+        "--epochs", "8", "--no-report", "--gallery", "0", "--output-dir", "results/base"]  # fmt: skip
 
 
 def script_of(domain):

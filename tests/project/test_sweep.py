@@ -133,7 +133,8 @@ def wait_for(what, seconds=60):
 
 def test_a_sweep_that_was_killed_and_stopped_makes_the_table_of_an_undisturbed_one(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    whole, killed = written(tmp_path / "a"), written(tmp_path / "b")
+    text = FILE.replace("[0, 1, 2]", "[0, 1]")
+    whole, killed = written(tmp_path / "a", text), written(tmp_path / "b", text)
     assert body([str(whole), "--jobs", "4"]) == 0
     first = start(killed, "--set", "pause=0.1")
     out = tmp_path / "b" / "out"
@@ -141,7 +142,7 @@ def test_a_sweep_that_was_killed_and_stopped_makes_the_table_of_an_undisturbed_o
     os.kill(first.pid, signal.SIGKILL)  # its rows go on alone
     first.communicate()
     second = start(killed, "--set", "pause=0.1")
-    wait_for(lambda: len(list(out.glob("*/done.json"))) >= 3)
+    wait_for(lambda: len(list(out.glob("*/done.json"))) >= 2)
     wait_for(lambda: any(0 < c["steps"] < 8 for c in counts(out).values()))
     second.send_signal(signal.SIGTERM)
     _, told = second.communicate(timeout=60)
@@ -151,7 +152,7 @@ def test_a_sweep_that_was_killed_and_stopped_makes_the_table_of_an_undisturbed_o
     third.communicate(timeout=120)
     assert third.returncode == 0
     found = counts(out)
-    assert len(found) == 12 and all(c["steps"] == 10 for c in found.values())
+    assert len(found) == 8 and all(c["steps"] == 10 for c in found.values())
     assert max(c["starts"] for c in found.values()) == 2, "only what SIGTERM stopped was started again"
     for name in ("table.md", "table.csv"):
         assert (out / name).read_bytes() == (tmp_path / "a" / "out" / name).read_bytes()

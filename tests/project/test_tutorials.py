@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from processes import environment
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(ROOT.glob("*/tutorial.ipynb"))
@@ -46,10 +47,9 @@ nbformat.write(book, sys.argv[3])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.parent.name)
-def test_it_runs(path, monkeypatch, tmp_path):
-    monkeypatch.setenv("KS_TUTORIAL_STEPS", "2")
-    done = tmp_path / "done.ipynb"
-    end = subprocess.run([sys.executable, "-c", RUN, path, path.parent, done], capture_output=True, text=True)
+def test_it_runs(path, tmp_path):
+    done, few = tmp_path / "done.ipynb", environment(KS_TUTORIAL_STEPS="2")
+    end = subprocess.run([sys.executable, "-c", RUN, path, path.parent, done], env=few, capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
     book = nbformat.read(done, 4)
     assert pictures(book) and "->" in "".join(o.get("text", "") for o in outputs(book))

@@ -22,13 +22,13 @@ from common.errors import UserError
 
 NAMES = ["ground", *map(str, range(6))]
 WORDS = ["INPUT.COLOR_AUG_SSD", False, "INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", [64]]
-FEW = digit_scenes(80, 20)
+FEW = digit_scenes(50, 14)
 KINDS = list(tiny_hub.SEGMENTERS)
 
 
 @pytest.fixture(autouse=True)
 def few_digits(monkeypatch):
-    """A hundred scenes of digits in the place of 1,800."""
+    """A few scenes of digits in the place of 1,800."""
     monkeypatch.setattr(layouts, "digit_scenes", lambda: FEW)
 
 
@@ -122,7 +122,7 @@ def test_joined_images_are_judged_as_alone(folders, kind):
         assert [a.shape for a in answer] == [(50, 70), (64, 64)] and max(int(a.max()) for a in answer) < 7
 
 
-FAST = ["--steps", "2", "--batch-size", "2", "--threads", "1", "--device", "cpu", "--gallery", "1", "--lora-rank", "2", "--eval-batch", "20"]  # fmt: skip
+FAST = ["--steps", "2", "--batch-size", "2", "--threads", "1", "--device", "cpu", "--gallery", "0", "--lora-rank", "2", "--eval-batch", "20"]  # fmt: skip
 SWAP = ["--data", "digits", "--learn", "8", "--forget", "1", "--retain", "ground,0,2", "--allow-chance", "--set", "INPUT.RANDOM_FLIP", "none"]  # fmt: skip
 
 

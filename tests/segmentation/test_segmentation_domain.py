@@ -13,6 +13,7 @@ from ks_segmentation.forgetting import miss_loss
 from ks_segmentation.models.parts.criterion import Criterion
 from ks_segmentation.models.parts.inference import class_scores
 from ks_segmentation.models.parts.targets import UNKNOWN, segments
+from processes import beside
 from tiny_mask2former import RESNET, SWIN, model
 from toy import make_trainer
 
@@ -240,10 +241,10 @@ def test_a_swap_touches_adapters_and_new_rows_alone(order, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_equal_one_process_with_the_doubled_batch(tmp_path):
     """Both ranks compute their half of a batch with the other's counts; their mean gradient is the whole batch's."""
-    import torch.multiprocessing as mp
     from segmentation_ranks import gradients, worker
 
-    mp.spawn(worker, (2, str(tmp_path)), nprocs=2)
+    with beside(worker, 2, str(tmp_path), 1):
+        worker(0, 2, str(tmp_path))
     both, whole = torch.load(tmp_path / "gradients.pt"), gradients(0, 1)
     assert set(both) == set(whole)
     for name, gradient in whole.items():

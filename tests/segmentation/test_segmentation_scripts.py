@@ -298,7 +298,7 @@ def test_a_published_command_line_runs(place, tmp_path):
     words = ["MODEL.WEIGHTS", tmp_path / "m.pth", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4", "SOLVER.MAX_ITER", "1"]
     words += ["OUTPUT_DIR", tmp_path / "out", "SOLVER.IMS_PER_BATCH", "2"]
     program = [sys.executable, ROOT / "swapping_fltf.py", *flags, *more, *words]
-    env = os.environ | {"PYTHONPATH": f"{ROOT.parent}:{ROOT.parent / 'object-detection/ops'}"}
+    env = os.environ | {"PYTHONPATH": f"{ROOT.parent}:{ROOT.parent / 'object-detection/ops'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(w) for w in program], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert "without effect here: --resume" in done.stderr

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from common.domain import train_and_test
 from common.errors import UserError
 from common.images import ImageError, open_image, probe
 from common.progress import in_threads
@@ -239,11 +240,9 @@ def from_datasets(data: Any, names: Sequence[str]) -> ImageSet:
     Raises:
         UserError: no pair, or labels without a name.
     """
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise UserError(f"`data` is a path or a pair (train, test) of Datasets, got {type(data).__name__}.")
-    classes = list(names or getattr(data[0], "classes", ()))
+    *pair, classes = train_and_test(data, names)
     parts = []
-    for part, dataset in zip(("train", "test"), data, strict=True):
+    for part, dataset in zip(("train", "test"), pair, strict=True):
         labels = [int(label) for label in getattr(dataset, "targets", None) or (row[1] for row in dataset)]
         strange = sorted({label for label in labels if not 0 <= label < len(classes)})
         if strange:

@@ -14,7 +14,7 @@ from torch import nn
 
 from common import adapters
 from common.bounded import Bounded
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.record import write_json
 from common.schema import read_json
 from ks_classification.checkpoints.load import construct
@@ -88,8 +88,7 @@ def build(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
         with Bounded(f"model {spec.name!r}"):
             return _build(spec, pretrained).eval()
     except (RuntimeError, TypeError, AssertionError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0].strip() if str(error) else type(error).__name__
-        raise UserError(f"cannot build model {spec.name!r} with {spec.args}: {reason}.") from None
+        raise UserError(f"cannot build model {spec.name!r} with {spec.args}: {first_line(error)}.") from None
     except OSError as error:
         raise UserError(f"cannot fetch weights for {spec.name!r}: {error}; give --checkpoint instead.") from None
 
@@ -142,9 +141,7 @@ def load_folder(folder: str | Path) -> tuple[nn.Module, ModelSpec]:
     try:
         adapters.load_model(model, folder)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder / 'model.safetensors'} does not fit {spec.name}: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"{folder / 'model.safetensors'} does not fit {spec.name}: {first_line(error)}") from None
     return model, spec
 
 

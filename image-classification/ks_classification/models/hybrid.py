@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.backbones.mobilenet import WIDTHS, mobilenet_blocks
-from common.errors import UserError
+from common.errors import UserError, first_line
 
 STAGE = 2  # stride 16
 CHANNELS = WIDTHS[STAGE]
@@ -81,6 +81,6 @@ def load_stem(model: nn.Module, path: str) -> None:
         wanted.load_state_dict({k: own[k] for k in wanted.state_dict() if k in own}, strict=False)
         missing = [k for k in wanted.state_dict() if k not in own and "num_batches" not in k]
     except (OSError, RuntimeError, AttributeError) as error:
-        raise UserError(f"--stem-weights {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--stem-weights {path}: {first_line(error)}") from None
     if missing:
         raise UserError(f"--stem-weights {path} is no torchvision mobilenet_v2 state dict ({missing[0]} is missing).")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.lora import positions
+from common.rows import set_rows
 
 
 def classifier_name(model: nn.Module) -> str:
@@ -75,31 +76,21 @@ def widen(model: nn.Module, count: int, seed: int = 0, names: Sequence[str] = ()
     if names and hasattr(model, "class_rows"):
         stated = model.class_rows(names[rows:])
         fresh = fresh if stated is None else stated
-    weight = torch.cat([old.weight.float().cpu(), fresh])
-    old.weight = nn.Parameter(weight.to(old.weight), requires_grad=old.weight.requires_grad)
-    if getattr(old, "bias", None) is not None:
-        bias = torch.zeros(count)
-        bias[:rows] = old.bias
-        old.bias = nn.Parameter(bias.to(old.weight), requires_grad=old.bias.requires_grad)
-    _note_rows(model, old, count)
-    return model
+    set_rows(old, range(rows), count - rows, fresh={"weight": fresh, "bias": torch.zeros(count - rows)})
+    return _noted(model, count)
 
 
-@torch.no_grad()
 def select_rows(model: nn.Module, rows: Sequence[int]) -> nn.Module:
     """Leaves the classifier these logit rows only, in this order (ImageNet100 on a 1000-way model)."""
-    head = classifier(model)
-    for name, parameter in list(head.named_parameters(recurse=False)):
-        setattr(head, name, nn.Parameter(parameter[list(rows)].clone(), requires_grad=parameter.requires_grad))
-    _note_rows(model, head, len(rows))
+    set_rows(classifier(model), rows)
+    return _noted(model, len(rows))
+
+
+def _noted(model: nn.Module, count: int) -> nn.Module:
+    for module in (classifier(model), model):
+        if hasattr(module, "num_classes"):
+            module.num_classes = count
     return model
-
-
-def _note_rows(model: nn.Module, head: nn.Module, count: int) -> None:
-    for module, names in ((head, ("out_features", "num_classes")), (model, ("num_classes",))):
-        for name in names:
-            if hasattr(module, name):
-                setattr(module, name, count)
 
 
 def set_dropout(model: nn.Module, p: float) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of Deformable DETR: key names of the published files and of transformers <-> ours, and the config they tell.
+"""Checkpoints of Deformable DETR: key names of the published files <-> ours, and the config they tell.
 
 Ours hold every shared tensor once.
 """
@@ -33,24 +33,19 @@ DECODER = {
     "linear2": "mlp.fc2",
 }
 LAYER = re.compile(r"^(network\.(encoder|decoder)\.layers\.\d+\.)(.+)$")
-HEAD = re.compile(r"^(?:transformer\.decoder\.|model\.decoder\.)?((?:class|bbox)_embed\.\d+\..+)$")
+HEAD = re.compile(r"^(?:transformer\.decoder\.)?((?:class|bbox)_embed\.\d+\..+)$")
 PACKED = re.compile(r"^(.+\.self_attn\.)([qkv])_proj\.(weight|bias)$")
 BUILT = ("relative_position_index", "num_batches_tracked", "total_params", "total_ops")  # made anew, or counters
 
 
 def our_name(name: str) -> str:
     """The name under which our model keeps a published tensor; `in_proj_weight` and `in_proj_bias` still packed."""
-    name = _swap_front(our_head(name), SINGLE)
+    head = HEAD.match(name)
+    name = _swap_front(head[1] if head else name, SINGLE)
     layer = LAYER.match(name)
     if layer is None:
         return name
     return layer[1] + _swap_front(layer[3], ENCODER if layer[2] == "encoder" else DECODER)
-
-
-def our_head(name: str) -> str:
-    """Our name of a head that published files and transformers also keep in the decoder; other names as they are."""
-    head = HEAD.match(name)
-    return head[1] if head else name
 
 
 def published_name(name: str) -> str:
@@ -113,22 +108,6 @@ def to_published(state: dict[str, Tensor], config: DeformableConfig) -> dict[str
         if config.with_box_refine and (kind == "bbox_embed" or config.two_stage):
             published[f"transformer.decoder.{name}"] = tensor
     return published
-
-
-def from_transformers(state: dict[str, Tensor], ours: bool) -> dict[str, Tensor]:
-    """transformers' state of any version under our names.
-
-    Args:
-        ours: whether the backbone is built here (torchvision's key names) or stays transformers'.
-    """
-    body = "backbone.body." if ours else "backbone.model."
-    result = {}
-    for name, tensor in state.items():
-        name = re.sub(r"^model\.backbone\.(?:conv_encoder\.)?model\.", body, name)
-        name = re.sub(r"^model\.", "network.", name)
-        name = re.sub(r"(layers\.\d+\.)(fc[12]\.)", r"\1mlp.\2", name)
-        result[re.sub(r"self_attn\.out_proj\.", "self_attn.o_proj.", name)] = tensor
-    return result
 
 
 def _swap_front(name: str, table: dict[str, str]) -> str:

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from common import hub
 from common.errors import UserError
 from common.lora import inject
-from ks_detection.checkpoints.hugging_face import read_folder
 from ks_detection.checkpoints.layouts import our_state
 from ks_detection.checkpoints.read import read_checkpoint
 from ks_detection.checkpoints.shapes import infer_backbone
-from ks_detection.models.deformable_detr.config import DeformableConfig
 from ks_detection.models.detectors import bare_detector, changed, config_from
 from ks_detection.models.hub.files import read_detector
 from ks_detection.models.parts.config import DetectorConfig
@@ -31,8 +29,8 @@ def load_checkpoint(
     """A detector in eval mode with the weights of an official, Knowledge Swapping or own checkpoint.
 
     Args:
-        path_or_state: a file, a loaded checkpoint or a state dict, with published key names, or a Hugging Face
-            folder of a Deformable DETR or of another detector of transformers.
+        path_or_state: a file, a loaded checkpoint or a state dict, with published key names, or a folder of a detector of
+            transformers.
         config: without one, the file's own config is used (files written here have it), else which detector it
             is, backbone, levels, classes, queries and LoRA rank are read off keys and shapes.
         ema: take the averaged weights (`ema_model`).
@@ -45,11 +43,9 @@ def load_checkpoint(
         UserError: unreadable file, missing or mismatched keys, another backbone or number of classes.
     """
     if not isinstance(path_or_state, dict) and hub.is_folder(path_or_state):
-        if hub.model_type(path_or_state) != DeformableConfig.modelname:
-            if config is not None or changes:
-                raise UserError(f"{path_or_state}: --config-file and --options are not for a transformers folder.")
-            return read_detector(Path(path_or_state))
-        path_or_state = read_folder(path_or_state)
+        if config is not None or changes or ema:
+            raise UserError(f"{path_or_state}: --config-file, --options and --ema are not for a transformers folder.")
+        return read_detector(Path(path_or_state))
     checkpoint = read_checkpoint(path_or_state, ema)
     if config is None and checkpoint.config:
         config = checkpoint.config

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from common.domain import train_and_test
 from common.errors import UserError
 from common.images import open_image
 from ks_detection.data.records import CUT, Annotation, DetectionSet, ImageRecord, clipped, find_box_problem
@@ -26,12 +27,10 @@ def from_datasets(data: Any, names: Sequence[str]) -> DetectionSet:
     Raises:
         UserError: no pair, an item of another form, a label without a name, or a box outside its image.
     """
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise UserError(f"`data` is a path or a pair (train, test) of Datasets, got {type(data).__name__}.")
-    classes = list(names or getattr(data[0], "classes", ()))
+    *pair, classes = train_and_test(data, names)
     train, test = (
         [_record(dataset, f"{part}_{i:06d}", i, classes) for i in range(len(dataset))]
-        for part, dataset in zip(("train", "test"), data, strict=True)
+        for part, dataset in zip(("train", "test"), pair, strict=True)
     )
     return DetectionSet(train, test, classes)
 

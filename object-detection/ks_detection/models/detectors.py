@@ -6,30 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import plugins
 from common.bounded import Bounded
 from common.errors import UserError
 from common.lora import inject
+from common.plugins import Plugins
 from ks_detection import models
 from ks_detection.models.dino.config import DinoConfig
 from ks_detection.models.parts.config import DetectorConfig
 from ks_detection.models.parts.config_file import read_config
 from ks_detection.models.parts.detector import Detector, ffn_linears
 
-NOT_MODELS = ("parts", "detectors")  # of what lies beside them
-
-
-def available() -> list[str]:
-    """Names of all detectors: the files and folders of `models/`."""
-    return plugins.available(models, NOT_MODELS)
-
-
-def detector_type(name: Any) -> type[Detector]:
-    """The detector of a `modelname`. Raises UserError for an unknown one."""
-    if name not in available():
-        raise UserError(f"config: `modelname` is {name!r}; allowed: {', '.join(available())}.")
-    kind: type[Detector] = plugins.load(models, name, "DETECTOR")
-    return kind
+REFUSAL = "config: `modelname` is {name!r}; allowed: {known}."
+_DETECTORS = Plugins(models, "DETECTOR", REFUSAL, ("parts", "detectors"))
+available, detector_type = _DETECTORS.available, _DETECTORS.load
 
 
 def config_from(values: Mapping[str, Any]) -> DetectorConfig:

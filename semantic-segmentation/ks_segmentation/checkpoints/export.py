@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.files import user_path
 from common.lora import adapters
+from common.record import save_tensors, write_bytes
 from ks_segmentation.checkpoints.key_map import key_map
 
 # These two of detectron2's modules take weights without a version for files of the first layout, and rename them.
@@ -75,14 +76,11 @@ def export_detectron2(model: nn.Module, path: str | Path) -> Path:
     path = user_path(path)
     if path.suffix not in (".pth", ".pkl"):
         raise UserError(f"an export ends in .pth or .pkl, got {path.name}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = detectron2_state(model)
-    unfinished = path.with_name(path.name + ".part")
     if path.suffix == ".pth":
-        torch.save({"model": state}, unfinished)
+        save_tensors(path, {"model": state})
     else:
         arrays = _versioned({key: value.numpy() for key, value in state.items()})
-        with unfinished.open("wb") as file:
-            pickle.dump({"model": arrays, "__author__": "knowledge-swapping", "matching_heuristics": False}, file)
-    unfinished.replace(path)
+        content = {"model": arrays, "__author__": "knowledge-swapping", "matching_heuristics": False}
+        write_bytes(path, pickle.dumps(content))
     return path

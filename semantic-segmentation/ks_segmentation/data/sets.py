@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from common.domain import train_and_test
 from common.errors import UserError
 from common.images import open_image
 from ks_segmentation.data import masks
@@ -91,14 +92,12 @@ def from_datasets(data: Any, names: Sequence[str]) -> MaskSet:
     Raises:
         UserError: no pair, or no names.
     """
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise UserError(f"`data` is a path or a pair (train, test) of Datasets, got {type(data).__name__}.")
-    classes = tuple(names or getattr(data[0], "classes", ()))
+    *pair, classes = train_and_test(data, names)
     if not classes:
         raise UserError("the ids of the masks have no names; name them, in order, with data_classes=[...].")
     table = masks.plain(len(classes))
     train, test = (
         [DatasetItem(f"{part}_{i:06d}", one, i, table) for i in range(len(one))]
-        for part, one in zip(("train", "test"), data, strict=True)
+        for part, one in zip(("train", "test"), pair, strict=True)
     )
-    return MaskSet(classes, train, test)
+    return MaskSet(tuple(classes), train, test)

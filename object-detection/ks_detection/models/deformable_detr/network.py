@@ -5,27 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import UserError
 from common.layers import use_fast_linears
-from ks_detection.models.deformable_detr.config import TRANSFORMERS, DeformableConfig
+from ks_detection.models.deformable_detr.config import DeformableConfig
 from ks_detection.models.parts.backbones import build_backbone
 from ks_detection.models.parts.levels import input_projections
 from ks_detection.models.parts.sampling import Sampling
-
-
-class TransformersBackbone(nn.Module):
-    """The backbone that a Hugging Face config describes, with its norms frozen; feature maps, finest first."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.channels = list(encoder.intermediate_channel_sizes)
-        self.model = encoder.model
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        found = self.model(x)
-        return list(found.feature_maps if hasattr(found, "feature_maps") else found)
 
 
 def build_parts(config: DeformableConfig) -> tuple[nn.Module, nn.Module]:
@@ -44,9 +31,8 @@ def build_parts(config: DeformableConfig) -> tuple[nn.Module, nn.Module]:
             f"transformers {transformers.__version__} builds its Deformable DETR of other parts; "
             "run: pip install -U 'transformers>=5.23'."
         )
-    whole = network.backbone
     del network.backbone
-    backbone = TransformersBackbone(whole) if config.backbone == TRANSFORMERS else build_backbone(config)
+    backbone = build_backbone(config)
     network.input_proj = input_projections(backbone.channels, config, groups=32)
     _initialise(network)
     for layer in network.modules():
@@ -57,7 +43,7 @@ def build_parts(config: DeformableConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def transformers_config(config: DeformableConfig) -> Any:
-    """The same model in transformers' words; a backbone of ours is stood in for by the smallest of theirs."""
+    """The same model in transformers' words; its backbone is the smallest of theirs, which ours replaces."""
     from transformers import DeformableDetrConfig, ResNetConfig
 
     stages = [f"stage{stage + 1}" for stage in config.return_interm_indices]
@@ -66,7 +52,7 @@ def transformers_config(config: DeformableConfig) -> Any:
     )
     return DeformableDetrConfig(
         use_timm_backbone=False,
-        backbone_config=config.backbone_config if config.backbone == TRANSFORMERS else stand_in,
+        backbone_config=stand_in,
         num_labels=config.num_classes,
         num_queries=config.num_queries,
         d_model=config.hidden_dim,

@@ -39,47 +39,22 @@ FIXED = {
 
 @dataclass
 class DinoConfig(PyramidConfig):
-    """A DINO detector; names and defaults are those of the published 4-scale ResNet-50 config.
-
-    Raises:
-        UserError: naming the field, for a value that cannot be built.
-    """
+    """A DINO detector; names and defaults are those of the published 4-scale ResNet-50 config."""
 
     modelname, fixed = "dino", FIXED
 
-    num_classes: int = field(default=91, metadata={"help": "logit rows; COCO ids run to 90, so 91"})
     dn_labelbook_size: int = field(default=0, metadata={"help": "label_enc has one row more; 0: num_classes"})
-    backbone: str = field(default="resnet50", metadata={"help": "a published name, mobilenet_v2, tiny, timm:NAME"})
-    return_interm_indices: tuple[int, ...] = (1, 2, 3)  # backbone stages used; (0, 1, 2, 3) for 5 scales
-    num_feature_levels: int = 4
-    use_checkpoint: bool = False  # recompute Swin blocks in backward (non-reentrant, so adapters get gradients)
-    drop_path_rate: float = 0.2  # Swin only
-    hidden_dim: int = 256
-    nheads: int = 8
     dim_feedforward: int = 2048
-    enc_layers: int = 6
-    dec_layers: int = 6
-    enc_n_points: int = 4
-    dec_n_points: int = 4
-    dropout: float = 0.0
     pe_temperatureH: float = 20.0
     pe_temperatureW: float = 20.0
     num_queries: int = 900
-    num_select: int = 300  # detections kept per image
+    num_select: int = 300
     use_dn: bool = True
     dn_number: int = 100
     dn_label_noise_ratio: float = 0.5
     dn_box_noise_scale: float = 0.4  # every published command line overrides it with 1.0
-    set_cost_class: float = 2.0
-    set_cost_bbox: float = 5.0
-    set_cost_giou: float = 2.0
     cls_loss_coef: float = 1.0
-    bbox_loss_coef: float = 5.0
-    giou_loss_coef: float = 2.0
     interm_loss_coef: float = 1.0
-    focal_alpha: float = 0.25
-    lora_rank: int = 0  # above 0: adapters on every FFN linear, in loralib's layout
-    lora_alpha: float = 1.0  # the published swap models leave loralib's default, so the scale is 1 / rank
 
     def __post_init__(self) -> None:
         super().__post_init__()

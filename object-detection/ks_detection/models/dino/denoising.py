@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ks_detection.models.dino.config import DinoConfig
 from ks_detection.models.parts.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from ks_detection.models.parts.matcher import pad_targets
 
 
 class Denoising(NamedTuple):
@@ -43,21 +44,10 @@ def make_denoising(config: DinoConfig, targets: list[dict]) -> Denoising | None:
         return None
     groups = group_count(config, slots)
     device = targets[0]["boxes"].device
-    labels = torch.zeros(len(targets), slots, dtype=torch.long, device=device)
-    boxes = torch.full((len(targets), slots, 4), 0.5, device=device)
-    used = torch.zeros(len(targets), slots, dtype=torch.bool, device=device)
-    for row, target in enumerate(targets):
-        count = len(target["labels"])
-        labels[row, :count], boxes[row, :count], used[row, :count] = (
-            target["labels"],
-            target["boxes"].float(),
-            True,
-        )
-    labels, boxes, used = (
-        labels.repeat(1, 2 * groups),
-        boxes.repeat(1, 2 * groups, 1),
-        used.repeat(1, 2 * groups),
-    )
+    labels, boxes = pad_targets(targets, device)
+    counts = torch.tensor([[len(target["labels"])] for target in targets], device=device)
+    used = (torch.arange(slots, device=device) < counts).repeat(1, 2 * groups)
+    labels, boxes = labels.repeat(1, 2 * groups), boxes.repeat(1, 2 * groups, 1)
     negative = (torch.arange(2 * groups * slots, device=device) // slots) % 2 == 1
     labels = _noised_labels(labels, config)
     return Denoising(labels, _noised_boxes(boxes, negative, config), used, groups, slots)

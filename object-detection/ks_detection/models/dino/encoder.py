@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from common.layers import Linear, feed_forward
 from ks_detection.models.dino.attention import DeformableAttention
 from ks_detection.models.dino.config import DinoConfig
-from ks_detection.models.parts.levels import Levels
+from ks_detection.models.parts.levels import Levels, cell_centres
 
 
 class EncoderLayer(nn.Module):
@@ -53,9 +53,7 @@ def pixel_references(levels: Levels) -> Tensor:
     """[B, S, L, 2] the centre (x, y) of each token's cell, in parts of every padded level."""
     centres = []
     for level, (h, w) in enumerate(levels.sizes):
-        y = torch.arange(h, device=levels.ratios.device) + 0.5
-        x = torch.arange(w, device=levels.ratios.device) + 0.5
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)  # [h * w, 2]
+        grid = cell_centres(h, w, levels.ratios.device)
         size = levels.ratios[:, level] * torch.tensor([w, h], device=grid.device)  # [B, 2]
         centres.append(grid[None] / size[:, None])
     return torch.cat(centres, dim=1)[:, :, None] * levels.ratios[:, None]

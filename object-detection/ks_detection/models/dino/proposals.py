@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.layers import Linear
 from ks_detection.models.dino.config import DinoConfig
-from ks_detection.models.parts.levels import Levels
+from ks_detection.models.parts.levels import Levels, cell_centres
 from ks_detection.models.parts.mlp import MLP
 
 
@@ -29,10 +29,9 @@ def token_proposals(levels: Levels) -> tuple[Tensor, Tensor]:
     for level, (h, w) in enumerate(levels.sizes):
         mask = levels.mask[:, start : start + h * w].view(batch, h, w)
         valid_h, valid_w = (~mask[:, :, 0]).sum(1), (~mask[:, 0, :]).sum(1)
-        y = torch.arange(h, device=mask.device) + 0.5
-        x = torch.arange(w, device=mask.device) + 0.5
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
-        centre = grid[None] / torch.stack([valid_w, valid_h], dim=-1)[:, None]  # [B, h * w, 2]
+        centre = (
+            cell_centres(h, w, mask.device)[None] / torch.stack([valid_w, valid_h], dim=-1)[:, None]
+        )  # [B, h * w, 2]
         proposals.append(torch.cat([centre, torch.full_like(centre, 0.05 * 2.0**level)], dim=-1))
         start += h * w
     boxes = torch.cat(proposals, dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from common.errors import UserError
@@ -67,20 +67,46 @@ class DetectorConfig:
         return plain | {"modelname": self.modelname}
 
 
+@dataclass
 class PyramidConfig(DetectorConfig):
     """Base of the configs of detectors with one of our backbones and several feature levels.
 
-    more_backbones: names besides `BACKBONES` and timm:NAME.
+    Raises:
+        UserError: naming the field, for a value that cannot be built.
     """
 
-    more_backbones: ClassVar[tuple[str, ...]] = ()
+    num_classes: int = field(default=91, metadata={"help": "logit rows; COCO ids run to 90, so 91"})
+    backbone: str = field(default="resnet50", metadata={"help": "a published name, mobilenet_v2, tiny, timm:NAME"})
+    return_interm_indices: tuple[int, ...] = (1, 2, 3)  # backbone stages used; (0, 1, 2, 3) for 5 scales, (3,) for one
+    num_feature_levels: int = 4
+    use_checkpoint: bool = False  # recompute Swin blocks in backward (non-reentrant, so adapters get gradients)
+    drop_path_rate: float = 0.2  # Swin only
+    hidden_dim: int = 256
+    nheads: int = 8
+    dim_feedforward: int = 1024
+    enc_layers: int = 6
+    dec_layers: int = 6
+    enc_n_points: int = 4
+    dec_n_points: int = 4
+    dropout: float = 0.0
+    num_queries: int = 300
+    num_select: int = 100  # detections kept per image
+    set_cost_class: float = 2.0
+    set_cost_bbox: float = 5.0
+    set_cost_giou: float = 2.0
+    cls_loss_coef: float = 2.0
+    bbox_loss_coef: float = 5.0
+    giou_loss_coef: float = 2.0
+    focal_alpha: float = 0.25
+    lora_rank: int = 0  # above 0: adapters on every FFN linear, in loralib's layout
+    lora_alpha: float = 1.0  # loralib's default, which the published runs never changed: the scale is 1 / rank
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.return_interm_indices = tuple(self.return_interm_indices)
         self._check_positive("num_queries", "dec_layers", "enc_layers", "nheads", "hidden_dim", "dim_feedforward",
                              "enc_n_points", "dec_n_points", "num_feature_levels")  # fmt: skip
-        if self.backbone not in (*BACKBONES, *self.more_backbones) and not self.backbone.startswith("timm:"):
+        if self.backbone not in BACKBONES and not self.backbone.startswith("timm:"):
             raise UserError(f"`backbone` is {self.backbone!r}; allowed: {', '.join(BACKBONES)}, or timm:NAME.")
         if self.num_feature_levels < len(self.return_interm_indices):
             raise UserError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.domain import ClassTable
 from common.errors import UserError
+from common.rows import set_rows
 from ks_detection.checkpoints import plain
 from ks_detection.checkpoints.export import export_official
 from ks_detection.models.parts.config import DetectorConfig
@@ -128,8 +129,11 @@ class Detector(nn.Module):
             parent, leaf = self.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
             layer = getattr(parent, leaf)
             if id(layer.weight) not in done:  # a layer that stands in two places stays one
-                change = _changed_head if isinstance(layer, nn.Linear) else _changed_embedding
-                done[id(layer.weight)] = change(layer, list(kept), added, old)
+                done[id(layer.weight)] = layer
+                set_rows(layer, kept, added, len(layer.weight) - old, _fresh(layer, len(kept), added))
+                done[id(layer.weight)] = layer
+                if getattr(layer, "padding_idx", None) is not None:
+                    layer.padding_idx += len(kept) + added - old
             setattr(parent, leaf, done[id(layer.weight)])
         self.config.num_classes = len(kept) + added
 
@@ -176,21 +180,9 @@ def extend_classes(model: Detector, num_classes: int) -> Detector:
     return model
 
 
-def _changed_head(head: nn.Linear, kept: list[int], added: int, old: int) -> nn.Linear:
-    new = nn.Linear(head.in_features, len(kept) + added, device=head.weight.device, dtype=head.weight.dtype)
-    new.weight[: len(kept)] = head.weight[kept]
-    new.bias[: len(kept)] = head.bias[kept]
-    new.bias[len(kept) :] = PRIOR_BIAS
-    new.requires_grad_(head.weight.requires_grad)
-    return new
-
-
-def _changed_embedding(layer: nn.Embedding, kept: list[int], added: int, old: int) -> nn.Embedding:
-    rows = layer.weight
-    fresh = rows.new_empty(added, layer.embedding_dim).normal_()
-    weight = torch.cat([rows[kept], fresh, rows[old:]])
-    padding = None if layer.padding_idx is None else layer.padding_idx - old + len(kept) + added
-    new = nn.Embedding(*weight.shape, padding, device=rows.device, dtype=rows.dtype)
-    new.weight.copy_(weight)
-    new.weight.requires_grad_(rows.requires_grad)
-    return new
+def _fresh(layer: nn.Module, kept: int, added: int) -> dict[str, Tensor]:
+    """New rows of a head or a label embedding."""
+    if isinstance(layer, nn.Embedding):
+        return {"weight": layer.weight.new_empty(added, layer.embedding_dim).normal_()}
+    like = nn.Linear(layer.in_features, kept + added, device=layer.weight.device, dtype=layer.weight.dtype)
+    return {"weight": like.weight[kept:], "bias": like.bias.new_full((added,), PRIOR_BIAS)}

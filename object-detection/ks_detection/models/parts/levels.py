@@ -24,6 +24,12 @@ class Levels(NamedTuple):
     mask: Tensor
 
 
+def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+    """[height * width, 2] the centre (x, y) of each cell of a level, in cells."""
+    y, x = (torch.arange(side, device=device) + 0.5 for side in (height, width))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
+
+
 def input_projections(channels: list[int], config: Any, groups: int = 0) -> nn.ModuleList:
     """One projection per level: 1x1 convolutions of the backbone's maps, then strided 3x3 ones.
 
