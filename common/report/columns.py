@@ -115,6 +115,7 @@ COLUMNS = {
     "floor_remaining": _each("the same, Retrain twice, rest", 3, _reference("floor", "remaining")),
     "accuracy_gap": _each("accuracy gap, rest ↑", 1, _reference("gap", "mean")),
     "leak": _each("leak ↓", 2, _leak),
+    "steps": _each("steps", 0, lambda run: float(len(run.steps)) or None),
     "trains": _each("trains (%)", 1, _trained),
     "memory": _each("peak memory (MiB)", 0, _done("peak_memory", 2**20)),
     "seconds": _each("time (s)", 0, _done("seconds")),

@@ -273,9 +273,11 @@ def summary(run: RunRecord) -> dict[str, Any]:
             group: {name: values.get("total") for name, values in found["figures"].items()}
             for group, found in groups.items()
         }
+    ended = [line["ended"] for line in run.lines if "ended" in line]
     return {
         "name": run.name,
         "finished": run.finished,
+        **({"ended": ended} if ended else {}),  # of phases that could settle
         "identity": {**run.identity, "data": data},
         "command": run.config.get("command"),
         "versions": run.config.get("versions"),
