@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from common.knobs import Checked, knob
 
-MOST_EPOCHS = 5  # of a phase whose length is not given
+EPOCHS = 5  # of a phase whose length is not given
+LIMIT = 300  # steps that such a phase may take where it ends once it has settled and 5 epochs are fewer
 
 
 @dataclass
@@ -17,7 +18,7 @@ class TrainConfig(Checked):
     method: str = knob("mask_replay", "how to learn and forget: a file name in common/methods")
     epochs: int | None = knob(
         None,
-        f"epochs per phase; an epoch is one pass over the keep set (default: at most {MOST_EPOCHS}, see --until)",
+        f"epochs per phase; an epoch is one pass over the keep set (default: {EPOCHS}, or until settled, see --until)",
         least=1,
     )
     steps: int = knob(0, "steps per phase instead of epochs, when not 0", least=0)
@@ -90,15 +91,17 @@ class TrainConfig(Checked):
         if self.until == "auto" and (self.epochs or self.steps):
             self.until = "steps"
         if self.until != "auto":
-            self.epochs = self.epochs or MOST_EPOCHS
+            self.epochs = self.epochs or EPOCHS
 
     def given(self, action: str) -> int:
         """Steps of a phase, where they are given as such; else 0."""
         return (self.forget_steps if action == "forget" else 0) or self.steps
 
-    def length(self, action: str, per_epoch: int) -> int:
-        """Steps of a phase, or the most it may have."""
-        return self.given(action) or per_epoch * (self.epochs or MOST_EPOCHS)
+    def length(self, action: str, per_epoch: int, settles: bool = False) -> int:
+        """Steps of a phase, or the most it may have if it `settles`."""
+        if self.epochs or self.given(action):
+            return self.given(action) or per_epoch * (self.epochs or 0)
+        return max(per_epoch * EPOCHS, LIMIT if settles else 0)
 
 
 NOT_IDENTITY = ("save_every", "gallery", "curve_points")  # settings that change no number of a run

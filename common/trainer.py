@@ -273,7 +273,8 @@ class Trainer:
         """(steps per epoch, steps of the phase)."""
         size = self.method.epoch_items(phase)
         per_epoch = -(-size // (self.config.batch_size * distributed.world() * self.config.accumulate))
-        return per_epoch, self.method.steps(phase, self.config.length(phase.action, per_epoch))
+        planned = self.config.length(phase.action, per_epoch, self.settling.on(phase))
+        return per_epoch, self.method.steps(phase, planned)
 
     def _begin(self, phase: Phase, start: int) -> None:
         fresh = start == 0

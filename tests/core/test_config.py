@@ -210,6 +210,9 @@ def test_every_flag_has_a_help_text():
 
 def test_a_stated_length_is_run_exactly_and_any_other_is_a_limit():
     assert TrainConfig().until == "auto" and TrainConfig().length("learn", 7) == 35
+    assert (
+        TrainConfig().length("learn", 7, settles=True) == 300 < TrainConfig().length("learn", 70, settles=True) == 350
+    )
     assert TrainConfig(epochs=5).until == TrainConfig(steps=9).until == "steps"
     assert TrainConfig(steps=9, until="settled").until == "settled"
     forget = TrainConfig(forget_steps=9)
