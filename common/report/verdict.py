@@ -95,8 +95,8 @@ def _warning(run: RunRecord, group: str, classes: Sequence[str]) -> str:
             top, share = max(answers.items(), key=lambda pair: pair[1])
             text = f"{100 * share:.0f} % of {name} is now called {top}, with confidence {found['confidence']:.2f}."
             told.append((distance, text))
-    if not told and len(run.moments) > 1:
-        for name in classes if run.role(group) == "forget" else ():
+    if len(run.moments) > 1 and run.role(group) == "forget":
+        for name in (c for c in classes if c not in run.latest("spill")):
             top, share = next(((a, s) for a, s in run.answers(-1).get(name, {}).items() if a != NOTHING), ("", 0.0))
             if top != name and share > SPILLED:
                 told.append((share, f"{100 * share:.0f} % of the {run.answered} of {name} are now called {top}."))

@@ -8,7 +8,7 @@ from common.plan import Phase
 from common.record import NOTHING
 from common.report.flow import moves
 from common.report.runs import RunRecord
-from common.report.verdict import FROM_PEAK, PRETRAIN
+from common.report.verdict import FROM_PEAK, PRETRAIN, SPILLED
 
 NAMED = 4  # classes that are named; of more, their number is told
 MANY = 4  # phases that are told one by one
@@ -89,11 +89,13 @@ def _went(run: RunRecord) -> str:
         return ""
     named = [move for move in found if move.answer != NOTHING and move.after >= 0.5]
     if named:
-        top = max(named, key=lambda move: move.after)
-        return (
-            f"{100 * top.after:.0f} % of the {run.answered} of {top.name} are now called {top.answer}: "
-            "such a class has moved onto another one, which is not the same as being unknown."
-        )
+        spill = run.latest("spill")
+        top = max(named, key=lambda move: (spill.get(move.name, {}).get("distance", 1.0), move.after))
+        told = f"{100 * top.after:.0f} % of the {run.answered} of {top.name} are now called {top.answer}"
+        distance = spill.get(top.name, {}).get("distance", 1.0)
+        if distance <= SPILLED:
+            return f"{told}, much as the base model answers without that class (distance {distance:.2f} of 1)."
+        return f"{told}: such a class has moved onto another one, which is not the same as being unknown."
     if found and all(move.answer == NOTHING for move in found):
         return "What was forgotten is mostly not found any more."
     return "No forgotten class went to one other class for more than half of its answers."

@@ -51,6 +51,23 @@ def test_a_class_that_moved_onto_another_is_told_forgotten_ones_first(tmp_path):
     assert {v.group: v.warning for v in verdicts(run)}["forget"].startswith("90 % of the test items of cat")
 
 
+def test_answers_as_of_a_base_without_the_class_are_no_move(tmp_path):
+    folder = with_answers(make_run(tmp_path / "run"))
+    for distance, expected in (
+        (0.2, "much as the base model answers without that class"),
+        (0.8, "moved onto another one"),
+    ):
+        spill = {"cat": {"answers": {"owl": 0.9}, "confidence": 0.5, "distance": distance}}
+        with (folder / METRICS).open("a") as file:
+            file.write(json.dumps({"phase": 2, "action": "forget", "spill": spill}) + "\n")
+        lines = (folder / METRICS).read_text().splitlines(keepends=True)
+        run = read_run(folder)
+        assert expected in words.paragraph(run)
+        warning = {v.group: v.warning for v in verdicts(run)}["forget"]
+        assert ("with confidence 0.50" in warning) == (distance > 0.5) and "of cat are now" not in warning
+        (folder / METRICS).write_text("".join(lines[:-1]))
+
+
 def test_answers_that_were_so_before_have_not_moved(tmp_path):
     run = read_run(with_answers(make_run(tmp_path / "run"), before=MOVED))
     assert flow.moves(run) == [] and "No forgotten class went to one other class" in words.paragraph(run)
