@@ -270,13 +270,17 @@ class ClassificationDomain(Domain):
                 logits = layers.classifier(model)(embedding, labels)
             own = torch.cat([own, torch.stack([labels, logits.argmax(-1)]).cpu()], dim=1)
         pairs = torch.cat(distributed.gather(own), dim=1)
-        labels, right = pairs[0], (pairs[0] == pairs[1]).float()
+        right = (pairs[0] == pairs[1]).float()
         scores, answers = {"total": (100 * right.sum() / len(right)).item()}, {}
+        sizes = pairs[0].bincount(minlength=len(self.classes)).tolist()
+        called = pairs[1][pairs[0].argsort()].split(sizes)  # the answers on each class
         for name, row in zip(classes, self.classes.rows(classes), strict=True):
-            if (mine := labels == row).any():
-                scores[name] = (100 * right[mine].sum() / mine.sum()).item()
-                counts = pairs[1][mine].bincount().tolist()
-                answers[name] = shares(dict(zip(self.classes.names, counts, strict=False)))
+            if sizes[row]:
+                scores[name] = (100 * (called[row] == row).float().sum() / sizes[row]).item()
+                rows, counts = called[row].unique(return_counts=True)
+                answers[name] = shares(
+                    {self.classes.names[r]: n for r, n in zip(rows.tolist(), counts.tolist(), strict=True)}
+                )
         return Evaluation(scores, answers=answers)
 
     def _sample(self, classes: Sequence[str], most: int) -> list[int]:
