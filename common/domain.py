@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class ClassTable:
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        twice = sorted({n for n in self.names if self.names.count(n) > 1})
+        twice = sorted(n for n, count in Counter(self.names).items() if count > 1)
         if twice:
             raise UserError(f"class name {twice[0]!r} stands for two logit rows; names must differ.")
 
@@ -69,7 +70,8 @@ class ClassTable:
 
     def extended(self, new: Sequence[str]) -> ClassTable:
         """The same table with rows for `new` names behind the old ones (names it has already keep their row)."""
-        return ClassTable(self.names + tuple(n for n in new if n not in self.names), self.ids)
+        known = set(self.names)
+        return ClassTable(self.names + tuple(n for n in new if n not in known), self.ids)
 
 
 class GalleryItem(NamedTuple):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.images import ImageError, size_of
 from common.progress import watched
 from common.session import Problem
 
@@ -41,9 +42,11 @@ def damage(paths: Iterable[Path]) -> list[Problem]:
 
 def _starts(path: Path) -> bool:
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return file.read(2) == b"\xff\xd8"
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
 
 
@@ -52,7 +55,8 @@ def _complaint(paths: Sequence[Path]) -> str:
     from torchvision.io import decode_jpeg
 
     def decode(path: Path) -> None:
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, ImageError):
+            size_of(path)  # within the limits
             decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)))
 
     with _standard_error() as said, warnings.catch_warnings():

@@ -223,6 +223,10 @@ class Session:
             **given,
         }
 
+    def to_be_fetched(self, flags: Flags) -> str:
+        """Data that a run with these flags would download; "" where all is here."""
+        return ""
+
     def base_path(self, flags: Flags) -> str:
         """Where the base model that the flags name lies; "" where that is no path."""
         return str(flags.get("checkpoint") or "")

@@ -45,6 +45,8 @@ def resolve(wanted: str | Sequence[object], available: Sequence[str], what: str)
         UserError: unknown class, or one named twice; lists what exists.
     """
     entries = read_list(wanted) if isinstance(wanted, str) else [str(entry) for entry in wanted]
+    if wanted and not entries:
+        raise UserError(f"{what} {wanted!r} names no class; there are: {shorten(available)}.")
     names = []
     for entry in entries:
         if entry in available:

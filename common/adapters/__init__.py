@@ -52,7 +52,7 @@ class SwapFile(msgspec.Struct):
     layers: dict[str, Layout]
     base: Fingerprint
     weights: str
-    classes: list[str] = []
+    classes: Annotated[list[str], msgspec.Meta(max_length=2**18)] = []
 
 
 class ModelFile(msgspec.Struct):

@@ -154,6 +154,12 @@ class Case:
         flags, reason = recipe(self.session, base)
         if flags is None:
             return None, reason
+        missing = "" if "data" in self.given else self.session.to_be_fetched(flags)
+        if missing:
+            raise UserError(
+                f"the references are trained on {missing}, as {base} records, which is not here: give --data {missing} to "
+                "fetch it, or --references 0."
+            )
         same_data = not any(self.flags.get(name) for name in self.session.data_flags)
         known = read_run_config(base)["identity"]["plan"]["groups"]["base"]
         classes = [c for c in known if c not in self.forgotten] + (self.learned if same_data else [])

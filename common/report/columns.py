@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.record import REFERENCES
-from common.report.runs import PROOF, RunRecord
+from common.report.runs import RunRecord, read_proof
 from common.schema import read_json
 
 Runs = Sequence[RunRecord]
@@ -91,9 +91,10 @@ def _reference(part: str, name: str) -> Callable[[RunRecord], float | None]:
 
 def _leak(run: RunRecord) -> float | None:
     """The mean leak of the few-shot attacks that count for the verdict of proof.json: probe, prototype, relearning."""
-    if not (run.folder / PROOF).is_file():
+    found = read_proof(run.folder)
+    if found is None:
         return None
-    own = [f for f in read_json(run.folder / PROOF)["figures"] if f["headline"] and f["attack"] in FEW_SHOTS]
+    own = [f for f in found["figures"] if f["headline"] and f["attack"] in FEW_SHOTS]
     leaks = [f["leak"]["value"] for f in own if f["leak"]]
     return statistics.fmean(leaks) if leaks else None
 

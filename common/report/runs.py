@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -228,7 +228,17 @@ class MetricLine(msgspec.Struct):
     """A line of metrics.jsonl, as far as it must be there."""
 
     phase: int
+    epoch: int | None = None
     step: int | None = None
+    end: bool = False
+    weight: float = 0
+    adapter_norm: dict[str, float] = {}
+    adapter_moved: dict[str, float] = {}
+    zero_groups: float = 0
+    spill: dict[str, Any] = {}
+    from_peak: dict[str, float | None] = {}
+    measures: dict[str, Any] = {}
+    guard: dict[str, Any] = {}
     sample: dict[str, float | None] = {}
     action: str = ""
     group: str | None = None
@@ -244,6 +254,40 @@ class StepLine(msgspec.Struct):
     loss: float
 
 
+class DoneFile(msgspec.Struct):
+    """done.json, likewise."""
+
+    seconds: float = 0
+    cpu_seconds: float = 0
+    peak_memory: float | None = 0
+
+
+class Detail(msgspec.Struct):
+    """What is behind the scores of a group: see `common.domain.Evaluation`."""
+
+    figures: dict[str, dict[str, float | None]]
+    curves: dict[str, list[float | None]] = {}
+
+
+Axes = Annotated[list[str], msgspec.Meta(min_length=2, max_length=2)]
+
+
+class ProofFile(msgspec.Struct):
+    """proof.json, likewise."""
+
+    verdicts: list[dict[str, Any]]
+    figures: list[dict[str, Any]]
+    budget: dict[str, Any]
+    forgotten: list[str]
+
+
+def read_proof(folder: Path) -> dict[str, Any] | None:
+    """proof.json of a run folder, where there is one. Raises UserError where it is damaged."""
+    path = folder / PROOF
+    found: dict[str, Any] | None = checked_json(path, ProofFile, "`prove` writes it again") if path.exists() else None
+    return found
+
+
 def read_run(folder: str | Path) -> RunRecord:
     """The record of a run folder.
 
@@ -255,7 +299,11 @@ def read_run(folder: str | Path) -> RunRecord:
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.json; name the --output-dir of a finished swap.")
     config = read_run_config(folder)
-    kinds = {"gallery.json": dict[str, list[Picture]], "done.json": dict[str, float | None], DETAILS: dict[str, Any]}
+    kinds = {
+        "gallery.json": dict[str, list[Picture]],
+        "done.json": DoneFile,
+        DETAILS: dict[str, Axes | dict[str, Detail]],
+    }
     gallery, done, stored = (
         checked_json(folder / name, kind) if (folder / name).is_file() else None for name, kind in kinds.items()
     )

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.report import details, flow, plots, words
-from common.report.runs import PROOF, PROOF_PAGE, RunRecord, forgetting
+from common.report.runs import PROOF_PAGE, RunRecord, forgetting, read_proof
 from common.report.table import NONE, duration, memory
 from common.report.verdict import ended, verdicts
-from common.schema import read_json
 
 MANY = 120  # classes of a group; above, the bars show those that changed most
 COMPARED = 4  # runs whose answers fit below one picture
@@ -52,7 +51,7 @@ def section(
         "figures": details.figures(run),
         "class_curves": details.curves(run),
         "pictures": pictures(run),
-        "proof": read_json(run.folder / PROOF) if (run.folder / PROOF).exists() else None,
+        "proof": read_proof(run.folder),
         "proof_page": Path(os.path.relpath(run.folder / PROOF_PAGE, place or run.folder)).as_posix(),
         "config": json.dumps(run.config, indent=1, ensure_ascii=False),
     }

@@ -173,6 +173,9 @@ class ClassificationSession(Session):
         model, spec = base_model(source, images, flags.get("fetch_model", True))
         return Base(model, spec.classes, spec)
 
+    def to_be_fetched(self, flags: Flags) -> str:
+        return data.to_be_fetched(str(flags.get("data") or ""), str(flags.get("cache_dir") or "data"))
+
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
         if "checkpoint" in given and hub.is_hub(str(recorded.get("model", ""))):
             recorded = {**recorded, "model": ""}

@@ -198,6 +198,19 @@ def test_prove_fetches_nothing_because_a_run_folder_says_so(flags, classified, t
     refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "prove", [str(run), "--device", "cpu"]))
 
 
+def test_references_fetch_nothing_because_the_record_of_a_base_says_so(classified, tmp_path, capsys):  # noqa: F811
+    run, base = (shutil.copytree(classified / name, tmp_path / name) for name in ("run", "base"))
+    for folder, changes in (
+        (run, {"checkpoint": str(base)}),
+        (base, {"data": "cifar10", "cache_dir": str(tmp_path / "x")}),
+    ):
+        record = json.loads((folder / "config.json").read_text())
+        record["flags"] |= changes
+        (folder / "config.json").write_text(json.dumps(record))
+    words = [str(run), "--device", "cpu"]
+    assert "--data cifar10" in refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "prove", words))
+
+
 @pytest.mark.parametrize(
     "words", ["--seeds 0", "--seeds -1", "--seeds x", "--orders xyz", "--orders ,", "--jobs 0", "--jobs -1"]
 )

@@ -23,6 +23,7 @@ from common.saved_data import column_of, encoded, read_dataset, undecoded
 from common.splits import shorten
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # and the folder that torchvision makes
 PUBLISHED = re.compile(r"^(\d+)\D(n\d{8})$")  # `17?n01532829`: logit row, one separator, WordNet id
 
 
@@ -98,7 +99,7 @@ def load(text: str, cache: str = "data", fetch: bool = True) -> ImageSet:
     for name in (piece.strip() for piece in text.split(",")):
         if name == "digits":
             one = digits()
-        elif name in ("cifar10", "cifar100"):
+        elif name in CIFAR:
             one = cifar(name, cache, fetch)
         elif name.startswith("hf:"):
             one = hugging_face(name[3:], fetch)
@@ -187,7 +188,7 @@ def cifar(name: str, cache: str, fetch: bool = True) -> ImageSet:
     import torchvision
 
     kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
-    there = (Path(cache) / kind.base_folder).is_dir()
+    there = not to_be_fetched(name, cache)
     _check_fetch(name, there or fetch)
     try:
         parts = [kind(cache, train=train, download=not there) for train in (True, False)]
@@ -199,6 +200,16 @@ def cifar(name: str, cache: str, fetch: bool = True) -> ImageSet:
         return [Item(f"{name}_{split}_{i:05d}", part.classes[y], x) for i, (x, y) in enumerate(pairs)]
 
     return ImageSet(list(parts[0].classes), *map(items, parts))
+
+
+def to_be_fetched(text: str, cache: str) -> str:
+    """The first of the data sets of a --data flag that `load` would download; "" where all are here."""
+    for name in (piece.strip() for piece in text.split(",")):
+        if name in CIFAR and not (Path(cache) / CIFAR[name]).is_dir():
+            return name
+        if name.startswith("hf:") and not Path(name[3:]).is_dir():
+            return name
+    return ""
 
 
 def _check_fetch(name: str, allowed: bool) -> None:

@@ -198,7 +198,7 @@ def assembled(
             problems.append(Problem("corrupt image", str(path), error.reason))
     if size is None:
         return ImageRecord(name, path, 1, 1)
-    kept: list[Annotation] = []
+    kept: dict[Annotation, None] = {}
     for thing in objects:
         annotation = Annotation(thing.label, clipped(thing.box, *size), thing.crowd, thing.difficult)
         if found := find_box_problem(thing.box, *size):
@@ -209,7 +209,7 @@ def assembled(
             text = f"the same {thing.label} box stands twice in one image"
             problems.append(Problem("duplicate", thing.where, text, False))
         else:
-            kept.append(annotation)
+            kept[annotation] = None
     if not kept:
         problems.append(Problem("no objects", name, "the image has no annotation", False))
     return ImageRecord(name, path, *size, tuple(kept), image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from common.config import read_yaml
@@ -26,7 +27,11 @@ def class_list(*folders: Path) -> list[str]:
         for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda file: file.name != "data.yaml"):
             names = read_yaml(file).get("names")
             if isinstance(names, dict):
-                names = [names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))]
+                if {str(key) for key in names} != {str(i) for i in range(len(names))}:
+                    raise UserError(
+                        f"{file}: the keys of `names` must be 0 to {len(names) - 1}, the class numbers in the labels."
+                    )
+                names = [name for _, name in sorted(names.items(), key=lambda pair: int(pair[0]))]
             if isinstance(names, list) and names:
                 return [str(name) for name in names]
             if file.name == "data.yaml":
@@ -76,9 +81,13 @@ def _box(line: str, size: tuple[int, int]) -> tuple[int, tuple[float, float, flo
     """(class, box in pixels) of `class cx cy w h`, with or without a score, or of `class x y x y x y ...`, a polygon."""
     row, *words = line.split()
     values = [float(word) for word in words]
+    if not all(map(math.isfinite, values)):
+        raise ValueError
     width, height = size
     if len(values) >= 6 and len(values) % 2 == 0:
         x, y = [v * width for v in values[::2]], [v * height for v in values[1::2]]
         return int(row), (min(x), min(y), max(x), max(y))
+    if len(values) > 5:
+        raise ValueError
     cx, cy, w, h = (v * s for v, s in zip(values[:4], (width, height, width, height), strict=True))
     return int(row), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
