@@ -306,10 +306,11 @@ def test_a_pipe_in_the_place_of_a_file_is_not_read(file, classified, tmp_path, c
         refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "swap", words))
 
 
-@pytest.mark.parametrize(
-    "flag", ["--learn=@", "--split=", "--plan=", "--config=", "--data=", "--checkpoint=", "--feature-cache="]
-)
-@pytest.mark.parametrize("place", ["pipe", "/dev/zero", "~nobody/x"])
+FILES = [(flag, place) for flag in ("--learn=@", "--split=", "--plan=", "--config=", "--data=", "--checkpoint=")
+         for place in ("pipe", "/dev/zero", "~nobody/x")]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag, place", [*FILES, ("--feature-cache=", "pipe")])
 def test_flags_that_name_a_pipe_or_device(flag, place, classified, tmp_path, capsys):  # noqa: F811
     os.mkfifo(tmp_path / "pipe")
     words = [*test_scripts.swap_flags(classified, "--output-dir", str(tmp_path / "out")), flag + str(tmp_path / place)]
