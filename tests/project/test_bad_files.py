@@ -306,15 +306,15 @@ def test_a_pipe_in_the_place_of_a_file_is_not_read(file, classified, tmp_path, c
         refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "swap", words))
 
 
-FILES = [(flag, place) for flag in ("--learn=@", "--split=", "--plan=", "--config=", "--data=", "--checkpoint=")
-         for place in ("pipe", "/dev/zero", "~nobody/x")]  # fmt: skip
+FILES = [(flag, where) for flag in ("--learn=@", "--split=", "--plan=", "--config=", "--data=", "--checkpoint=")
+         for where in ("pipe", "/dev/zero", "~nobody/x")]  # fmt: skip
 
 
-@pytest.mark.parametrize("flag, place", [*FILES, ("--feature-cache=", "pipe")])
-def test_flags_that_name_a_pipe_or_device(flag, place, classified, tmp_path, capsys):  # noqa: F811
+@pytest.mark.parametrize("flag, where", [*FILES, ("--feature-cache=", "pipe")])
+def test_flags_that_name_a_pipe_or_device(flag, where, classified, tmp_path, capsys):  # noqa: F811
     os.mkfifo(tmp_path / "pipe")
-    words = [*test_scripts.swap_flags(classified, "--output-dir", str(tmp_path / "out")), flag + str(tmp_path / place)]
-    words[-1] = flag + (str(tmp_path / place) if place == "pipe" else place)
+    words = [*test_scripts.swap_flags(classified, "--output-dir", str(tmp_path / "out")), flag + str(tmp_path / where)]
+    words[-1] = flag + (str(tmp_path / where) if where == "pipe" else where)
     refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "swap", words))
 
 
