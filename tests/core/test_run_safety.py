@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from ks_classification.session import SESSION
 from toy import DOMAINS, make_trainer, swap_plan
 
-from common import adapters
+from common import adapters, before, result
+from common.bounded import Bounded
 from common.errors import UserError
 from common.files import fingerprint
 from common.plan import Plan
@@ -119,3 +121,33 @@ def test_a_batch_of_more_than_there_is_stops_before_anything_is_written(tmp_path
     with pytest.raises(UserError, match="`--batch-size 5000` is more than the"):
         trainer(tmp_path, batch_size=5000).swap()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method, place", [("gs_lora", "adapter"), ("finetune", "model")])
+def test_scores_of_the_base_are_the_same_when_they_are_taken_later(tmp_path, monkeypatch, method, place):
+    def run(folder):
+        trainer(folder, method, steps=3).swap()
+        weights = {path.name: path.read_bytes() for path in sorted((folder / place).glob("*.safetensors"))}
+        return sorted((folder / "metrics.jsonl").read_text().splitlines()), weights
+
+    at_once = run(tmp_path / "at once")
+    monkeypatch.setattr(before, "AT_ONCE", -1)
+    assert run(tmp_path / "later") == at_once
+
+
+def test_models_beyond_half_the_memory_are_not_begun(monkeypatch):
+    with pytest.raises(UserError, match="half the memory"), Bounded("x"):
+        torch.nn.Linear(10**7, 10**7)
+    monkeypatch.setattr("common.bounded.MOST", 5)
+    with pytest.raises(UserError, match="half the memory"), Bounded("x"):
+        torch.nn.Sequential(*[torch.nn.Linear(1, 1) for _ in range(9)])
+    assert torch.nn.Linear(2, 2).weight.shape == (2, 2)
+
+
+def test_lists_for_flags_from_python_are_lists_of_names():
+    assert result._flags(SESSION, {"class_names": ["a", "b, c"], "img_size": 3}) == {
+        "class_names": 'a,"b, c"',
+        "img_size": 3,
+    }
+    with pytest.raises(UserError, match="did you mean checkpoint"):
+        result._flags(SESSION, {"chekpoint": "x"})
