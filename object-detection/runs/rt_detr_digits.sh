@@ -1,6 +1,6 @@
 #!/bin/sh
-# A small RT-DETR v2 of transformers (1.8 M parameters) on scenes of digits, as demo.py does it with DINO: from scratch on 0-7, then both
-# orders (about half an hour of one quiet core). Started again, it goes on where it was.
+# A small RT-DETR v2 of transformers (1.8 M parameters) on scenes of digits, as demo.py does it with DINO: from scratch
+# on 0-7 (1,000 CPU seconds), then both orders. Started again, it goes on where it was.
 set -e
 here=$(dirname "$0")/..
 out=${1:-results/rt-detr-digits}
