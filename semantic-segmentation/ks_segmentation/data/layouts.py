@@ -21,6 +21,7 @@ import msgspec
 
 from common.errors import UserError
 from common.files import read_text, user_path
+from common.pictures import visible
 from common.schema import read_json, typed
 from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
@@ -29,6 +30,7 @@ from ks_segmentation.data.masks import IGNORE, Table
 from ks_segmentation.data.sets import MaskItem, MaskSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MASKS = ("annotations", "masks", "labels")  # names of their folder
 SPLITS = {"train": ("training", "train"), "test": ("validation", "val", "test", "valid")}
 
 
@@ -53,7 +55,8 @@ def load(text: str, names: Sequence[str] = ()) -> MaskSet:
     root = user_path(folder)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}.")
-    if not colon and not (root / "classes.json").is_file() and found_in(root):
+    masked = (root / "classes.json").is_file() or any(visible(_first(root, MASKS), "*.png"))
+    if not colon and not masked and found_in(root):
         kind = "coco"
     found = LAYOUTS[kind](root, tuple(names))
     if not found.train and not found.test:
@@ -141,7 +144,7 @@ def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
     ids = [i for i in range(len(listed)) if i != ignore]
     table = Table({i: n for n, i in enumerate(ids)} | {ignore: IGNORE, 255: IGNORE})
     found: dict[str, list[MaskItem]] = {}
-    annotations = _first(root, ("annotations", "masks", "labels"))
+    annotations = _first(root, MASKS)
     for split, options in SPLITS.items():
         images = _first(root / "images", options)
         found[split] = pairs(images, annotations / images.name, table)
