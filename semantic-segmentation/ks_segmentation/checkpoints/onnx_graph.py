@@ -79,7 +79,7 @@ class Told(msgspec.Struct):
     """What the file says of itself, as `graph` wrote it."""
 
     config: dict[str, Any]
-    fixed: Annotated[int, msgspec.Meta(ge=1, le=8192)] | None = None
+    fixed: Annotated[int, msgspec.Meta(ge=0, le=8192)] | None = None
 
 
 class FromFile(Segmenter):
