@@ -13,7 +13,6 @@ from ks_classification.models.build import build
 from ks_classification.session import SESSION as CLASSIFICATION
 from ks_detection.checkpoints import onnx_graph as detectors
 from ks_detection.checkpoints.export import export_official
-from ks_detection.models.hub.families import FAMILIES
 from ks_detection.models.hub.files import detector_of
 from ks_detection.session import SESSION as DETECTION
 from ks_segmentation import load_hub
@@ -25,7 +24,7 @@ from tiny_dino import tiny_dino
 from tiny_mask2former import RESNET_18
 from tiny_mask2former import model as tiny_mask2former
 
-from common import commands, hub, onnx_file
+from common import commands, onnx_file
 from common.domain import ClassTable
 from common.errors import UserError
 from common.session import Base, Loaded
@@ -148,13 +147,8 @@ def test_detectors_of_open_size(kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rt_detr_v2", "rf_detr"])
 def test_detectors_of_transformers(kind, tmp_path):
-    config = tiny_hub_detectors.tiny_config(kind, 5)
-    config.decoder_layers = 2
-    torch.manual_seed(0)
-    model = detector_of(hub.build(FAMILIES[kind].kind, config).requires_grad_(False))
-    file = DETECTION.export_onnx(
-        loaded(model, test_size=64, longest=96), tmp_path / "a.onnx"
-    )  # checked on 2, 1, 3 images
+    model = detector_of(tiny_hub_detectors.tiny_hub(kind, 5))
+    file = DETECTION.export_onnx(loaded(model, test_size=64), tmp_path / "a.onnx")  # checked on 2, 1 and 3 images
     found, inputs = notes(file)
     assert inputs[onnx_file.INPUT][1:] == [3, 64, 64] and isinstance(inputs[onnx_file.INPUT][0], str)
     assert (found["classes"], found["forgotten"]) == (NAMES, ["b"])
