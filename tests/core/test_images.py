@@ -155,3 +155,23 @@ def test_masks_of_fractions_or_lossy_formats_are_refused(tmp_path, values, kind)
     path = saved(tmp_path / "m.png", Image.fromarray(values), format=kind)
     with pytest.raises(UserError, match="mask"):
         open_ids(path, np.asarray)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"optimize": True, "comment": b"x" * 300}, {"quality": 5}, {"dpi": (9, 9)}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_markers_of_a_jpeg_tell_what_pillow_tells(options, mode, tmp_path):
+    file = tmp_path / "a.jpg"
+    Image.new(mode, (37, 21)).save(file, "JPEG", **options)
+    assert images._plain_jpeg(file) == images.probe(file) == images.size_of(file) == (37, 21)
+    whole = file.read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new(mode, (37, 21)).save(file, "JPEG", exif=exif, **options)
+    assert images._plain_jpeg(file) is None and images.probe(file) == (21, 37)
+    for damaged in (b"", whole[:2], whole[:40], whole[:-2], b"\xff\xd8" + b"\xff" * 500, whole[:4] + whole[30:]):
+        file.write_bytes(damaged)
+        assert images._plain_jpeg(file) is None
+        with pytest.raises(images.ImageError):
+            images.probe(file)
