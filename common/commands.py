@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from common import adapters, cli, devices, distributed, lora, precision
+from common import adapters, cli, devices, distributed, launch, lora, precision
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
@@ -104,7 +104,7 @@ def pretrain(session: Session, argv: list[str]) -> None:
 
 
 def _train(settings: Settings, opened: Callable[[Settings], Opening], name: str) -> None:
-    if distributed.relaunched(settings[distributed.LaunchConfig]):
+    if launch.relaunched(settings[launch.LaunchConfig]):
         return
     run_plan(opened(settings), settings, name)
     distributed.close()
@@ -138,10 +138,10 @@ def evaluate(session: Session, argv: list[str]) -> None:
     """Scores a run on its groups again, or a checkpoint on data."""
     parser = _parser(session, "evaluate", ("run", "folder of a finished run, or a checkpoint (then give --data)"))
     given = _given(
-        session, parser, (ScoreConfig,), (session.source, session.view, FrozenConfig, distributed.LaunchConfig), argv
+        session, parser, (ScoreConfig,), (session.source, session.view, FrozenConfig, launch.LaunchConfig), argv
     )
     config = from_values(ScoreConfig, given)
-    if distributed.relaunched(from_values(distributed.LaunchConfig, given)):
+    if launch.relaunched(from_values(launch.LaunchConfig, given)):
         return
     device = devices.choose_device(config.device, distributed.local_rank())
     distributed.init(device)

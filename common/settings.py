@@ -12,10 +12,10 @@ from torch import nn
 
 from common import methods
 from common.config import Parser, add_flags, apply_yaml, flag, from_values, help_formatter, read_yaml
-from common.distributed import LaunchConfig
 from common.errors import UserError
 from common.frozen import FAST_BLOCKS, FrozenConfig
 from common.guard import GuardConfig
+from common.launch import LaunchConfig
 from common.lora import LoraConfig
 from common.methods._base import Method, for_phase
 from common.plan import Plan

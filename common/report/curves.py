@@ -5,13 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common.domain import Evaluation
 from common.errors import UserError
 from common.record import write_text
 from common.report.plots import finite
 from common.report.svg import Axes, Line, drawing
 from common.report.table import Table
+
+if TYPE_CHECKING:
+    from common.domain import Evaluation  # loads torch
 
 
 def draw_curves(found: Mapping[str, Evaluation], path: Path, axes: tuple[str, str]) -> None:

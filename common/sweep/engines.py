@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import distributed
+from common import launch
 from common.claim import in_use
 from common.errors import Interrupted, UserError
 from common.knobs import Checked, knob
@@ -77,7 +77,7 @@ class Task:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
-            **distributed.NEW_STORE,
+            **launch.NEW_STORE,
             **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),
         }
         with self.log.open("wb") as log, _blocked("SIGUSR2"):  # of its own session: signals reach it through us
@@ -103,7 +103,7 @@ class Task:
 
             environment = submitit.JobEnvironment()
             head, job = environment.hostnames[0], environment.job_id
-        return [*distributed.launcher(self.config.nodes, self.config.gpus, head, job), *self.row.words]
+        return [*launch.launcher(self.config.nodes, self.config.gpus, head, job), *self.row.words]
 
     def stop(self) -> None:
         """Asks the process to save its state and end."""

@@ -13,7 +13,7 @@ from processes import TOY_RUN, environment
 from torch.distributed.elastic.multiprocessing import SignalException
 from toy_run import start
 
-from common import cli, distributed
+from common import cli, launch
 from common.record import read_lines
 
 SHORT = {"steps": 4, "batch_size": 4, "lr": 1e-2, "gallery": 0}
@@ -136,11 +136,11 @@ def test_num_gpus_starts_the_same_command_in_torchs_launcher(module, words, monk
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(sys, "argv", ["swap.py", "swap", "--x"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", module and ModuleSpec(module, None))
-    two, one = (distributed.LaunchConfig(num_gpus=n) for n in (2, 1))
-    assert distributed.relaunched(two) and not distributed.relaunched(one)
+    two, one = (launch.LaunchConfig(num_gpus=n) for n in (2, 1))
+    assert launch.relaunched(two) and not launch.relaunched(one)
     assert calls == [["--standalone", "--nproc-per-node=2", *words]]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not distributed.relaunched(two)
+    assert not launch.relaunched(two)
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -150,4 +150,4 @@ def test_a_signal_to_the_launcher_is_no_traceback(sent, code, monkeypatch):
 
     monkeypatch.setattr(torch.distributed.run, "main", stopped)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert cli.main(lambda argv: distributed.relaunched(distributed.LaunchConfig(num_gpus=2)), []) == code
+    assert cli.main(lambda argv: launch.relaunched(launch.LaunchConfig(num_gpus=2)), []) == code

@@ -45,6 +45,11 @@ def test_imports_are_light(tmp_path):
     assert not loaded & {"matplotlib", "wandb", "transformers", "pycocotools", "sklearn", "tensorboard"}
 
 
+def test_sweeps_start_without_torch(tmp_path):
+    """It takes two seconds; what a sweep starts loads it."""
+    assert python("import common.sweep.__main__, sys; print('torch' in sys.modules)", tmp_path) == ["False"]
+
+
 def test_the_core_needs_no_vision_library(tmp_path):
     """The loop, its methods and its command line import nothing about images."""
     code = "import common.cli, sys; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
@@ -66,9 +71,9 @@ def test_imports_go_one_way(package):
             assert used <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {used - ALLOWED[package]}"
 
 
-def test_only_one_file_talks_to_other_ranks():
+def test_one_file_starts_other_ranks_and_one_talks_to_them():
     for path in (ROOT / "common").rglob("*.py"):
-        if path.name != "distributed.py":
+        if path.name not in ("distributed.py", "launch.py"):
             assert "torch.distributed" not in path.read_text(), path
 
 

@@ -15,7 +15,7 @@ import pytest
 from processes import TOY_RUN, environment
 
 from common.adapters import WEIGHTS
-from common.distributed import NEW_STORE, launcher
+from common.launch import NEW_STORE, launcher
 from common.record import METRICS, STEPS, read_lines
 
 ROOT = Path(__file__).parents[2]
