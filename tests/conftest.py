@@ -7,6 +7,8 @@ from importlib import metadata
 import pytest
 import torch
 
+from common.streams import seed_all
+
 torch.set_num_threads(1)
 os.fsync = lambda handle: None  # waiting for the disk is half the time of a toy run
 metadata.version = functools.cache(metadata.version)  # every run records versions; reading them is a quarter of it
@@ -24,4 +26,4 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    torch.manual_seed(0)
+    seed_all(0)
