@@ -173,7 +173,7 @@ def test_a_plan_file_that_is_not_there_or_no_text(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         read_plan(tmp_path / "none.yaml", AVAILABLE)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="no text file"):
+    with pytest.raises(UserError, match="no text in UTF-8"):
         read_plan(tmp_path / "binary.yaml", AVAILABLE)
 
 
