@@ -22,7 +22,7 @@ from common.errors import UserError
 
 NAMES = ["ground", *map(str, range(6))]
 WORDS = ["INPUT.COLOR_AUG_SSD", False, "INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN", [64]]
-FEW = digit_scenes(50, 14)
+FEW = digit_scenes(50, 20)
 KINDS = list(tiny_hub.SEGMENTERS)
 
 
