@@ -32,7 +32,7 @@ class ImageConfig(Checked):
     skip_corrupt: bool = knob(False, "leave unreadable images out instead of stopping")
     workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
     keep_decoded: int = knob(
-        512, "MiB of decoded images kept in memory; the others are read again when drawn", most=2**20
+        64, "MiB of decoded images kept in memory; the others are read again when drawn", most=2**20
     )
     label_smoothing: float = knob(0.0, "share of the target spread over all classes", least=0, below=1)
     eval_batch: int = knob(64, "images per batch when scoring", least=1, most=65_536)
