@@ -61,7 +61,7 @@ def test_coco_texts(text, known, tmp_path, capsys):  # noqa: F811
     detection_swap(capsys, known, tmp_path, data)
 
 
-@pytest.mark.parametrize("kind", ["bomb", "half", "thin", "turned"])
+@pytest.mark.parametrize("kind", ["bomb", "half", "thin"])
 def test_damaged_pictures_stop_a_detection_run_before_it_starts(kind, known, tmp_path, capsys):  # noqa: F811
     data = data_copy(known, tmp_path)
     file = data / "images" / "0.png"
@@ -69,12 +69,8 @@ def test_damaged_pictures_stop_a_detection_run_before_it_starts(kind, known, tmp
         Image.new("1", (30000, 30000)).save(file)
     elif kind == "thin":
         Image.new("1", (1, 20000)).save(file)
-    elif kind == "half":
-        file.write_bytes(file.read_bytes()[:-60])
     else:
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.open(file).convert("RGB").save(file, exif=exif)
+        file.write_bytes(file.read_bytes()[:-60])
     assert "0.png" in detection_swap(capsys, known, tmp_path, data)
 
 
