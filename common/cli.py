@@ -31,7 +31,7 @@ def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = N
         print(str(stop) or "stopped.", file=sys.stderr)
         return getattr(stop, "code", 130)
     except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise  # a connection, not a file
         advice = "; free space or choose another --output-dir" if error.errno in NO_ROOM else ""
         print(f"error: {shortened(str(error.filename or 'cannot write'))}: {error.strerror}{advice}.", file=sys.stderr)

@@ -87,7 +87,7 @@ def build(spec: ModelSpec, pretrained: bool = False) -> nn.Module:
     try:
         with Bounded(f"model {spec.name!r}"):
             return _build(spec, pretrained).eval()
-    except (RuntimeError, TypeError, AssertionError, KeyError, ValueError) as error:
+    except (ArithmeticError, RuntimeError, TypeError, AssertionError, KeyError, ValueError) as error:
         raise UserError(f"cannot build model {spec.name!r} with {spec.args}: {first_line(error)}.") from None
     except OSError as error:
         raise UserError(f"cannot fetch weights for {spec.name!r}: {error}; give --checkpoint instead.") from None
