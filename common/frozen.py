@@ -79,7 +79,7 @@ class Frozen:
         self.config, self.words = config, words
         self.on = layers.fast is not None and config.feature_cache != "none"
         if self.on and layers.fast is not None and config.feature_cache != "auto":
-            layers.fast.make_folder(Path(config.feature_cache))  # one that cannot be written shows before a run begins
+            layers.fast.check_folder(Path(config.feature_cache))  # one that cannot be written shows before a run begins
         self.read = self.computed = 0  # outputs
         self._stores: dict[str, Any] = {}
         self._names: weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]] = weakref.WeakKeyDictionary()

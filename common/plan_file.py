@@ -48,6 +48,10 @@ class PlanConfig:
             raise UserError(
                 "what shall change? Name classes with --learn a,b or --forget c,d, or a YAML file with --plan."
             )
+        for name in ("learn", "forget", "retain"):
+            named = getattr(self, name)
+            if isinstance(named, str) and named and not read_list(named):  # Python may give lists
+                raise UserError(f"--{name} {named!r} names no class; write --{name} a,b or @file.")
         one = "learn" if self.learn and not self.forget else "forget" if self.forget and not self.learn else "fltf"
         order = self.order or one
         check_order(order)

@@ -8,7 +8,7 @@ from common.fast.allocator import keep_freed_memory
 from common.fast.attention import attention
 from common.fast.ffn import feed_forward
 from common.fast.products import Linear, linear, short_softmax, switch, use_fast_linears
-from common.fast.store import Store, make_folder
+from common.fast.store import Store, check_folder
 
 __all__ = [
     "Linear",
@@ -17,7 +17,7 @@ __all__ = [
     "feed_forward",
     "keep_freed_memory",
     "linear",
-    "make_folder",
+    "check_folder",
     "short_softmax",
     "switch",
     "use_fast_linears",

@@ -39,7 +39,7 @@ class Store:
         self.full = False
         self.places: dict[bytes, tuple[int, int]] = {}
         self.seen = 0  # bytes of the index that were read
-        make_folder(folder)
+        _make_folder(folder)
         try:
             self.data, self.index = (self._open(ending) for ending in ("bin", "idx"))
         except OSError as error:
@@ -103,8 +103,15 @@ class Store:
         self.seen += whole
 
 
-def make_folder(folder: Path) -> None:
-    """Raises UserError where it cannot be made or written."""
+def check_folder(folder: Path) -> None:
+    """Raises UserError where a folder could not be made or written; makes none."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+        raise _unwritable(folder, OSError(number, os.strerror(number)))
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

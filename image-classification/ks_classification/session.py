@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from common import adapters, hub, lora
 from common.chance import ChanceConfig
-from common.config import from_values
+from common.config import Parser, from_values
 from common.domain import Domain
 from common.errors import UserError
 from common.frozen import FrozenConfig
@@ -31,6 +31,7 @@ from ks_classification.checkpoints import onnx_graph
 from ks_classification.checkpoints.export import export_published, export_timm, export_torchvision
 from ks_classification.data import images as data
 from ks_classification.data.imagenet import as_called
+from ks_classification.data.usual import say_views, usual_views
 from ks_classification.domain import ClassificationDomain, ImageConfig
 from ks_classification.models import build, layers
 from ks_classification.models.hub import HubClassifier
@@ -94,12 +95,20 @@ class ClassificationSession(Session):
     formats = ("published", "folder", "timm", "torchvision")
     check, fix = staticmethod(check), staticmethod(fix)
 
+    def defaults_for(self, verb: str, argv: Sequence[str]) -> Mapping[str, object]:
+        peek = Parser(add_help=False, allow_abbrev=False)
+        for name in ("--data", "--checkpoint"):
+            peek.add_argument(name, default="")
+        known, _ = peek.parse_known_args(list(argv))
+        return {**super().defaults_for(verb, argv), **usual_views(known.data, known.checkpoint)}
+
     def open_swap(self, settings: Settings) -> Opening:
         source, chosen = settings[SourceConfig], settings[PlanConfig]
         if source.stem_weights:
             raise UserError("`--stem-weights` is for pretrain.py; a swap takes the stem of its base model.")
         if not chosen.plan:
             chosen.chosen_order()
+        say_views(usual_views(str(source.data), str(source.checkpoint)), settings[ImageConfig])
         base_images = self._images(settings)
         images = base_images
         if source.learn_data:

@@ -188,3 +188,9 @@ def test_flags_name_classes_and_the_rest_is_retained():
 def test_a_plan_file_wins_over_the_order(tmp_path):
     path = written(tmp_path, "groups: {a: owl, r: rest}\nphases: [learn: a]\n")
     assert plan_from(PlanConfig("xyz", plan=str(path)), AVAILABLE[:3], ["owl"]).steps == (("learn", ("a",)),)
+
+
+@pytest.mark.parametrize("name", ["learn", "forget", "retain"])
+def test_a_list_of_commas_names_no_class(name):
+    with pytest.raises(UserError, match="names no class"):
+        PlanConfig(**{"forget": "a", name: ",,,"}).chosen_order()

@@ -14,9 +14,11 @@ from torch import nn
 
 from common import adapters
 from common.bounded import Bounded
+from common.domain import ClassTable
 from common.errors import UserError, first_line
 from common.record import write_json
 from common.schema import read_json
+from common.splits import shorten
 from ks_classification.checkpoints.load import construct
 from ks_classification.models import hub, layers
 from ks_classification.models.args import check_args, check_name
@@ -56,6 +58,13 @@ class ModelSpec:
     std: Three = field(default_factory=lambda: [0.5, 0.5, 0.5])
     size: Annotated[int, Meta(ge=1, le=8192)] = 224
     network: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ClassTable(tuple(self.classes))  # refuses a name of two rows
+        if min(self.std) <= 0:
+            raise UserError(
+                f"the model's spec normalises by a standard deviation of {min(self.std):g}; give one above 0."
+            )
 
 
 def parse_args(text: str) -> dict[str, Any]:
@@ -164,6 +173,10 @@ def spec_of(name: str, args: dict[str, Any], classes: Sequence[str]) -> ModelSpe
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, [*FACES, HYBRID, TORCHVISION, *timm.list_models()], 5, 0.4)
             raise UserError(f"`--model {name}` is not known to timm; near it: {', '.join(near) or 'nothing'}.")
+        architecture, _, tag = name.partition(".")
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        if tag and tag not in tags:
+            raise UserError(f"timm has no weights {tag!r} of {architecture}; it has: {shorten(tags) or 'none'}.")
         known = timm.get_pretrained_cfg(name)
         if known is not None:
             spec.mean, spec.std, spec.size = list(known.mean), list(known.std), known.input_size[-1]

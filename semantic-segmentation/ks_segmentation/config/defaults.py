@@ -13,13 +13,18 @@ OPEN: tuple[str, ...] = tuple(_TABLES["open"])
 RENAMED: dict[str, str] = _TABLES["renamed"]
 
 
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted name of every setting."""
+def leaf_values(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name of every setting, and its value."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from leaf_values(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield prefix + key, value
+
+
+def leaves(tree: dict[str, Any]) -> Iterator[str]:
+    """The dotted name of every setting."""
+    return (name for name, _ in leaf_values(tree))
 
 
 def _with_tuples(value: Any) -> Any:

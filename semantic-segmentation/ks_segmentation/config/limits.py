@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.images import MAX_SIDE
-from ks_segmentation.config.defaults import leaves
+from ks_segmentation.config.defaults import leaf_values
 
 LARGEST = 2**20  # of a number under MODEL
 SIZE = (16, MAX_SIDE)
@@ -32,8 +32,7 @@ def check(config: dict[str, Any]) -> None:
         if value != OFF.get(key) and not (numbers and len(values) == count and all(least <= v <= most for v in values)):
             many = f"{count} values" if key in COUNTS else "values" if isinstance(value, tuple) else "a value"
             raise UserError(f"{key} takes {many} from {least:g} to {most:g}, got {value!r}.")
-    for key in leaves(config.get("MODEL", {}), "MODEL."):
-        value = _at(config, key)
+    for key, value in leaf_values(config.get("MODEL", {}), "MODEL."):
         if isinstance(value, int | float) and not abs(value) <= LARGEST:
             raise UserError(f"{key} takes a number of at most {LARGEST:,}, got {value!r}.")
     for key, words in WORDS.items():

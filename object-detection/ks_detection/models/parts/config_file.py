@@ -1,6 +1,7 @@
 """Reads the published `config/DINO/*.py` files as data: literals only, nothing is run."""
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
@@ -41,10 +42,11 @@ def _read(path: Path, seen: tuple[Path, ...], files: list[Path]) -> dict:
     if path.resolve() in seen:
         raise UserError(f"config {path}: names itself in `_base_`.")
     try:
-        body = ast.parse(read_text(path)).body
+        text = read_text(path)
+        body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: bytes that are no text
         raise UserError(f"config {path}: not readable as Python assignments ({error}).") from None
-    own = dict(_assignment(path, statement) for statement in body if not _is_text(statement))
+    own = dict(_assignment(path, statement, text.splitlines()) for statement in body if not _is_text(statement))
     bases = own.pop("_base_", [])
     values: dict = {}
     for base in typed([bases] if isinstance(bases, str) else bases, list[str], f"config {path}: `_base_`"):
@@ -57,14 +59,14 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def _assignment(path: Path, statement: ast.stmt) -> tuple[str, object]:
+def _assignment(path: Path, statement: ast.stmt, lines: Sequence[str]) -> tuple[str, object]:
     plain = isinstance(statement, ast.Assign) and len(statement.targets) == 1
     if plain and isinstance(statement.targets[0], ast.Name):
         try:
             return statement.targets[0].id, ast.literal_eval(statement.value)
         except (ValueError, TypeError, MemoryError, RecursionError):
             pass
-    shown = ast.unparse(statement).splitlines()[0]
+    shown = lines[statement.lineno - 1].strip()[:200]
     raise UserError(
         f"config {path}, line {statement.lineno}: `{shown}` would have to be run; "
         "a config holds only `name = literal` lines."
