@@ -12,6 +12,9 @@ from common.report.verdict import FROM_PEAK, PRETRAIN, SPILLED
 
 NAMED = 4  # classes that are named; of more, their number is told
 MANY = 4  # phases that are told one by one
+ALIKE = (
+    0.25  # total variation up to which two mean answers are much the same: models of two seeds differ by about so much
+)
 ROLES = {"learn": "what was to be learned", "forget": "what was to be forgotten", "retain": "the rest"}
 
 
@@ -93,8 +96,10 @@ def _went(run: RunRecord) -> str:
         top = max(named, key=lambda move: (spill.get(move.name, {}).get("distance", 1.0), move.after))
         told = f"{100 * top.after:.0f} % of the {run.answered} of {top.name} are now called {top.answer}"
         distance = spill.get(top.name, {}).get("distance", 1.0)
-        if distance <= SPILLED:
+        if distance <= ALIKE:
             return f"{told}, much as the base model answers without that class (distance {distance:.2f} of 1)."
+        if distance <= SPILLED:
+            return f"{told}, more than the base model would without that class (distance {distance:.2f} of 1)."
         return f"{told}: such a class has moved onto another one, which is not the same as being unknown."
     if found and all(move.answer == NOTHING for move in found):
         return "What was forgotten is mostly not found any more."

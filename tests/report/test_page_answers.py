@@ -55,6 +55,7 @@ def test_answers_as_of_a_base_without_the_class_are_no_move(tmp_path):
     folder = with_answers(make_run(tmp_path / "run"))
     for distance, expected in (
         (0.2, "much as the base model answers without that class"),
+        (0.4, "more than the base model would without that class"),
         (0.8, "moved onto another one"),
     ):
         spill = {"cat": {"answers": {"owl": 0.9}, "confidence": 0.5, "distance": distance}}
