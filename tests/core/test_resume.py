@@ -39,6 +39,7 @@ SCENARIOS = [
     scenario("averaged", "finetune", domain="detection", average_decay=0.9, save_every=2),
     {**scenario("interrupted"), "signal": "SIGINT"},
     {**scenario("preempted"), "signal": "SIGTERM"},
+    {**scenario("hung up"), "signal": "SIGHUP"},
 ]
 
 
@@ -58,9 +59,9 @@ def results(tmp_path_factory):
 def test_a_killed_run_ends_as_an_undisturbed_one(name, results):
     statuses = json.loads((results / f"{name}.json").read_text())
     log = (results / f"{name}.killed.stderr").read_text()
-    disturbed = {"interrupted": 130 << 8, "preempted": 143 << 8}.get(name, signal.SIGKILL)
-    if name == "preempted":  # before there is a state to save, SIGTERM ends the process: 143 to a shell as well
-        statuses = [143 << 8 if status == signal.SIGTERM else status for status in statuses]
+    disturbed = {"interrupted": 130 << 8, "preempted": 143 << 8, "hung up": 143 << 8}.get(name, signal.SIGKILL)
+    if disturbed == 143 << 8:  # before there is a state to save, the signal ends the process
+        statuses = [disturbed if status in (signal.SIGTERM, signal.SIGHUP) else status for status in statuses]
     assert statuses[-1] == 0 and statuses.count(disturbed) >= len(statuses) - 2 >= 2, (statuses, log)
     assert set(statuses) <= {0, disturbed}, log
     whole, killed = results / f"{name}.whole", results / f"{name}.killed"
