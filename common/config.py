@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         if isinstance(action.default, bool):
             return f"{action.help} (default: {'on' if action.default else 'off'})"
         return super()._get_help_string(action)
+
+
+def peek(argv: Sequence[str], *names: str) -> argparse.Namespace:
+    """The texts of a few flags ("--data"), "" where not given, before all flags and their defaults are known."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(name, default="")
+    return parser.parse_known_args(list(argv))[0]
 
 
 def help_formatter(prog: str) -> argparse.HelpFormatter:

@@ -13,7 +13,7 @@ from torch import nn
 
 from common import adapters, hub, lora
 from common.chance import ChanceConfig
-from common.config import Parser, from_values
+from common.config import from_values, peek
 from common.domain import Domain
 from common.errors import UserError
 from common.frozen import FrozenConfig
@@ -96,10 +96,7 @@ class ClassificationSession(Session):
     check, fix = staticmethod(check), staticmethod(fix)
 
     def defaults_for(self, verb: str, argv: Sequence[str]) -> Mapping[str, object]:
-        peek = Parser(add_help=False, allow_abbrev=False)
-        for name in ("--data", "--checkpoint"):
-            peek.add_argument(name, default="")
-        known, _ = peek.parse_known_args(list(argv))
+        known = peek(argv, "--data", "--checkpoint")
         return {**super().defaults_for(verb, argv), **usual_views(known.data, known.checkpoint)}
 
     def open_swap(self, settings: Settings) -> Opening:

@@ -12,7 +12,7 @@ from torch import nn
 
 from common import adapters, hub
 from common.chance import ChanceConfig, refuse_chance
-from common.config import Parser, from_values
+from common.config import from_values, peek
 from common.domain import ClassTable, Domain
 from common.errors import UserError
 from common.frozen import FrozenConfig
@@ -95,10 +95,7 @@ class DetectionSession(Session):
     check, fix = staticmethod(check), staticmethod(fix)
 
     def defaults_for(self, verb: str, argv: Sequence[str]) -> Mapping[str, object]:
-        peek = Parser(add_help=False, allow_abbrev=False)
-        peek.add_argument("--data", default="")
-        known, _ = peek.parse_known_args(list(argv))
-        view = scenes.VIEW if known.data.partition(":")[0] == "digits" else {}
+        view = scenes.VIEW if peek(argv, "--data").data.partition(":")[0] == "digits" else {}
         return {**super().defaults_for(verb, argv), **view}
 
     def tidy(self, argv: Sequence[str]) -> list[str]:
