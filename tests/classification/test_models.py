@@ -147,6 +147,7 @@ def test_dropout_is_set_behind_positions_and_in_ffns_only(case):
     "name, args, word",
     [
         ("vit_hugest", {}, "not known to timm; near it: .*vit_huge_patch14_224"),
+        ("vit_tiny_patch16_224.nothing", {}, "no weights .nothing. of vit_tiny_patch16_224; it has: augreg"),
         ("face_p8", {}, "near it: face_p8s8, face_p12s8"),
     ],
 )

@@ -174,8 +174,8 @@ def spec_of(name: str, args: dict[str, Any], classes: Sequence[str]) -> ModelSpe
             near = difflib.get_close_matches(name, [*FACES, HYBRID, TORCHVISION, *timm.list_models()], 5, 0.4)
             raise UserError(f"`--model {name}` is not known to timm; near it: {', '.join(near) or 'nothing'}.")
         architecture, _, tag = name.partition(".")
-        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-        if tag and tag not in tags:
+        if tag and not timm.list_pretrained(name):
+            tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
             raise UserError(f"timm has no weights {tag!r} of {architecture}; it has: {shorten(tags) or 'none'}.")
         known = timm.get_pretrained_cfg(name)
         if known is not None:
