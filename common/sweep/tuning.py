@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from common.claim import alone, exists
+from common.claim import PART, alone, exists
 from common.config import flag
 from common.errors import UserError
 from common.record import write_text
@@ -23,6 +23,7 @@ from common.sweep.rows import Row, Sweep
 
 Carried = Callable[[Sequence[Row]], Mapping[str, str]]  # rows -> errors by name
 KEYS = ("flags", "objective", "range")
+FILE = "tune.sqlite"
 PRIOR = 0  # of the seeds of the sampler
 
 
@@ -49,12 +50,9 @@ def tune(sweep: Sweep, trials: int, jobs: int, carried_out: Carried) -> dict[str
     spaces = {label: space_of(row, sweep.tune) for label, row in rows.items()}
     objective = str(sweep.tune.get("objective", "h_mean"))
     direction = "minimize" if objective.startswith("-") else "maximize"
-    kept: dict[str, Any] = {
-        "storage": f"sqlite:///{sweep.out / 'tune.sqlite'}",
-        "direction": direction,
-        "load_if_exists": True,
-    }
+    kept: dict[str, Any] = {"storage": _address(sweep.out / FILE), "direction": direction, "load_if_exists": True}
     with alone(sweep.out, "tune.lock"):
+        _create(sweep.out / FILE)
         studies = {label: optuna.create_study(study_name=label, **kept) for label in rows}
     while asked := _round(studies, spaces, trials, jobs, sweep.out):
         made = {_trial_row(rows[label], sweep, trial.params): (label, trial) for label, trial in asked}
@@ -66,6 +64,24 @@ def tune(sweep: Sweep, trials: int, jobs: int, carried_out: Carried) -> dict[str
     best = {label: _best(study) for label, study in studies.items()}
     write_text(sweep.out / "tuned.yaml", "".join(f"{json.dumps(k)}: {v}\n" for k, v in best.items()))
     return best
+
+
+def _address(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def _create(path: Path) -> None:
+    """Writes an empty study file where there is none; who opens it beside this command finds all of its tables, or none."""
+    import optuna
+
+    if path.exists():
+        return
+    part = path.with_name(f".{path.name}{PART}")
+    part.unlink(missing_ok=True)  # of a command that was killed
+    storage = optuna.storages.RDBStorage(_address(part))
+    storage.remove_session()
+    storage.engine.dispose()
+    part.replace(path)
 
 
 def space_of(row: Row, options: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 
 import pytest
 from processes import environment
@@ -88,6 +89,27 @@ def test_two_workers_share_one_file_and_one_takes_up_what_the_other_had_when_it_
     assert trials(out, (optuna.trial.TrialState.FAIL,)), "the killed one had begun some"
 
 
+def test_a_study_file_is_whole_from_its_first_moment_on(tmp_path, monkeypatch):
+    seen = []
+    storage = optuna.storages.RDBStorage
+
+    def made(address):
+        opened = storage(address)
+        seen.append((tmp_path / "x").exists())
+        return opened
+
+    (tmp_path / ".x.part").write_bytes(b"left by a command that was killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.storages, "RDBStorage", made)
+        tuning._create(tmp_path / "x")
+    assert seen == [False] and [p.name for p in tmp_path.iterdir()] == ["x"]
+    tables = sqlite3.connect(tmp_path / "x").execute("select name from sqlite_master where type = 'table'").fetchall()
+    assert {"studies", "trials", "trial_values", "alembic_version"} <= {name for (name,) in tables}
+    optuna.create_study(study_name="kept", storage=f"sqlite:///{tmp_path / 'x'}")
+    tuning._create(tmp_path / "x")
+    assert optuna.get_all_study_names(f"sqlite:///{tmp_path / 'x'}") == ["kept"]
+
+
 def test_a_trial_of_a_worker_that_was_killed_before_it_had_put_its_name_on_it_is_taken_up(tmp_path):
     path = written(tmp_path, FILE)
     (tmp_path / "out").mkdir(exist_ok=True)
@@ -99,7 +121,9 @@ def test_a_trial_of_a_worker_that_was_killed_before_it_had_put_its_name_on_it_is
 
 def has_begun(out, pid):
     """Whether a worker has a trial in progress."""
-    with contextlib.suppress(Exception):  # no file yet, or no table in it
+    if not (out / "tune.sqlite").exists():
+        return False
+    with contextlib.suppress(KeyError):  # no such study yet
         for name in ("good", "poor"):
             study = optuna.load_study(study_name=name, storage=f"sqlite:///{out / 'tune.sqlite'}")
             running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
