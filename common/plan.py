@@ -109,10 +109,8 @@ class Plan:
     @property
     def forgotten(self) -> tuple[str, ...]:
         """Classes that are forgotten in the end: by the last phase that trains them, or by an earlier run."""
-        last = {name: action for action, names in self.steps for name in names}
-        touched = {c for name in last for c in self.groups[name]}
-        own = (c for name, action in last.items() if action == "forget" for c in self.groups[name])
-        return (*(c for c in self.gone if c not in touched), *own)
+        touched = {c for _, names in self.steps for name in names for c in self.groups[name]}
+        return (*(c for c in self.gone if c not in touched), *self._classes(standing(self.phases, "forget")))
 
     @property
     def phases(self) -> list[Phase]:
@@ -154,6 +152,12 @@ def from_record(data: Mapping[str, Any]) -> Plan:
     steps = tuple((action, tuple(names)) for action, names in data["steps"])
     more = (tuple(data.get(name, ())) for name in ("missing", "gone"))
     return Plan(data["name"], groups, steps, data["keep_until_forgotten"], *more)
+
+
+def standing(phases: Sequence[Phase], action: str) -> list[str]:
+    """Groups whose last action in these phases was `action`."""
+    last = {name: phase.action for phase in phases for name in phase.groups}
+    return [name for name, own in last.items() if own == action]
 
 
 def make_plan(

@@ -13,9 +13,9 @@ from common import distributed
 from common.errors import UserError
 from common.evaluation.cka import distribution_distance
 from common.evaluation.continual import accuracy_gap
-from common.evaluation.run_measures import history_of, standing
+from common.evaluation.run_measures import history_of
 from common.observer import Observer
-from common.plan import Plan
+from common.plan import Plan, standing
 from common.record import REFERENCES, write_json
 from common.settings import Settings
 from common.train_config import TrainConfig
@@ -31,7 +31,7 @@ def reference_plans(plan: Plan) -> dict[str, Plan]:
     Raises:
         UserError: nothing is forgotten, or something that no phase learned (then no plan can leave it out).
     """
-    forgotten = standing(plan.phases, len(plan.steps), "forget")
+    forgotten = standing(plan.phases, "forget")
     pretrained = [g for g in forgotten if g not in plan.learned_groups]
     if not forgotten or pretrained:
         what = f"group {pretrained[0]!r} is forgotten but was pretrained" if pretrained else "nothing is forgotten"
@@ -90,7 +90,7 @@ def compare(main: Observer, carried_out: Callable[[Plan, str], Observer], kind: 
     Source: CLArena, arXiv:2507.01189: distribution distance by linear CKA, and accuracy gain.
     """
     plan = main.plan
-    forgotten = standing(plan.phases, len(plan.steps), "forget")
+    forgotten = standing(plan.phases, "forget")
     remaining = [g for g in plan.groups if g not in forgotten]
     own, scores = embeddings(main), history_of(main.metrics)[-1]
     plans = reference_plans(plan)

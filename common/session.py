@@ -15,7 +15,6 @@ from common.adapters.share import fetched
 from common.config import Parser
 from common.domain import Domain
 from common.errors import UserError
-from common.evaluation.run_measures import standing
 from common.files import user_path
 from common.hub import PREFIX, is_folder, is_hub
 from common.plan import Plan, from_record
@@ -61,11 +60,8 @@ class Loaded:
 
     @property
     def forgotten(self) -> list[str]:
-        """The classes that the run has forgotten in the end; [] for a bare checkpoint."""
-        if not self.record:
-            return []
-        plan = from_record(self.record["identity"]["plan"])
-        return [c for g in standing(plan.phases, len(plan.phases), "forget") for c in plan.groups[g]]
+        """The classes that the run, or one before it, has forgotten in the end; [] for a bare checkpoint."""
+        return list(from_record(self.record["identity"]["plan"]).forgotten) if self.record else []
 
     def scored(self, offered: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The groups to be scored: those of the run; of a checkpoint all classes that the data offers, or --classes."""
@@ -175,8 +171,8 @@ class Session:
         base = self.load(path, {name: flags[name] for name in self.base_flags if name in flags}).base
         return base._replace(model=adapters.merge(base.model))
 
-    def forgotten(self, flags: Flags) -> tuple[str, ...]:
-        """Classes that the swap which --checkpoint names has forgotten; none where it names no swap."""
+    def gone(self, flags: Flags) -> tuple[str, ...]:
+        """`Plan.gone` of a run on the base that --checkpoint names: what that swap has forgotten; none where it is no swap."""
         folder = Path(str(flags.get("checkpoint") or "?"))
         found = [path for kind in ("adapter", "model") if (path := folder / kind / adapters.SWAP).is_file()]
         plan = read_json(found[0]).get("plan") if found else None

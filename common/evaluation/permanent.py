@@ -90,7 +90,7 @@ def _original_rows(domain: Domain, model: nn.Module, original: Base, gone: Seque
     own, names = dict(model.named_parameters(remove_duplicate=False)), domain.classes.names
     before = dict(original.model.named_parameters(remove_duplicate=False))
     for name in domain.head_rows(model, names[:1]):
-        for c in gone:
+        for c in (c for c in gone if c in original.classes):
             row = before[name][original.classes.index(c)]
             if row.dim() and bool((own[name] == row).flatten(1).all(1).any()):
                 return c

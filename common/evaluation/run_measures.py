@@ -7,7 +7,7 @@ from typing import Any
 
 from common.evaluation import continual
 from common.evaluation.scores import drop, h_mean
-from common.plan import Phase, Plan
+from common.plan import Plan, standing
 
 History = Sequence[Mapping[str, float]]  # group -> score; [0] before training, [i] after phase i
 
@@ -34,14 +34,6 @@ def _pooled(weights: Weights, groups: Sequence[str], scores: Mapping[str, float]
     return found
 
 
-def standing(phases: Sequence[Phase], index: int, action: str) -> list[str]:
-    """Groups whose last action up to phase `index` was `action`."""
-    last: dict[str, str] = {}
-    for phase in phases[:index]:
-        last |= dict.fromkeys(phase.groups, phase.action)
-    return [g for g, a in last.items() if a == action]
-
-
 def groups_of(groups: Mapping[str, Sequence[str]], classes: Iterable[str]) -> list[str]:
     """The groups that are made of these classes."""
     chosen = set(classes)
@@ -66,7 +58,7 @@ def forget_measures(plan: Plan, history: History, index: int, weights: Weights |
     before, start, forgotten = (_pooled(weights, phase.groups, s) for s in (history[0], history[index - 1], now))
     fall, retain = drop(before, forgotten), pooled(weights, kept, now)
     found = {"forget": forgotten, "retain": retain, "drop": fall}
-    old = [g for g in standing(plan.phases, index - 1, "forget") if g not in phase.groups]
+    old = [g for g in standing(plan.phases[: index - 1], "forget") if g not in phase.groups]
     found |= {"old": pooled(weights, old, now), "missing": pooled(weights, plan.missing, now)}
     if plan.missing:
         retain = found["retain_all"] = pooled(weights, [*kept, *plan.missing], now)
@@ -81,7 +73,7 @@ def learn_measures(plan: Plan, history: History, index: int, weights: Weights | 
     A task is a group that a phase learned; the first one is all that the model knew before.
     """
     weights = weights or weights_of(plan.groups, [])
-    gone = {*standing(plan.phases, index, "forget"), *plan.missing}
+    gone = {*standing(plan.phases[:index], "forget"), *plan.missing}
     first = [g for g in plan.groups if g not in plan.learned_groups and g not in gone]
     moments: list[tuple[int, list[str]]] = [(0, first)] if first else []
     for phase in plan.phases[:index]:

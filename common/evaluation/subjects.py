@@ -17,8 +17,7 @@ from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
 from common.evaluation.retrained import References, recipe
-from common.evaluation.run_measures import standing
-from common.plan import from_record
+from common.plan import from_record, standing
 from common.record import read_run_config
 from common.session import Session
 from common.settings import Settings, settings_from
@@ -62,7 +61,7 @@ class Case:
         if not (folder / "done.json").exists():
             raise UserError(f"{folder} is not finished; finish the run with its own command first.")
         plan = from_record(self.record["identity"]["plan"])
-        gone = standing(plan.phases, len(plan.phases), "forget")
+        gone = standing(plan.phases, "forget")
         self.forgotten = [c for g in gone for c in plan.groups[g]]
         if not self.forgotten:
             raise UserError(f"{folder} forgets no class, so that there is nothing to attack.")

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import msgspec
 
 from common.errors import UserError
-from common.evaluation.run_measures import groups_of, pooled, standing, weights_of
+from common.evaluation.run_measures import groups_of, pooled, weights_of
 from common.evaluation.scores import drop, h_mean
-from common.plan import ACTIONS, Phase
+from common.plan import ACTIONS, Phase, standing
 from common.record import DETAILS, METRICS, STEPS, read_lines, read_run_config
 from common.schema import checked_json
 
@@ -167,7 +167,7 @@ class RunRecord:
 
     def standing(self, group: str, index: int) -> str:
         """What a group is after phase `index`: "learn", "forget", or "retain" where no phase has touched it yet."""
-        return next((a for a in ACTIONS if group in standing(self.phases, index, a)), "retain")
+        return next((a for a in ACTIONS if group in standing(self.phases[:index], a)), "retain")
 
     def role(self, group: str) -> str:
         """The group's last action in the whole plan."""

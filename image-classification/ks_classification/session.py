@@ -114,7 +114,7 @@ class ClassificationSession(Session):
         new = [c for c in images.classes if c not in base.classes]
         known = [c for c in base.classes if c in images.classes]
         groups = {name: as_called(getattr(chosen, name), [*known, *new]) for name in ("learn", "forget", "retain")}
-        plan = plan_from(replace(chosen, **groups), known, new, self.forgotten(settings.flags))
+        plan = plan_from(replace(chosen, **groups), known, new, self.gone(settings.flags))
         layers.set_dropout(base.model, source.dropout)
         if settings.method.scope(settings.method_config) == "adapter":
             _try_adapters(base.model, settings.lora)

@@ -119,7 +119,7 @@ class DetectionSession(Session):
             raise UserError(
                 f"the data shows none of the checkpoint's classes: {shorten(names)}; --data shows these, and --learn-data new ones."
             )
-        plan = forgetting_plan(forgetting, chosen, known) or plan_from(chosen, known, new, self.forgotten(flags))
+        plan = forgetting_plan(forgetting, chosen, known) or plan_from(chosen, known, new, self.gone(flags))
         images, seed = settings[ImageConfig], settings.train.seed
 
         def domain() -> DetectionDomain:

@@ -142,7 +142,7 @@ class SegmentationSession(Session):
             published_groups(source, chosen, sets[0], base.classes)
         offered = occurring(sets, masks.cache_dir)
         known = [c for c in base.classes if c in offered]
-        gone = self.forgotten(settings.flags)
+        gone = self.gone(settings.flags)
         plan = plan_from(chosen, known, [c for c in offered if c not in base.classes], gone)
         config_words.tell_unused(settings.flags)
 

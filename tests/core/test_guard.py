@@ -287,6 +287,6 @@ def test_a_plan_on_a_base_that_has_forgotten_neither_retains_nor_reads_what_is_g
 
 def test_a_session_reads_what_a_run_has_forgotten(tmp_path, capsys):
     first_run(tmp_path / "first")
-    assert Session().forgotten({"checkpoint": str(tmp_path / "first")}) == ("c0",)
+    assert Session().gone({"checkpoint": str(tmp_path / "first")}) == ("c0",)
     assert "neither retained nor trained on: c0" in capsys.readouterr().out
-    assert Session().forgotten({"checkpoint": str(tmp_path)}) == Session().forgotten({}) == ()
+    assert Session().gone({"checkpoint": str(tmp_path)}) == Session().gone({}) == ()
