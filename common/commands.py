@@ -187,12 +187,15 @@ def _as_table(domain: Any, found: Mapping[str, Evaluation], per_class: bool) -> 
 
 def prove(session: Session, argv: list[str]) -> None:
     """Attacks what a finished run says it forgot; writes proof.json and proof.html into its folder."""
-    from common.evaluation import prove as proof  # scikit-learn takes a second
+    from common.evaluation import prove_config
 
     parser = _parser(session, "prove", ("run", "folder of a finished run"))
-    given = _given(session, parser, (proof.ProveConfig,), (session.source, session.view), argv)
-    folder, config = Path(given.pop("run")), from_values(proof.ProveConfig, given)
+    given = _given(session, parser, (prove_config.ProveConfig,), (session.source, session.view), argv)
+    folder, config = Path(given.pop("run")), from_values(prove_config.ProveConfig, given)
     flags = {name: value for name, value in given.items() if name not in vars(config)}
+    prove_config.begin(session, config, folder)
+    from common.evaluation import prove as proof  # scikit-learn takes a second
+
     print(proof.summary(proof.prove(session, folder, config, flags)))
     print(f"page in {folder / 'proof.html'}")
 

@@ -42,6 +42,13 @@ class Prediction(NamedTuple):
     reversible: Tensor | None = None
 
 
+class Matched(NamedTuple):
+    """What a model says of items that share a picture: [N, C] logits and [N, D] embedding of the query of each."""
+
+    scores: Tensor
+    embedding: Tensor
+
+
 @dataclass(frozen=True)
 class ClassTable:
     """Class name <-> logit row; `ids` are the numbers a data set gives its classes (COCO ids), where it does."""
@@ -177,11 +184,29 @@ class Domain(Protocol):
         """One forward pass with gradients."""
         ...
 
-    def located(self, model: nn.Module, batch: Batch) -> Tensor | None:
+    def pictures(
+        self, classes: Sequence[str], *, train: bool, most: int
+    ) -> Iterable[tuple[Batch, Mapping[str, Batch]]] | None:
+        """Batches in which every picture comes once, however many of the classes it shows, without augmentation.
+
+        Beside each batch, by class, the same batch as if it showed only the items of this class, and those only on the
+        first `most` pictures of the class. None where an item is the whole picture.
+        """
+        return None
+
+    def outputs_of(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs of one forward pass, of which `matched` and `located` read; where `pictures` gives some."""
+        raise TypeError(f"{self.name}: an item is the whole picture")
+
+    def matched(self, model: nn.Module, batch: Batch, outputs: Any) -> Matched:
+        """The rows of the annotated items of a batch, matched as in `predict`, picture by picture."""
+        raise TypeError(f"{self.name}: an item is the whole picture")
+
+    def located(self, model: nn.Module, batch: Batch, outputs: Any) -> Tensor:
         """[N, 3] how well what the model finds covers each annotated item: the best IoU, 0..1, of any prediction
         whatever it is called, and of those called by the item's class; and the row by which the surest prediction that
-        covers it is called, one behind the last for "no object". None where an item is the whole picture."""
-        return None
+        covers it is called, one behind the last for "no object"."""
+        raise TypeError(f"{self.name}: an item is the whole picture")
 
     def sightings(self, model: nn.Module, classes: Sequence[str], count: int) -> list[GalleryItem]:
         """Up to `count` test pictures of `classes`, in each the surest predictions that cover the items, whatever they

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection, get_all_start_methods, get_context
+from multiprocessing import connection, forkserver, get_all_start_methods, get_context, set_forkserver_preload
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,6 +29,14 @@ class Job(NamedTuple):
     call: Callable[[], int | None]
     log: Path
     needs: Sequence[str] = ()
+
+
+def begin(imports: Sequence[str]) -> None:
+    """Starts the server of processes, which imports these modules in the background; nothing where none can be forked."""
+    if "forkserver" in get_all_start_methods():
+        set_forkserver_preload(list(imports))
+        with _no_main():
+            forkserver.ensure_running()
 
 
 def carry_out(

@@ -69,10 +69,10 @@ class Result:
         Returns:
             The content of proof.json, which is written into the run folder beside proof.html; "verdicts" first.
         """
-        from common.evaluation import prove  # scikit-learn takes a second
+        from common.evaluation import prove, prove_config  # scikit-learn takes a second
 
-        names = [item.name for item in fields(prove.ProveConfig)]
-        config = from_values(prove.ProveConfig, settings)
+        names = [item.name for item in fields(prove_config.ProveConfig)]
+        config = from_values(prove_config.ProveConfig, settings)
         flags = {**self._flags, **{name: value for name, value in settings.items() if name not in names}}
         return prove.prove(self._session, self.folder, config, flags, **self._given)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.domain import Batch, Domain
 from common.features import watched
@@ -18,7 +19,7 @@ from common.record import write_bytes
 from common.streams import Ordered, derive, seed_all
 
 EMBEDDING = "embedding"
-FORM = 5  # of the arrays on disk; another one is made anew
+FORM = 6  # of the arrays on disk; another one is made anew
 OTHERS = ("labels", "logits", "confidence", "located")  # what a part holds besides features
 
 
@@ -60,15 +61,18 @@ def spread(names: Sequence[str], count: int) -> list[str]:
 def collect(
     domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str], most: int, size: int, sought: int
 ) -> Answers:  # fmt: skip
-    """Answers on at most `most` items (images) of each class and split, augmented ones never.
+    """Answers on at most `most` pictures of each class and split, augmented ones never; a picture that shows several
+    classes goes through the model once.
 
-    size: items per batch. wanted: the blocks whose features are kept, where a block's output has a row per item.
+    size: pictures per batch where each is one item; else the domain's own. wanted: the blocks whose features are kept, where a block's output has a row per item.
     sought: how many of the classes, the first ones, are looked for in the pictures (`Part.located`).
     """
 
     def part(train: bool) -> Part:
-        batches = ((c, batch) for c in classes for batch in items(domain, c, train, most, size))
-        return _part(domain, model, classes, wanted, batches, classes[: 0 if train else sought])
+        parts = domain.pictures(classes, train=train, most=most)
+        if parts is None:
+            return _part(domain, classes, _whole(domain, model, classes, wanted, train, most, size))
+        return _part(domain, classes, _several(domain, model, parts, () if train else classes[:sought]))
 
     return Answers(part(True), part(False), _head(domain, model, classes))
 
@@ -87,37 +91,73 @@ def items(domain: Domain, name: str, train: bool, most: int, size: int) -> Itera
         seen += len(domain.item_names(batch))
 
 
-def _part(
-    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str],
-    batches: Iterable[tuple[str, Batch]], sought: Sequence[str],
-) -> Part:  # fmt: skip
+class Own(NamedTuple):
+    """What a model says of the items of one class in one batch: tensors of a row per item; see `Part`."""
+
+    name: str
+    scores: Tensor
+    features: dict[str, Tensor]
+    located: Tensor | None = None
+
+
+def _whole(
+    domain: Domain, model: nn.Module, classes: Sequence[str], wanted: Sequence[str], train: bool, most: int, size: int
+) -> Iterator[Own]:  # fmt: skip
+    """Of pictures that are one item each."""
     model.eval()
+    batches = ((name, batch) for name in classes for batch in items(domain, name, train, most, size))
+    for number, (name, batch) in enumerate(batches):
+        seed_all(derive(0, "answers", number))  # a loss may draw points
+        with torch.inference_mode(), watched(model, wanted) as seen:
+            prediction = domain.predict(model, batch)
+        own = prediction.labels == domain.classes.row(name)
+        features = {block: out for block, out in seen.items() if len(out) == len(own)}
+        features[EMBEDDING] = prediction.embedding
+        yield Own(name, prediction.scores[own], {block: out[own] for block, out in features.items()})
+
+
+def _several(
+    domain: Domain, model: nn.Module, parts: Iterable[tuple[Batch, Mapping[str, Batch]]], sought: Sequence[str]
+) -> Iterator[Own]:
+    """Of pictures that hold several items: one forward pass for all classes, and one matching for each."""
+    model.eval()
+    for number, (whole, own) in enumerate(parts):
+        found = []
+        with torch.inference_mode():
+            outputs = domain.outputs_of(model, whole)
+            for name, part in own.items():
+                seed_all(derive(0, "answers", number, name))  # a matching may draw points
+                rows = domain.matched(model, part, outputs)
+                covers = domain.located(model, part, outputs) if name in sought else None
+                found.append(Own(name, rows.scores, {EMBEDDING: rows.embedding}, covers))
+        yield from found
+
+
+def _part(domain: Domain, classes: Sequence[str], found: Iterable[Own]) -> Part:
+    """The answers one below the other, class by class."""
     columns: dict[str, list[np.ndarray]] = {}
     order = domain.classes.rows(classes)
     order += [row for row in range(len(domain.classes)) if row not in order]
-    for number, (name, batch) in enumerate(batches):
-        seed_all(derive(0, "answers", number))  # a loss may draw points
-        with torch.inference_mode():
-            with watched(model, wanted) as seen:
-                prediction = domain.predict(model, batch)
-            covers = domain.located(model, batch) if name in sought else None
-        if covers is not None:
-            column = torch.tensor([*(order.index(row) for row in range(len(order))), len(order)]).to(covers)
-            called = column[covers[:, 2:].long().clamp_max(len(order))]
-            where = torch.cat([torch.full_like(called, classes.index(name)), covers[:, :2], called], dim=1)
-            columns.setdefault("located", []).append(where.float().cpu().numpy())
-        own = prediction.labels == domain.classes.row(name)
-        found = {block: out for block, out in seen.items() if len(out) == len(own)}
-        found |= {EMBEDDING: prediction.embedding, "logits": prediction.scores[:, order]}
-        found["confidence"] = domain.confidence(prediction.scores)
-        for key, value in found.items():
-            columns.setdefault(key, []).append(value[own].float().cpu().numpy())
-        columns.setdefault("labels", []).append(np.full(int(own.sum()), classes.index(name)))
+    for own in sorted(found, key=lambda one: classes.index(one.name)):
+        label = classes.index(own.name)
+        values = {**own.features, "logits": own.scores[:, order], "confidence": domain.confidence(own.scores)}
+        if own.located is not None:
+            values["located"] = _named(own.located, label, order)
+        for key, value in values.items():
+            columns.setdefault(key, []).append(value.float().cpu().numpy())
+        columns.setdefault("labels", []).append(np.full(len(own.scores), label))
     arrays = {key: np.concatenate(parts) for key, parts in columns.items()}
     count = len(arrays["labels"])
     located = arrays.get("located", np.zeros((0, 4), np.float32))
     features = {k: v for k, v in arrays.items() if k not in OTHERS and len(v) == count}
     return Part(arrays["labels"], arrays["logits"], arrays["confidence"], located, features)
+
+
+def _named(covers: Tensor, label: int, order: Sequence[int]) -> Tensor:
+    """`Domain.located` with the label in front, and columns instead of the model's rows."""
+    column = torch.tensor([*(order.index(row) for row in range(len(order))), len(order)]).to(covers)
+    called = column[covers[:, 2:].long().clamp_max(len(order))]
+    return torch.cat([torch.full_like(called, label), covers[:, :2], called], dim=1)
 
 
 def _head(domain: Domain, model: nn.Module, classes: Sequence[str]) -> np.ndarray:

@@ -31,12 +31,14 @@ class Battery:
         names: forgotten classes, then known ones.
         forgotten: how many of them were forgotten.
         shared: names that original, result and references all know.
+        probes: subject -> what `probed` gives for it.
     """
 
     def __init__(
-        self, answers: Mapping[str, Answers], names: Sequence[str], forgotten: int, shared: Sequence[str], budget: Budget
+        self, answers: Mapping[str, Answers], names: Sequence[str], forgotten: int, shared: Sequence[str], budget: Budget,
+        probes: Mapping[str, Mapping[str, np.ndarray]],
     ) -> None:  # fmt: skip
-        self.answers, self.names, self.budget = answers, list(names), budget
+        self.answers, self.names, self.budget, self.probes = answers, list(names), budget, probes
         self.forgotten = list(range(forgotten))
         self.shared = [self.names.index(name) for name in shared]
         self.references = references_of(answers)
@@ -112,12 +114,9 @@ class Battery:
         for layer in layers:
             for shots in self.budget.shots:
                 draws = 1 if shots == 0 else self.budget.draws
-                values = {
-                    subject: probe.recovered(_pair(a.train, layer), _pair(a.test, layer), self.forgotten, shots, draws)
-                    for subject, a in self.answers.items()
-                }
-                headline = layer == EMBEDDING and shots == HEADLINE_SHOTS
                 name = f"{layer}, {title(shots)}"
+                values = {subject: self.probes[subject][name] for subject in self.answers}
+                headline = layer == EMBEDDING and shots == HEADLINE_SHOTS
                 yield share("probe", name, values, self.budget.replicates, headline=headline, block=layer, shots=shots,
                             draws=draws, cost=probe.COST)  # fmt: skip
 
@@ -183,6 +182,17 @@ class Battery:
 
         n = len(arrays[RESULT])
         return distance(attack, name, unit, {s: statistic(s) for s in arrays}, n, min(FEW, self.budget.replicates))
+
+
+def probed(answers: Answers, forgotten: int, budget: Budget) -> dict[str, np.ndarray]:
+    """Name of a probe -> what `probe.recovered` gives, for every block of one model and number of shots."""
+    found, gone = {}, list(range(forgotten))
+    for layer in answers.test.features:
+        train, test = _pair(answers.train, layer), _pair(answers.test, layer)
+        for shots in budget.shots:
+            draws = 1 if shots == 0 else budget.draws
+            found[f"{layer}, {title(shots)}"] = probe.recovered(train, test, gone, shots, draws)
+    return found
 
 
 def _energy(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> float:

@@ -48,6 +48,7 @@ class Bench:
         self.lr, self.batch, self.folder, self.cache = lr, batch, folder, folder
         self.names = [*forgotten, *retained, *learned]
         self.answers: dict[str, arrays.Answers] = {}
+        self.probes: dict[str, Arrays] = {}
         self.hits: dict[str, dict[str, np.ndarray]] = {}  # attack and variant -> subject -> [1, n]
         self.radii: dict[str, dict[str, np.ndarray]] = {}
         self.curves: dict[str, dict[str, Any]] = {}
@@ -81,6 +82,9 @@ class Bench:
         )
         if name in (ORIGINAL, RESULT):
             self._sightings(subject, key)
+        told = "-".join(f"{shots:g}" for shots in (budget.draws, *budget.shots))
+        own = self.answers[name]
+        self.probes[name] = self._kept(f"probe-{key}-{told}", lambda: battery.probed(own, len(self.forgotten), budget))
         self.watch.at(f"{name}: rounded weights")
         found = self._kept(f"weights-{key}-{budget.dropped}", lambda: dict(self._variants(subject)))
         self.watch.at(f"{name}: relearning")
@@ -224,7 +228,7 @@ class Bench:
 
     def battery(self) -> battery.Battery:
         """The attacks that work on answers alone."""
-        return battery.Battery(self.answers, self.names, len(self.forgotten), self.retained, self.budget)
+        return battery.Battery(self.answers, self.names, len(self.forgotten), self.retained, self.budget, self.probes)
 
     def plain(self) -> dict[str, np.ndarray]:
         """Subject -> [1, n] whether forgotten test items are named without any attack, as `relearn.hits` says."""

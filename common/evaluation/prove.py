@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +20,9 @@ from common.evaluation.bench import Bench, Watch
 from common.evaluation.budget import BUDGETS
 from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
 from common.evaluation.manifest import items_of, manifest
-from common.evaluation.retrained import COUNT
+from common.evaluation.prove_config import ProveConfig, imports
 from common.evaluation.subjects import Case, moved_to
 from common.jobs import Job, carry_out
-from common.knobs import Checked, knob
 from common.record import write_json
 from common.report import proof as page
 from common.session import Session
@@ -32,21 +30,6 @@ from common.splits import read_list
 from common.sweep.rows import Row
 
 SCHEMA = 1
-IMPORTS = ("torchvision.transforms.v2", "sklearn.svm", "sklearn.linear_model")  # that attacks and domains load late
-
-
-@dataclass
-class ProveConfig(Checked):
-    """The proof."""
-
-    references: int = knob(COUNT, "models without the forgotten classes to train and compare with; 0: none", most=1000)
-    reference_runs: str = knob("", "run folders of such models, comma separated, instead of training some")
-    shadow_runs: str = knob("", "base models that know the forgotten classes but not all their pictures, for RMIA")
-    jobs: int = knob(
-        0, "processes that train references and attack; 0: one more than the CPU has cores, one on a GPU", most=256
-    )
-    budget: str = knob("quick", "how much the attacker may spend", list(BUDGETS))
-    device: str = knob("auto", "auto, cpu, cuda or cuda:N")
 
 
 def prove(
@@ -160,7 +143,7 @@ class Proof:
                 f"proof: {job.name}: done after {spent:.0f} s; {left} of {len(jobs)} left", file=sys.stderr, flush=True
             )
 
-        carry_out(jobs, most, lambda job: None, ends, [__name__, type(case.session).__module__, *IMPORTS])
+        carry_out(jobs, most, lambda job: None, ends, imports(case.session))
 
     def _record(self, references: list[Path], no_reference: str) -> dict[str, Any]:
         case, bench = self.case, self.bench

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed, splits
-from common.domain import Domain, Evaluation, GalleryItem, Prediction
+from common.domain import Domain, Evaluation, GalleryItem, Matched, Prediction
 from common.errors import UserError
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig, constant
@@ -26,8 +26,9 @@ from ks_detection.data import transforms
 from ks_detection.data.folders import with_classes
 from ks_detection.data.records import DetectionSet, ImageRecord, image_problem, told
 from ks_detection.forgetting import miss_loss
+from ks_detection.matched import by_class, labels_of, located, matched
 from ks_detection.models.detectors import build_detector
-from ks_detection.models.parts.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from ks_detection.models.parts.boxes import xyxy_to_cxcywh
 from ks_detection.models.parts.detector import Detector, extend_classes
 from ks_detection.models.parts.padding import pad_maps
 from ks_detection.scores import Found, Scores, Truth, called, coco_scores
@@ -35,7 +36,6 @@ from ks_detection.view import ImageConfig
 
 ops, v2 = Module("torchvision.ops"), Module("torchvision.transforms.v2")
 MODEL_FILE = "model.pth"  # in model/ of a run that trains all weights
-CANDIDATES = 100  # detections of a picture that count, as in COCO
 
 
 class ImageBatch(NamedTuple):
@@ -275,29 +275,27 @@ class DetectionDomain(Domain):
         terms, items = criterion.with_matches(outputs, targets)
         scores = outputs["pred_logits"].float()[items.rows, items.queries]
         embedding = outputs["queries"].float()[items.rows, items.queries]
-        labels = [
-            targets[row]["labels"][number]
-            for row, number in zip(items.rows.tolist(), items.objects.tolist(), strict=True)
-        ]
-        labels = torch.stack(labels) if labels else torch.zeros(0, dtype=torch.long, device=device)
+        labels = labels_of(targets, items)
         reversible = criterion.classification(terms) if self.config.forget_part == "class" else None
         missed = miss_loss(outputs, targets, items)
         return Prediction(criterion.total(terms), scores, embedding, labels, missed, reversible)
 
-    def located(self, model: nn.Module, batch: ImageBatch) -> Tensor:
-        """Over the CANDIDATES queries that are surest of any class; one is called by its best class, and "no object" where
-        the score of that is not shown."""
-        outputs, device = self.forward(model, batch), next(model.parameters()).device
-        found = []
-        for logits, boxes, target in zip(outputs["pred_logits"], outputs["pred_boxes"], batch.targets, strict=True):
-            sure, called = logits.float().max(-1)
-            top = sure.topk(min(CANDIDATES, len(sure))).indices
-            shown = called.where(sure.sigmoid() >= gallery.THRESHOLD, logits.shape[-1])
-            covers = ops.box_iou(cxcywh_to_xyxy(target["boxes"].to(device)), cxcywh_to_xyxy(boxes[top].float()))
-            same = called[top] == target["labels"].to(device)[:, None]
-            best = gallery.surest(covers, sure[top].sigmoid())
-            found.append(torch.stack([covers.amax(1), (covers * same).amax(1), shown[top][best].to(covers)], dim=1))
-        return torch.cat(found)
+    def pictures(
+        self, classes: Sequence[str], *, train: bool, most: int
+    ) -> Iterator[tuple[ImageBatch, dict[str, ImageBatch]]]:
+        first = {name: set(self._indices([name], train)[:most]) for name in classes}
+        for batch in self._ordered(sorted(set().union(*first.values())), frozenset(classes), train):
+            targets = by_class(batch.targets, batch.indices, first, self.classes)
+            yield batch, {name: batch._replace(targets=own) for name, own in targets.items()}
+
+    def outputs_of(self, model: nn.Module, batch: ImageBatch) -> dict:
+        return self.forward(model, batch)
+
+    def matched(self, model: nn.Module, batch: ImageBatch, outputs: dict) -> Matched:
+        return matched(model, outputs, batch.targets)
+
+    def located(self, model: nn.Module, batch: ImageBatch, outputs: dict) -> Tensor:
+        return located(outputs, batch.targets)
 
     def confidence(self, scores: Tensor) -> Tensor:
         return scores.sigmoid().amax(-1)
@@ -353,8 +351,7 @@ class DetectionDomain(Domain):
             batch = self._batch([Draw(index, None)], wanted, train=False)
             record = self._record(index, False)
             outputs = self.forward(model, batch)
-            size = (record.height, record.width)
-            (found,) = model.post_process(outputs, [size], gallery.THRESHOLD)
+            (found,) = model.post_process(outputs, [(record.height, record.width)], gallery.THRESHOLD)
             items.append(gallery.item(record, found, self.classes.names, wanted))
         return items
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common import distributed, splits
-from common.domain import OVERLAP, ClassTable, Domain, Evaluation, GalleryItem, Prediction
+from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Matched, Prediction
 from common.errors import UserError
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig, constant
@@ -29,7 +29,7 @@ from ks_segmentation.data.scan import scan
 from ks_segmentation.data.sets import Item, MaskItem, MaskSet
 from ks_segmentation.forgetting import miss_loss
 from ks_segmentation.gallery import shown, sighting
-from ks_segmentation.models.parts.inference import resized
+from ks_segmentation.matched import by_class, located, matched
 from ks_segmentation.models.parts.segmenter import Outputs, Rows, Segmenter
 from ks_segmentation.models.parts.targets import UNKNOWN
 from ks_segmentation.scores import Confusion, Scores
@@ -285,21 +285,23 @@ class SegmentationDomain(Domain):
         scores, features = [one.scores for one in rows], [one.embedding for one in rows]
         return Prediction(total, *map(torch.cat, (scores, features, labels, missed)))
 
-    def located(self, model: Segmenter, batch: Scenes) -> Tensor:
-        """Over all that the model finds: `Segmenter.regions`."""
-        outputs = self.outputs(model, batch.images.to(next(model.parameters()).device))
-        found = []
-        for index, labels in enumerate(batch.labels):
-            known = [row for row in labels.unique().tolist() if 0 <= row < model.num_classes]  # others are no class
-            masks, called, sure = model.regions(outputs, index, partial(resized, size=tuple(labels.shape)))
-            masks = masks.flatten(1)
-            truth = torch.stack([labels.flatten() == row for row in known]).to(masks.device)
-            shared = truth.float() @ masks.float().T
-            covers = shared / (truth.sum(1)[:, None] + masks.sum(1)[None] - shared).clamp_min(1)
-            same = called[None] == torch.tensor(known, device=masks.device)[:, None]
-            best = called[torch.where(covers >= OVERLAP, 1 + sure, covers).argmax(1)].to(covers)
-            found.append(torch.stack([covers.amax(1), (covers * same).amax(1), best], dim=1))
-        return torch.cat(found)
+    def pictures(self, classes: Sequence[str], *, train: bool, most: int) -> Iterator[tuple[Scenes, dict[str, Scenes]]]:
+        """Whole pictures, of the training split too."""
+        first = {name: set(self._indices([name], train)[:most]) for name in classes}
+        chosen = sorted(set().union(*first.values()))
+        for batch in self._in_order(chosen, classes, train):
+            own, chosen = chosen[: len(batch.names)], chosen[len(batch.names) :]
+            labels = by_class(batch.labels, own, first, self.classes)
+            yield batch, {name: batch._replace(labels=one) for name, one in labels.items()}
+
+    def outputs_of(self, model: Segmenter, batch: Scenes) -> Outputs:
+        return self.outputs(model, batch.images.to(next(model.parameters()).device), batch.repeat)
+
+    def matched(self, model: Segmenter, batch: Scenes, outputs: Outputs) -> Matched:
+        return matched(model, outputs, batch.labels.to(next(model.parameters()).device))
+
+    def located(self, model: Segmenter, batch: Scenes, outputs: Outputs) -> Tensor:
+        return located(model, outputs, batch.labels)
 
     def confusions(self, model: Segmenter, groups: Mapping[str, Sequence[str]], most: int = 0) -> dict[str, Confusion]:
         """Pixel counts of each group on this rank's test images, each looked at once; a group's counts leave out

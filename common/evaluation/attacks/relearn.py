@@ -93,18 +93,20 @@ def score(domain: Domain, model: nn.Module, classes: Sequence[str], most: int, b
 def hits(domain: Domain, model: nn.Module, classes: Sequence[str], most: int, batch_size: int) -> np.ndarray:
     """[n] whether each test item of the classes is named: a picture by the largest logit, an object or a segment by a
     prediction of its class that covers it. The model's mode stays as it was."""
-    found = []
+    found: dict[str, list[np.ndarray]] = {name: [] for name in classes}
     with evaluated(model):
-        for name in classes:
+        parts = domain.pictures(classes, train=False, most=most)
+        for whole, own in parts or ():
+            outputs = domain.outputs_of(model, whole)
+            for name, part in own.items():
+                covers = domain.located(model, part, outputs)
+                found[name].append((covers[:, 1] >= OVERLAP).cpu().numpy())
+        for name in classes if parts is None else ():
             for batch in items(domain, name, False, most, batch_size):
-                covers = domain.located(model, batch)
-                if covers is not None:
-                    found.append((covers[:, 1] >= OVERLAP).cpu().numpy())
-                    continue
                 prediction = domain.predict(model, batch)
-                own = prediction.labels == domain.classes.row(name)
-                found.append((prediction.scores.argmax(-1) == prediction.labels)[own].cpu().numpy())
-    return np.concatenate(found).astype(float)
+                mine = prediction.labels == domain.classes.row(name)
+                found[name].append((prediction.scores.argmax(-1) == prediction.labels)[mine].cpu().numpy())
+    return np.concatenate([hit for name in classes for hit in found[name]]).astype(float)
 
 
 @contextlib.contextmanager

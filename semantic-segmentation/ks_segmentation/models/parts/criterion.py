@@ -73,16 +73,10 @@ class Criterion:
         Raises:
             UserError: an id that no class has.
         """
-        last = slice(None) if self.deep else slice(-1, None)
-        logits = outputs["logits"][last].float()  # [L, B, Q, K + 1]
-        embeddings = outputs["mask_embeddings"][last].float()  # [L, B, Q, C]
-        features = outputs["mask_features"].float()
-        features = features[:, None] if features.dim() == 4 else features[last].transpose(0, 1)  # [B, F, C, h, w]
+        logits, embeddings, features = self.read(outputs, slice(None) if self.deep else slice(-1, None))
         targets = segments(labels, self.ignore, logits.shape[-1] - 1)
         with torch.autocast(logits.device.type, enabled=False):
-            matched = [
-                self.match(logits[:, b], embeddings[:, b], features[b], target) for b, target in enumerate(targets)
-            ]
+            matched = self.matched(logits, embeddings, features, targets)
             ce = self.class_loss(logits, targets, matched)
             mask, dice = self.mask_loss(embeddings, features, targets, matched)  # [L, sum of N] each
         count = distributed.total(mask.new_tensor(float(sum(len(t.classes) for t in targets)))) / distributed.world()
@@ -90,6 +84,23 @@ class Criterion:
         terms = {"ce": ce, "mask": mask.sum(1) / count, "dice": dice.sum(1) / count}
         total = sum(self.weights[name] * term.sum() for name, term in terms.items())
         return SegmentationLoss(total, terms, matched, targets)
+
+    def answered(self, outputs: dict[str, Tensor], labels: Tensor) -> tuple[list[Matched], list[Segments]]:
+        """The pairs of the last output alone, the same as in the loss, and the segments; per image."""
+        logits, embeddings, features = self.read(outputs, slice(-1, None))
+        targets = segments(labels, self.ignore, logits.shape[-1] - 1)
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.matched(logits, embeddings, features, targets), targets
+
+    def read(self, outputs: dict[str, Tensor], some: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [L, B, Q, K + 1], mask embeddings [L, B, Q, C] and mask features [B, F, C, h, w] of some outputs."""
+        features = outputs["mask_features"].float()
+        features = features[:, None] if features.dim() == 4 else features[some].transpose(0, 1)
+        return outputs["logits"][some].float(), outputs["mask_embeddings"][some].float(), features
+
+    def matched(self, logits: Tensor, embeddings: Tensor, features: Tensor, targets: list[Segments]) -> list[Matched]:
+        """`match` of every image."""
+        return [self.match(logits[:, b], embeddings[:, b], features[b], target) for b, target in enumerate(targets)]
 
     @torch.no_grad()
     def match(self, logits: Tensor, embeddings: Tensor, features: Tensor, target: Segments) -> Matched:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ks_segmentation.models.parts.criterion import Criterion
+from ks_segmentation.models.parts.criterion import Criterion, Matched
 from ks_segmentation.models.parts.inference import class_scores
 from ks_segmentation.models.parts.segmenter import Outputs, Regions, Resize, Rows, Segmenter
+from ks_segmentation.models.parts.targets import Segments
 
 
 class Queries(NamedTuple):
@@ -74,12 +75,19 @@ class QuerySegmenter(Segmenter):
 
     def judge(self, outputs: Outputs, labels: Tensor) -> tuple[Tensor, list[Rows]]:
         """The rows of a segment are those of its query of the last output."""
-        loss, rows = self.criterion()(outputs, labels), []
-        for b, (matched, target) in enumerate(zip(loss.matched, loss.targets, strict=True)):
-            query, segment = matched.query[-1], matched.segment[-1]
-            scores, embedding = outputs["pred_logits"][b, query, :-1].float(), outputs["embedding"][b, query].float()
-            rows.append(Rows(target, segment, scores, embedding))
-        return loss.total, rows
+        loss = self.criterion()(outputs, labels)
+        return loss.total, [
+            self._rows(outputs, b, *pair) for b, pair in enumerate(zip(loss.matched, loss.targets, strict=True))
+        ]
+
+    def rows(self, outputs: Outputs, labels: Tensor) -> list[Rows]:
+        matched, targets = self.criterion().answered(outputs, labels)
+        return [self._rows(outputs, b, *pair) for b, pair in enumerate(zip(matched, targets, strict=True))]
+
+    def _rows(self, outputs: Outputs, b: int, matched: Matched, target: Segments) -> Rows:
+        query, segment = matched.query[-1], matched.segment[-1]
+        scores, embedding = outputs["pred_logits"][b, query, :-1].float(), outputs["embedding"][b, query].float()
+        return Rows(target, segment, scores, embedding)
 
     def post_process(self, outputs: Outputs, index: int, resize: Resize = lambda maps: maps) -> Tensor:
         return class_scores(outputs["pred_logits"][index], resize(outputs["pred_masks"][index]))

@@ -114,6 +114,10 @@ class Segmenter(nn.Module):
         """
         raise NotImplementedError
 
+    def rows(self, outputs: Outputs, labels: Tensor) -> list[Rows]:
+        """Only the rows of `judge`, where the loss is not wanted."""
+        return self.judge(outputs, labels)[1]
+
     def post_process(self, outputs: Outputs, index: int, resize: Resize = lambda maps: maps) -> Tensor:
         """[K, h, w] score of every class at every pixel of one image, 0 or more; the answer is the largest."""
         raise NotImplementedError
