@@ -126,6 +126,7 @@ class Domain(Protocol):
     classes: ClassTable
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
     plain_loss: bool = True  # the supervised loss is the cross-entropy of `scores`, label smoothing aside
+    cosine_rows: bool = True  # the classifier's rows lie along the embeddings of their classes; rows of sigmoids do not
     pixel_deviation: Sequence[float] | None = None  # per channel of a batch's `images`, one item each; None: no such
     recovery: str | None = (
         None  # figure of an `Evaluation` that shows if objects are found again; "": its scores; None: no objects

@@ -161,10 +161,11 @@ def _named(covers: Tensor, label: int, order: Sequence[int]) -> Tensor:
 
 
 def _head(domain: Domain, model: nn.Module, classes: Sequence[str]) -> np.ndarray:
-    """[len(classes), D] rows of the classifier: the last matrix among its parameters."""
+    """[len(classes), D] rows of the classifier: the last matrix among its parameters; empty where a cosine with them says
+    nothing."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = [n for n in domain.head_rows(model, classes) if parameters[n].dim() == 2 and parameters[n].shape[1] > 1]
-    if not found:
+    if not found or not domain.cosine_rows:
         return np.zeros((0, 0), np.float32)
     return parameters[found[-1]].detach()[domain.classes.rows(classes)].float().cpu().numpy()
 

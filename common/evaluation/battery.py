@@ -121,8 +121,8 @@ class Battery:
                             draws=draws, cost=probe.COST)  # fmt: skip
 
     def prototype(self) -> Iterator[Figure]:
-        """Mean features as head rows, by number of shots and blend."""
-        for alpha in self.budget.alphas:
+        """Mean features as head rows, by number of shots and blend; nothing is blended with rows that are means of all."""
+        for alpha in [a for a in self.budget.alphas if a == 1 or all(map(self._readable, self.answers.values()))]:
             for shots in self.budget.prototypes:
                 found = {s: self._prototypes(a, shots, alpha) for s, a in self.answers.items()}
                 parameters: dict[str, Any] = {
@@ -141,12 +141,14 @@ class Battery:
 
     def _prototypes(self, answers: Answers, shots: int, alpha: float) -> Recovered:
         train, test = _pair(answers.train, EMBEDDING), _pair(answers.test, EMBEDDING)
-        head = answers.head
-        if head.shape != (len(self.names), train[0].shape[1]):
-            head = prototype.class_means(*train, len(self.names))
+        head = answers.head if self._readable(answers) else prototype.class_means(*train, len(self.names))
         found = prototype.recovered(head, train, test, self.forgotten, shots, alpha, self.budget.draws)
         kept = np.isin(test[1][~np.isin(test[1], self.forgotten)], self.shared)
         return found._replace(retained=found.retained[:, kept])
+
+    def _readable(self, answers: Answers) -> bool:
+        """Whether there are rows of a classifier to compare embeddings with."""
+        return answers.head.shape == (len(self.names), answers.train.features[EMBEDDING].shape[1])
 
     # ---- helpers -----------------------------------------------------------------------------------------
 

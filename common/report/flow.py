@@ -115,7 +115,7 @@ def picture(
         colour: row or answer -> hue; grey without one.
         title: what assistive technology reads before the commonest answer of each row.
     """
-    longest = max(len(name) for row, own in answers.items() for name in (row, *own))
+    longest = max(len(node.name) for side in _layout(answers, order, colour, (0, 1))[:2] for node in side)
     margin = 24 + LETTER * min(NAME, longest)
     ends = margin, WIDTH - margin
     rows, nodes, ribbons = _layout(answers, order, colour, ends)

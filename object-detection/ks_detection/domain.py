@@ -68,7 +68,7 @@ class DetectionDomain(Domain):
     """
 
     name = "detection"
-    exclusive = plain_loss = False  # sigmoids with a focal loss
+    exclusive = plain_loss = cosine_rows = False  # sigmoids with a focal loss
     metric = "map"
     metric_label = "COCO AP (%)"
     meaning = (

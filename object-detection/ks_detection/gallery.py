@@ -23,15 +23,16 @@ def draw(image: Image.Image, found: dict[str, Tensor], names: tuple[str, ...], s
     scale = side / max(image.size) if side else 1.0
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     canvas = image.resize(size, Image.Resampling.BICUBIC) if side else image.copy()
-    pen = ImageDraw.Draw(canvas)
+    pen, letters = ImageDraw.Draw(canvas), min(max(max(size) // 16, 11), 24)
     for score, label, box in zip(*(found[key].tolist() for key in ("scores", "labels", "boxes")), strict=True):
         color = COLORS[label % len(COLORS)]
         left, top, right, bottom = (value * scale for value in box)
         pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=2)
-        text = f"{names[label]} {100 * score:.0f}"
-        spot = pen.textbbox((left, max(0, top - 11)), text)
-        pen.rectangle(spot, fill=color)
-        pen.text((left, max(0, top - 11)), text, fill="black")
+        text = f"{names[label]}: {100 * score:.0f} %"
+        width = pen.textlength(text, font_size=letters)
+        place = max(0, min(left, size[0] - width)), max(0, top - letters)
+        pen.rectangle(pen.textbbox(place, text, font_size=letters), fill=color)
+        pen.text(place, text, fill="black", font_size=letters)
     return canvas
 
 

@@ -190,3 +190,9 @@ def test_a_share_of_counted_items_has_an_interval_and_other_scores_have_none(tmp
             and high - low < 25
         )
     assert "], n 50</small>" in page_of(folder)
+
+
+def test_the_name_of_what_is_left_fits_beside_its_band():
+    svg = str(flow.picture({"a": {"b": 0.98, "c": 0.02}}, [], {}, "What"))
+    (x,) = re.findall(rf'x="([\d.]+)"[^>]*>{flow.REST}<', svg)
+    assert float(x) + flow.LETTER * len(flow.REST) <= flow.WIDTH
