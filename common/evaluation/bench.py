@@ -165,7 +165,7 @@ class Bench:
             ("retained images no longer named", self.retained, True),
         )
         kept = self._kept(
-            f"radius-{key}",
+            f"radius-{key}-{self.budget.radius}",
             lambda: {n: self._radii(subject, classes, deviation, leave) for n, classes, leave in groups},
         )
         for name, found in kept.items():
@@ -175,11 +175,8 @@ class Bench:
         self, subject: Subject, classes: Sequence[str], deviation: Sequence[float], leave: bool
     ) -> np.ndarray:  # fmt: skip
         each = -(-self.budget.radius // len(classes))
-        batches = (b for c in classes[: self.budget.radius] for b in arrays.items(subject.domain, c, False, each, each))
-        found = [
-            radius.radii(subject.domain, subject.model, subject.domain.shown(batch), deviation, leave)[:each]
-            for batch in batches
-        ]
+        batches = radius.few(subject.domain, classes[: self.budget.radius], each, min(16, self.batch))
+        found = [radius.radii(subject.domain, subject.model, batch, deviation, leave) for batch in batches]
         return torch.cat(found).numpy()
 
     def _kept(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

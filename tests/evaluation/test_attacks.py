@@ -193,6 +193,33 @@ def test_the_radius_of_a_linear_model_is_the_distance_to_its_border():
     assert left[:2] == pytest.approx([0.01, 0.02], abs=1e-3) and left[2] == 0
 
 
+def test_only_the_pictures_that_count_are_searched():
+    class Batch(NamedTuple):
+        images: torch.Tensor
+        names: list[str]
+        part: str
+
+    class Five:
+        """Two batches of each class, with three pictures and with two."""
+
+        def loader(self, classes, train):
+            return [Batch(torch.zeros(n, 1), [f"{classes[0]}{n}{i}" for i in range(n)], "test") for n in (3, 2)]
+
+        def item_names(self, batch):
+            return batch.names
+
+        def part_of(self, batch, items):
+            return Batch(batch.images[items], batch.names[: int(items.sum())], batch.part)
+
+        def shown(self, batch):
+            return batch
+
+    found = list(radius.few(Five(), ["a", "b", "c"], 2, 4))
+    assert [b.names for b in found] == [["a30", "a31", "b30", "b31"], ["c30", "c31"]]
+    assert [len(b.images) for b in found] == [4, 2] and found[0].part == "test"
+    assert [len(b.images) for b in radius.few(Five(), ["a"], 4, 8)] == [4]
+
+
 def test_an_index_of_two_models_that_never_came_back_is_not_one():
     assert relearn.anamnesis(None, None, 24) is None
     assert (

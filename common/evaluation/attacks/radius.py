@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,41 @@ def radii(
         low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
     found = torch.where(reached, high, torch.full_like(high, float("inf")))
     return torch.where(at_once, torch.zeros_like(found), found).cpu()
+
+
+def few(domain: Domain, classes: Sequence[str], each: int, size: int) -> Iterator[Batch]:
+    """The first `each` test items of every class, with their images, in batches of at most `size`, or of one class."""
+    waiting: list[Batch] = []
+    count = 0
+    for part in (part for name in classes for part in _first(domain, name, each)):
+        own = len(domain.item_names(part))
+        if waiting and count + own > size:
+            yield joined(waiting)
+            waiting, count = [], 0
+        waiting.append(domain.shown(part))
+        count += own
+    if waiting:
+        yield joined(waiting)
+
+
+def _first(domain: Domain, name: str, count: int) -> Iterator[Batch]:
+    for batch in domain.loader([name], train=False):
+        own = len(domain.item_names(batch))
+        yield batch if own <= count else domain.part_of(batch, torch.arange(own) < count)
+        count -= own
+        if count <= 0:
+            return
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of several: tensors, lists and tuples one behind the other, other fields as in the first."""
+
+    def together(column: Sequence[Any]) -> Any:
+        if isinstance(column[0], Tensor):
+            return torch.cat(list(column))
+        return sum(column[1:], column[0]) if isinstance(column[0], list | tuple) else column[0]
+
+    return type(batches[0])(*map(together, zip(*batches, strict=True)))
 
 
 @dataclass
