@@ -245,8 +245,8 @@ def eight_bits(values: np.ndarray, refuse: Callable[[str], None]) -> np.ndarray:
     return np.rint(values * scale).astype(np.uint8)
 
 
-def png(image: Image.Image | np.ndarray, small: bool = False) -> bytes:
-    """A picture or an array as PNG; `small` takes more time for fewer bytes."""
+def png(image: Image.Image | np.ndarray) -> bytes:
+    """A picture or an array as PNG. Level 6 of zlib: level 9 takes seven times as long for 4 % fewer bytes."""
     buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG", optimize=small)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
     return buffer.getvalue()

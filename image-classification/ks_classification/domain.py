@@ -346,4 +346,4 @@ def _thumbnail(item: Item, side: int = 160) -> bytes:
     image = item.open()
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return png(image.resize(size, Image.Resampling.BICUBIC), small=True)
+    return png(image.resize(size, Image.Resampling.BICUBIC))

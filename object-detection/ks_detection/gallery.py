@@ -38,7 +38,7 @@ def draw(image: Image.Image, found: dict[str, Tensor], names: tuple[str, ...], s
 
 def item(record: ImageRecord, found: dict[str, Tensor], names: tuple[str, ...], wanted: frozenset[str]) -> GalleryItem:
     """What the report shows of one image; `wanted` are the classes that it stands for."""
-    picture = png(draw(record.open(), found, names, SIDE), small=True)
+    picture = png(draw(record.open(), found, names, SIDE))
     truth = ", ".join(sorted(t.label for t in record.annotations if t.label in wanted))
     answers = [names[label] for label in found["labels"].tolist()]
     drawn = f"none of these; drawn: {', '.join(sorted(set(answers)))}" if answers else "nothing found"
@@ -56,7 +56,7 @@ def sighting(
     record: ImageRecord, truths: Sequence[Any], best: dict[str, Tensor], covers: Sequence[float], names: tuple[str, ...]
 ) -> GalleryItem:  # fmt: skip
     """An image with the surest detection that covers each true object. best: scores, labels and boxes, one per object."""
-    picture = png(draw(record.open(), best, names, SIDE), small=True)
+    picture = png(draw(record.open(), best, names, SIDE))
     called = [names[label] for label in best["labels"].tolist()]
     words = [
         f"{truth.label} is called {name} ({100 * score:.0f} %), IoU {cover:.2f}"

@@ -80,7 +80,7 @@ def side_by_side(pixels: np.ndarray, masks: Mapping[str, np.ndarray], names: Seq
         sheet.paste(Image.fromarray(panel), (left, LINE))
         ImageDraw.Draw(sheet).text((left + 1, 0), title, fill="black", font_size=LETTERS)
     sheet.paste(key, (0, size[1] + LINE + SPACE))
-    return png(sheet, small=True)
+    return png(sheet)
 
 
 def _large(ids: np.ndarray) -> list[int]:
