@@ -46,10 +46,10 @@ app: setup  ## a page on this machine to try a run on: make app RUN=results/demo
 	$(PY) -m common.app $(or $(RUN),results/demo-classification)
 
 test: setup $(TOOLS)  ## all tests, in two processes
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup $(TOOLS)  ## tests that take less than ten seconds each
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(TOOLS)  ## style and types
 	$(PY) -m ruff check .

@@ -2,7 +2,7 @@
 
 python toy_run.py kill SCENARIOS.json FOLDER       every scenario once undisturbed, once killed again and again
 torchrun ... toy_run.py ranks SCENARIOS.json FOLDER    every scenario on all ranks
-torchrun ... toy_run.py nodes SCENARIOS.json FOLDER    tiny models of the real domains on all ranks, one of which is killed
+torchrun ... toy_run.py nodes SCENARIOS.json FOLDER    every scenario on all ranks, one of which is killed
 
 A scenario is {"name", "domain", "method", "order", "settings"}; see `start`.
 """
@@ -22,7 +22,6 @@ import torch
 from toy import DOMAINS, make_trainer, swap_plan
 
 from common import cli, distributed
-from common.plan import make_plan
 
 
 def start(scenario: dict[str, Any], folder: Path):
@@ -131,14 +130,10 @@ def ranks(scenarios: list[dict[str, Any]], folder: Path) -> None:
 
 
 def nodes(scenarios: list[dict[str, Any]], folder: Path) -> None:
-    """Every scenario, of a real domain with a tiny model, on all ranks. "at": [rank, K, signal] happens once, before step K:
-    SIGKILL to the rank, or what schedulers send to its job."""
-    import tiny_domains
-
+    """Every scenario on all ranks. "at": [rank, K, signal] happens once, before step K: SIGKILL to the rank, or what
+    schedulers send to its job."""
     for scenario in scenarios:
-        domain, groups = tiny_domains.DOMAINS[scenario["domain"]]()
-        plan = make_plan(scenario["order"], **groups)
-        trainer = make_trainer(domain, plan, scenario["method"], folder / scenario["name"], **scenario["settings"])
+        trainer = start(scenario, folder / scenario["name"])
         step, sent, count = trainer._step, folder / f"{scenario['name']}.sent", iter(range(10**9))
 
         def watched(*args, trainer=trainer, at=scenario["at"], step=step, sent=sent, count=count):
