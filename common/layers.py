@@ -55,17 +55,21 @@ def heads_of(x: Tensor, count: int) -> Tensor:
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
-def feed_forward(x: Tensor, first: nn.Module, second: nn.Module, activation: str) -> Tensor:
+def feed_forward(
+    x: Tensor, first: nn.Module, second: nn.Module, activation: str, dropout: float = 0.0
+) -> Tensor:  # fmt: skip
     """second(activation(first(x))) of x [..., in]; the activation is "relu" or "gelu" (exact).
 
     Args:
         first, second: a `Linear` or any other layer; adapted ones too.
+        dropout: share of the hidden values that are dropped.
     """
-    fused = fast.feed_forward(x, first, second, activation) if fast else None
+    fused = fast.feed_forward(x, first, second, activation) if fast and not dropout else None
     if fused is not None:
         return fused
     hidden = first(x)
-    return second(F.relu(hidden, inplace=True) if activation == "relu" else F.gelu(hidden))
+    hidden = F.relu(hidden, inplace=True) if activation == "relu" else F.gelu(hidden)
+    return second(F.dropout(hidden, dropout) if dropout else hidden)
 
 
 def use_fast_linears(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import re
 import torch
 from torch import Tensor
 
-from ks_detection.checkpoints.shapes import HEADS, count, fold, get, infer_backbone, lora_rank, points
+from ks_detection.checkpoints.shapes import count, fold, get, points, pyramid
 from ks_detection.models.deformable_detr.config import DeformableConfig
 
 WHAT, WHOLE = "no Deformable DETR", "no whole Deformable DETR"
@@ -129,17 +129,10 @@ def infer_config(state: dict[str, Tensor]) -> DeformableConfig:
     Raises:
         UserError: a key that must be there is missing, or the backbone is not one that shapes can tell.
     """
-    levels = count(state, r"network\.input_proj\.(\d+)\.0\.weight", WHAT)
-    stages = sum(get(state, f"network.input_proj.{i}.0.weight", WHOLE).shape[-1] == 1 for i in range(levels))
-    classes, width = get(state, "class_embed.0.weight", WHOLE).shape
-    two_stage = "network.pos_trans.weight" in state
+    common = pyramid(state, "network.", "class_embed.0.weight", WHAT, WHOLE)
+    levels, two_stage = common["num_feature_levels"], "network.pos_trans.weight" in state
     config = DeformableConfig(
-        num_classes=classes,
-        backbone=infer_backbone(state),
-        return_interm_indices=tuple(range(4 - stages, 4)),
-        num_feature_levels=levels,
-        hidden_dim=width,
-        nheads=HEADS,
+        **common,
         dim_feedforward=get(state, "network.encoder.layers.0.mlp.fc1.weight", WHOLE).shape[0],
         enc_layers=count(state, r"network\.encoder\.layers\.(\d+)\.final_layer_norm\.weight", WHAT),
         dec_layers=count(state, r"network\.decoder\.layers\.(\d+)\.final_layer_norm\.weight", WHAT),
@@ -147,7 +140,6 @@ def infer_config(state: dict[str, Tensor]) -> DeformableConfig:
         dec_n_points=points(state, "network.decoder.layers.0.encoder_attn", levels, WHOLE),
         with_box_refine="class_embed.1.weight" in state,
         two_stage=two_stage,
-        lora_rank=lora_rank(state),
     )
     if not two_stage:
         config.num_queries = get(state, "network.query_position_embeddings.weight", WHOLE).shape[0]

@@ -7,7 +7,7 @@ import re
 
 from torch import Tensor
 
-from ks_detection.checkpoints.shapes import HEADS, count, fold, get, infer_backbone, lora_rank, points
+from ks_detection.checkpoints.shapes import WHAT, WHOLE, count, fold, get, points, pyramid
 from ks_detection.models.dino.config import DinoConfig
 
 _SHARED = re.compile(r"^(?:transformer\.decoder\.)?(class_embed|bbox_embed)\.\d+\.")
@@ -59,27 +59,18 @@ def to_published(state: dict[str, Tensor], config: DinoConfig) -> dict[str, Tens
 def infer_config(state: dict[str, Tensor]) -> DinoConfig:
     """Backbone, levels, classes, queries, depths, widths and LoRA rank of a state under our names.
 
-    The number of heads is not visible in any shape and is taken as the published 8.
-
     Raises:
         UserError: a key that must be there is missing, or the backbone is not one that shapes can tell.
     """
-    levels = count(state, r"input_proj\.(\d+)\.0\.weight")
-    stages = sum(get(state, f"input_proj.{i}.0.weight").shape[-1] == 1 for i in range(levels))
-    classes, width = get(state, "class_embed.weight").shape
+    common = pyramid(state, "", "class_embed.weight", WHAT, WHOLE)
+    levels = common["num_feature_levels"]
     return DinoConfig(
-        num_classes=classes,
+        **common,
         dn_labelbook_size=get(state, "label_enc.weight").shape[0] - 1,
-        backbone=infer_backbone(state),
-        return_interm_indices=tuple(range(4 - stages, 4)),
-        num_feature_levels=levels,
-        hidden_dim=width,
-        nheads=HEADS,
         dim_feedforward=get(state, "transformer.encoder.layers.0.linear1.weight").shape[0],
         enc_layers=count(state, r"transformer\.encoder\.layers\.(\d+)\.norm1\.weight"),
         dec_layers=count(state, r"transformer\.decoder\.layers\.(\d+)\.norm1\.weight"),
         enc_n_points=points(state, "transformer.encoder.layers.0.self_attn", levels),
         dec_n_points=points(state, "transformer.decoder.layers.0.cross_attn", levels),
         num_queries=get(state, "transformer.tgt_embed.weight").shape[0],
-        lora_rank=lora_rank(state),
     )

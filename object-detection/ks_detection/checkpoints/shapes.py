@@ -1,6 +1,7 @@
 """What the keys and shapes of a checkpoint say, for any detector."""
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from common.errors import UserError
 from ks_detection.models.parts.resnet import DEPTHS
 from ks_detection.models.parts.swin import SIZES
 
+WHAT, WHOLE = "not a DINO detector", "not a two-stage DINO detector"
 HEADS = 8  # of attention: not visible in any shape; every published model has 8
 
 
@@ -35,7 +37,24 @@ def _infer_swin(state: dict[str, Tensor]) -> str | None:
     return next((name for name, (w, depths, _, size) in SIZES.items() if (w, depths[2], size) == wanted), None)
 
 
-def points(state: dict[str, Tensor], name: str, levels: int, what: str = "not a DINO detector") -> int:
+def pyramid(state: dict[str, Tensor], prefix: str, head: str, what: str, whole: str) -> dict[str, Any]:
+    """The fields of a `PyramidConfig` that keys and shapes tell in the same way for every detector.
+
+    The number of heads is not visible in any shape and is taken as the published 8.
+
+    Args:
+        prefix: of the projections' keys; head: the first classifier; what, whole: see `count` and `get`.
+    """
+    levels = count(state, rf"{re.escape(prefix)}input_proj\.(\d+)\.0\.weight", what)
+    stages = sum(get(state, f"{prefix}input_proj.{i}.0.weight", whole).shape[-1] == 1 for i in range(levels))
+    classes, width = get(state, head, whole).shape
+    return {
+        "num_classes": classes, "backbone": infer_backbone(state), "return_interm_indices": tuple(range(4 - stages, 4)),
+        "num_feature_levels": levels, "hidden_dim": width, "nheads": HEADS, "lora_rank": lora_rank(state),
+    }  # fmt: skip
+
+
+def points(state: dict[str, Tensor], name: str, levels: int, what: str = WHAT) -> int:
     """Sampling points per head and level of an attention layer. Raises UserError where they do not fit 8 heads."""
     weights = get(state, f"{name}.attention_weights.bias", what).shape[0]
     if weights % (HEADS * levels):
@@ -48,7 +67,7 @@ def lora_rank(state: dict[str, Tensor]) -> int:
     return next((t.shape[0] for name, t in state.items() if name.endswith("lora_A")), 0)
 
 
-def count(state: dict[str, Tensor], pattern: str, what: str = "not a DINO detector") -> int:
+def count(state: dict[str, Tensor], pattern: str, what: str = WHAT) -> int:
     """One more than the largest number that `pattern` captures from a key. Raises UserError where no key fits."""
     found = [int(match[1]) for name in state if (match := re.fullmatch(pattern, name))]
     if not found:
@@ -56,7 +75,7 @@ def count(state: dict[str, Tensor], pattern: str, what: str = "not a DINO detect
     return max(found) + 1
 
 
-def get(state: dict[str, Tensor], name: str, what: str = "not a two-stage DINO detector") -> Tensor:
+def get(state: dict[str, Tensor], name: str, what: str = WHOLE) -> Tensor:
     """A tensor that must be there. Raises UserError naming the key where it is not."""
     if name not in state:
         raise UserError(f"checkpoint: key `{name}` is missing; this is {what}.")

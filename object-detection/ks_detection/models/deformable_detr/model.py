@@ -14,28 +14,15 @@ from ks_detection.models.deformable_detr.criterion import DeformableCriterion
 from ks_detection.models.deformable_detr.network import build_parts
 from ks_detection.models.parts.boxes import inverse_sigmoid
 from ks_detection.models.parts.detector import PRIOR_BIAS, Detector
-from ks_detection.models.parts.levels import Levels, lay_out, project_levels
+from ks_detection.models.parts.levels import Levels, Tokens, lay_out, project_levels
 from ks_detection.models.parts.mlp import MLP
 
 EPS = 1e-5  # of the inverse sigmoid; DINO's is 1e-3
 
 
-class Tokens(NamedTuple):
-    """All levels, flattened: content and positions [B, S, D], and how they lie."""
-
-    content: Tensor
-    positions: Tensor
-    levels: Levels
-
-    @property
-    def valid(self) -> Tensor:
-        """[B, S] bool, False on padding."""
-        return ~self.levels.mask
-
-    def layout(self) -> dict:
-        """What every attention layer of transformers wants to know about the levels."""
-        own = self.levels
-        return {"spatial_shapes": own.shapes, "spatial_shapes_list": own.sizes, "level_start_index": own.starts}
+def of_levels(levels: Levels) -> dict:
+    """What every attention layer of transformers wants to know about the levels."""
+    return {"spatial_shapes": levels.shapes, "spatial_shapes_list": levels.sizes, "level_start_index": levels.starts}
 
 
 class Start(NamedTuple):
@@ -108,8 +95,8 @@ class DeformableDetr(Detector):
         for number, layer in enumerate(self.network.decoder.layers):
             scale = ratios if references.shape[-1] == 2 else torch.cat([ratios, ratios], -1)
             x = layer(
-                x, start.positions, references[:, :, None] * scale, **tokens.layout(),
-                encoder_hidden_states=memory, encoder_attention_mask=tokens.valid,
+                x, start.positions, references[:, :, None] * scale, **of_levels(tokens.levels),
+                encoder_hidden_states=memory, encoder_attention_mask=~tokens.levels.mask,
             )  # fmt: skip
             boxes = self.boxes(number, x, references)
             layers.append((x, boxes))
@@ -135,7 +122,7 @@ class DeformableDetr(Detector):
         references = encoder.get_reference_points(tokens.levels.sizes, tokens.levels.ratios, device=x.device)
         for layer in encoder.layers:
             x = layer(
-                x, tokens.valid, spatial_position_embeddings=tokens.positions, reference_points=references, **tokens.layout()
+                x, ~tokens.levels.mask, spatial_position_embeddings=tokens.positions, reference_points=references, **of_levels(tokens.levels)
             )  # fmt: skip
         return x
 
@@ -148,7 +135,7 @@ class DeformableDetr(Detector):
     def propose(self, memory: Tensor, tokens: Tokens) -> Start:
         """The best tokens as starts, and all of them as proposals (arXiv:2010.04159, appendix A.4)."""
         network = self.network
-        features, places = network.gen_encoder_output_proposals(memory, ~tokens.valid, tokens.levels.sizes)
+        features, places = network.gen_encoder_output_proposals(memory, tokens.levels.mask, tokens.levels.sizes)
         logits = self.class_embed[-1](features)
         boxes = self.bbox_embed[-1](features).float() + places
         count = min(self.config.num_queries, logits.shape[1])

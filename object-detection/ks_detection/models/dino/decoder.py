@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.layers import Linear, feed_forward, packed_attention
 from ks_detection.models.dino.attention import DeformableAttention
@@ -45,10 +44,7 @@ class DecoderLayer(nn.Module):
             mixed = self.self_attn(query, query, x, attn_mask=blocked, need_weights=False)[0]
         x = self.norm2(x + self.dropout(mixed))
         x = self.norm1(x + self.dropout(self.cross_attn(x + positions, boxes, memory, levels)))
-        if self.training and self.dropout.p:
-            hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
-        else:
-            hidden = feed_forward(x, self.linear1, self.linear2, "relu")
+        hidden = feed_forward(x, self.linear1, self.linear2, "relu", self.dropout.p if self.training else 0.0)
         return self.norm3(x + self.dropout(hidden))
 
 

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.layers import Linear, feed_forward
 from ks_detection.models.dino.attention import DeformableAttention
@@ -25,10 +24,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, levels: Levels) -> Tensor:
         x = self.norm1(x + self.dropout(self.self_attn(x + positions, references, x, levels)))
-        if self.training and self.dropout.p:
-            hidden = self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
-        else:
-            hidden = feed_forward(x, self.linear1, self.linear2, "relu")
+        hidden = feed_forward(x, self.linear1, self.linear2, "relu", self.dropout.p if self.training else 0.0)
         return self.norm2(x + self.dropout(hidden))
 
 

@@ -1,7 +1,6 @@
 """The DINO detector: images in, class logits and boxes of every decoder layer out."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +17,8 @@ from ks_detection.models.dino.proposals import QuerySelection
 from ks_detection.models.parts.backbones import build_backbone
 from ks_detection.models.parts.boxes import inverse_sigmoid
 from ks_detection.models.parts.detector import PRIOR_BIAS, Detector
-from ks_detection.models.parts.levels import Levels, input_projections, lay_out, project_levels
+from ks_detection.models.parts.levels import Tokens, input_projections, lay_out, project_levels
 from ks_detection.models.parts.mlp import MLP
-
-
-class Tokens(NamedTuple):
-    """All levels, flattened: content [B, S, D], positions [B, S, D], how they lie, which are padding."""
-
-    content: Tensor
-    positions: Tensor
-    levels: Levels
 
 
 class Transformer(nn.Module):

@@ -24,6 +24,14 @@ class Levels(NamedTuple):
     mask: Tensor
 
 
+class Tokens(NamedTuple):
+    """All levels, flattened: content and positions [B, S, D], and how they lie."""
+
+    content: Tensor
+    positions: Tensor
+    levels: Levels
+
+
 def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
     """[height * width, 2] the centre (x, y) of each cell of a level, in cells."""
     y, x = (torch.arange(side, device=device) + 0.5 for side in (height, width))

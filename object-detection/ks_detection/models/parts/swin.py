@@ -2,6 +2,11 @@
 
 Written out here, because its window padding differs from timm's (which rolls before it pads) and because
 adapters, checkpoints and analyses name the published modules (`layers.S.blocks.B.mlp.fc1`).
+
+Segmentation does not use this module: its Swin is transformers' own, as `from_pretrained` and the Hub name it, with a
+forward that copies windows less often (`ks_segmentation.models.mask2former.swin`) and is a fifth faster. That forward
+lists the places of windows, which cannot be traced; there transformers' plain forward is what `torch.compile` and ONNX
+see, here they would need this file beside it.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """Runs transformers' Swin blocks with fewer copies and no products of padding: the same modules, the same answers.
 
-For speed only: without `common.fast` the blocks keep transformers' own forward.
+For speed only: without `common.fast` the blocks keep transformers' own forward. Why detectors have another Swin stands in
+`ks_detection.models.parts.swin`.
 
 Letters in shapes: N tokens, W windows of P places, all images of the batch together; H heads of D features.
 """
