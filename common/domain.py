@@ -124,6 +124,7 @@ class Domain(Protocol):
     counted: bool = False  # the score is the share of test items that are right, so that their number gives an interval
     answered: str = "test items"  # what the answers of an `Evaluation` are counted in
     classes: ClassTable
+    base: nn.Module | None = None  # what `build_model` copies; its weights and the frozen ones of a run are one memory
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it
     plain_loss: bool = True  # the supervised loss is the cross-entropy of `scores`, label smoothing aside
     cosine_rows: bool = True  # the classifier's rows lie along the embeddings of their classes; rows of sigmoids do not

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,19 @@ def restored(model: nn.Module, state: dict[str, Any] | None) -> Teacher | None:
     teacher = Teacher(model)
     teacher.load_state_dict(state)
     return teacher
+
+
+def share(model: nn.Module, other: nn.Module, own: Collection[str]) -> None:
+    """Lets parameters of `model` that are equal to those of the same name in `other` be the same memory.
+
+    For models that are only read. own: names of parameters that are written to, which stay apart.
+    """
+    theirs = dict(other.named_parameters())
+    for name, p in model.named_parameters():
+        found = theirs.get(name)
+        alike = found is not None and (p.shape, p.dtype, p.device) == (found.shape, found.dtype, found.device)
+        if found is not None and alike and name not in own and torch.equal(p, found):
+            p.data = found.data
 
 
 @torch.no_grad()

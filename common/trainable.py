@@ -18,6 +18,7 @@ from common.plan import Plan
 from common.rows import TrainedRows
 from common.settings import Settings
 from common.streams import derive
+from common.teacher import share
 from common.train_config import TrainConfig
 
 
@@ -32,6 +33,8 @@ def prepare(model: nn.Module, domain: Domain, plan: Plan, settings: Settings) ->
     if scope == "adapter":
         config = settings.lora
         model.requires_grad_(False)
+        if domain.base is not None:
+            share(model, domain.base, set(domain.head_rows(model, domain.classes.names)))
         lora.inject(model, lora.select(domain.lora_targets(model), config, model), config.lora_rank, config.alpha)
         lora.fresh(model, config, derive(settings.train.seed, "lora"))
     else:

@@ -19,6 +19,7 @@ from common.adapters.named import Named
 from common.plan import from_record
 from common.record import PHASES, read_run_config
 from common.session import Loaded, Session
+from common.teacher import share
 
 BASE = "base"
 
@@ -33,7 +34,7 @@ class Panel(NamedTuple):
 
 class Panels:
     """The states of a run. One base model serves the adapters of all phases; a second one, without rows for the classes
-    that were learned, is the base itself.
+    that were learned, is the base itself; both share the weights that no adapter changes.
 
     scalable: whether the states are adapters, whose strength can be set.
     """
@@ -55,6 +56,8 @@ class Panels:
             self._named = Named(self._whole.base.model, self._whole.base.classes)
             for title, place in self._states.items():
                 self._named.add(title, place)
+            rows = {name for place in self._states.values() for name in adapters.read(place)[0]["rows"]}
+            share(self._plain.base.model, self._whole.base.model, rows)
 
     @property
     def titles(self) -> list[str]:

@@ -23,6 +23,7 @@ from common.session import Session
 from common.settings import Settings, settings_from
 from common.splits import write_list
 from common.streams import seed_all
+from common.teacher import share
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Case:
     def _built(self, domain: Domain) -> nn.Module:
         """The base model with rows for new classes, which start as in the run."""
         seed_all(int(self.flags["seed"]))
-        return domain.build_model().eval()
+        return _shared(domain.build_model().eval(), domain.base, domain)
 
     # ---- original and result -----------------------------------------------------------------------------
 
@@ -106,6 +107,8 @@ class Case:
         domain.freeze(adapted)
         domain.freeze(original, adapted)
         merged = adapters.merge(adapted).eval()
+        for model in (adapted, merged):
+            _shared(model, original, domain)
         checkpoint = self.flags.get("checkpoint")
         place = Path(checkpoint) if checkpoint else None
         return (
@@ -172,6 +175,13 @@ class Case:
                    "retain": write_list(c for c in (*self.forgotten, *self.known) if c in seen)}  # fmt: skip
         domain = self._domain(changes)
         return Subject(f"{REFERENCE}-{number}", domain, self._built(domain), folder=folder)
+
+
+def _shared(model: nn.Module, other: nn.Module | None, domain: Domain) -> nn.Module:
+    """The model, with weights that `other` has too in one memory with it, but for class rows: attacks work on copies."""
+    if other is not None:
+        share(model, other, set(domain.head_rows(model, domain.classes.names)))
+    return model
 
 
 def moved_to(subject: Subject, device: torch.device) -> Subject:

@@ -26,6 +26,23 @@ def trainer_of(folder, kind="classification", method="gs_lora", plan=None, **set
     return make_trainer(domain, plan or swap_plan(), method, folder, **settings)
 
 
+def test_frozen_weights_and_the_base_are_one_memory_that_no_step_writes_to(tmp_path):
+    trainer = trainer_of(tmp_path, weight_decay=0.5)
+    base, own = trainer.domain.base, dict(trainer.model.named_parameters())
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    written = {name for name, p in own.items() if p.requires_grad} | set(trainer.domain.head_rows(trainer.model, BASE))
+    trainer.swap()
+    for name, p in base.named_parameters():
+        assert torch.equal(p, before[name])
+        assert (p.data_ptr() == own[name].data_ptr()) == (name not in written)
+
+
+def test_a_method_that_trains_everything_shares_nothing_with_the_base(tmp_path):
+    trainer = trainer_of(tmp_path, method="neg_grad_plus")
+    own = {p.data_ptr() for p in trainer.model.parameters()}
+    assert own.isdisjoint(p.data_ptr() for p in trainer.domain.base.parameters())
+
+
 @pytest.mark.parametrize("kind", DOMAINS)
 def test_the_base_and_the_other_head_rows_stay_bit_for_bit(kind, tmp_path):
     """Under AdamW with weight decay; running statistics of the base are part of it."""

@@ -146,6 +146,7 @@ class FewItems:
         self, domain: Domain, model: nn.Module, forgotten: Sequence[str], positions: tuple[int, ...] | None
     ) -> None:
         self.domain, self.model, self.forgotten, self.positions = domain, model, tuple(forgotten), positions
+        self.base: nn.Module | None = model
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.domain, name)
