@@ -90,8 +90,8 @@ def proximal_step(members: dict[str, list[nn.Parameter]], threshold: float) -> N
 
 
 @torch.no_grad()
-def zero_group_ratio(members: dict[str, list[nn.Parameter]], tolerance: float = 0.0) -> float:
-    """Share of groups whose norm is at most `tolerance`, 0..1."""
+def zero_group_ratio(members: dict[str, list[nn.Parameter]]) -> float:
+    """Share of groups whose norm is 0, 0..1."""
     if not members:
         return 0.0
-    return (group_norms(members) <= tolerance).float().mean().item()
+    return (group_norms(members) == 0).float().mean().item()

@@ -207,11 +207,11 @@ def reset_peak() -> None:
         PEAK.write_text("5")
 
 
-def resident(name: str = "VmHWM") -> int:
-    """Bytes: the largest resident size of this process, since `reset_peak` on Linux; with "VmRSS" the present one."""
+def resident() -> int:
+    """Bytes: the largest resident size of this process, since `reset_peak` on Linux."""
     if STATUS.exists():  # `ru_maxrss` would include the peak of the process that started this one
         lines = STATUS.read_text().splitlines()
-        return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), 0)
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
     import resource  # Windows has none
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

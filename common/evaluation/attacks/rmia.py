@@ -29,10 +29,3 @@ def auc(members: np.ndarray, strangers: np.ndarray) -> float:
     """Probability that a member scores above a stranger, ties half: 0.5 no knowledge, 1 all known."""
     difference = members[:, None] - strangers[None]
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
-
-
-def true_positives(members: np.ndarray, strangers: np.ndarray, rate: float) -> float | None:
-    """Share of members found at a false-positive rate; None where the strangers are too few to tell (n < 1 / rate)."""
-    if len(strangers) * rate < 1:
-        return None
-    return float((members > np.quantile(strangers, 1 - rate)).mean())
