@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,8 @@ from common.knobs import knob
 from common.onnx_file import ENDING, TOLERANCE
 from common.record import write_bytes
 from common.report.curves import draw_curves
-from common.session import Answer, Opening, Problem, Session
-from common.settings import Settings, settings_from, settings_parser
-from common.trainer import run_plan
-
-EVERYDAY = ("data", "learn_data", "checkpoint", "learn", "forget", "retain", "order", "method", "epochs", "batch_size", "lr",
-            "seed", "output_dir", "overwrite", "dry_run", "config")  # fmt: skip
+from common.session import Answer, Problem, Session
+from common.trainer import train
 
 
 @dataclass
@@ -88,47 +85,6 @@ def console(session: Session, argv: Sequence[str] | None = None) -> int:
         return VERBS[words[0]](session, session.tidy(words[1:]))
 
     return cli.main(body, argv)
-
-
-# ---- swap and pretrain ---------------------------------------------------------------------------------------
-
-
-def swap(session: Session, argv: list[str]) -> None:
-    """Learns, forgets and retains: from a pretrained model to a run folder with a report."""
-    _train(parsed(session, "swap", argv), session.open_swap, session.name)
-
-
-def pretrain(session: Session, argv: list[str]) -> None:
-    """Trains a base model: a plan of one learn phase."""
-    _train(parsed(session, "pretrain", argv), session.open_pretrain, session.name)
-
-
-def _train(settings: Settings, opened: Callable[[Settings], Opening], name: str) -> None:
-    if launch.relaunched(settings[launch.LaunchConfig]):
-        return
-    run_plan(opened(settings), settings, name)
-    distributed.close()
-
-
-def run_parser(session: Session, verb: str, argv: Sequence[str]) -> Parser:
-    """The parser of swap or pretrain; see `settings_parser`."""
-    text = f"{session.summaries[verb]}\n\nExample:\n  {session.examples[verb]}\n\n"
-    text += "Stopped or killed? The same command goes on where it was."
-    kinds = session.run_kinds(verb)
-    defaults = session.defaults_for(verb, argv)
-    reference = session.reference if verb == "swap" else None
-    parser = settings_parser(f"{verb}.py", text, kinds, argv, reference, **defaults)
-    session.extend(parser, argv)
-    parser.show_first((*EVERYDAY, *session.everyday, "reference", *(("classes",) if verb == "pretrain" else ())))
-    return parser
-
-
-def parsed(session: Session, verb: str, argv: Sequence[str]) -> Settings:
-    """The settings of swap or pretrain from flags."""
-    args = vars(run_parser(session, verb, argv).parse_args(list(argv)))
-    if args["dry_run"]:
-        args |= {"feature_cache": "none", **dict.fromkeys(session.cache_flags, "")}
-    return settings_from(session.run_kinds(verb), args)
 
 
 # ---- evaluate ------------------------------------------------------------------------------------------------
@@ -308,7 +264,9 @@ def export(session: Session, argv: list[str]) -> None:
 def _parser(session: Session, verb: str, *places: tuple[str, str]) -> Parser:
     """A parser with positional arguments; those named in the plural take several values."""
     text = f"{session.summaries[verb]}\n\nExample:\n  {session.examples[verb]}"
-    parser = Parser(prog=f"{verb}.py", description=text, formatter_class=help_formatter, allow_abbrev=False)
+    parser = Parser(
+        prog=f"ks-{session.name} {verb}", description=text, formatter_class=help_formatter, allow_abbrev=False
+    )
     for name, explanation in places:
         parser.add_argument(name, help=explanation, nargs="+" if name in ("images", "data") else None)
     return parser
@@ -336,6 +294,6 @@ def _given(
 
 
 VERBS: dict[str, Callable[[Session, list[str]], int | None]] = {
-    "swap": swap, "pretrain": pretrain, "evaluate": evaluate, "prove": prove, "predict": predict, "check": check,
+    "swap": partial(train, verb="swap"), "pretrain": partial(train, verb="pretrain"), "evaluate": evaluate, "prove": prove, "predict": predict, "check": check,
     "export": export,
 }  # fmt: skip

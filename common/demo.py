@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.evaluation.retrained import COUNT, References
 from common.jobs import Job, carry_out
 from common.plan import ORDERS
+from common.run_flags import parsed
 from common.session import Session
 from common.splits import read_list
 from common.sweep.rows import Row
@@ -129,8 +130,8 @@ def _pretrain(session: Session, demo: Demo, base: Path, seed: int, *more: str) -
 
 def _references(session: Session, demo: Demo, base: Path, anew: bool) -> list[Row]:
     """The commands that train what the proof compares with, where the proof will look for it."""
-    flags = commands.parsed(session, "pretrain", _pretrain(session, demo, base, 0)).flags
-    asked = commands.parsed(session, "swap", session.tidy(shlex.split(demo.swap))).flags
+    flags = parsed(session, "pretrain", _pretrain(session, demo, base, 0)).flags
+    asked = parsed(session, "swap", session.tidy(shlex.split(demo.swap))).flags
     learned, forgotten = read_list(asked["learn"]), read_list(asked["forget"])
     classes = [*(c for c in read_list(flags["classes"]) if c not in forgotten), *learned]
     base.mkdir(parents=True, exist_ok=True)

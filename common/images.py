@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,19 @@ def open_image(source: Any, name: str = "", least: int = 0, upright: bool = True
             if factor > 1:
                 image.draft(None, (image.width // factor, image.height // factor))
             return _rgb(image, refuse, upright)
+
+
+def opened(files: Iterable[Path], skip_corrupt: bool) -> Iterator[tuple[Path, Image.Image]]:
+    """Files with their pictures, in order; unreadable ones are named on stderr with `skip_corrupt`, else an ImageError."""
+    for file in files:
+        try:
+            image = open_image(file)
+        except ImageError as error:
+            if not skip_corrupt:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+        else:
+            yield file, image
 
 
 def open_ids(path: Path, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:

@@ -37,6 +37,17 @@ def largest_difference(own: Outputs, others: Outputs) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(own, others, strict=True))
 
 
+class Answers(nn.Module):
+    """What of a model becomes a graph: `answers(model, images)`, a tuple of tensors."""
+
+    def __init__(self, model: nn.Module, answers: Callable[[Any, Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.model, self.answers = model, answers
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.answers(self.model, images)
+
+
 @dataclass
 class Graph:
     """What a domain hands over to be written.
@@ -57,6 +68,13 @@ class Graph:
     settings: Mapping[str, Any]
     difference: Callable[[Outputs, Outputs], float] = largest_difference
     operators: Mapping[Any, Any] = field(default_factory=dict)
+
+
+def batches(fixed: tuple[int, int] | None, sizes: Sequence[tuple[int, ...]] = ()) -> list[Tensor]:
+    """Random batches for `Graph.images`: of `sizes` (N, 3, H, W), or three of the one size (H, W) that is fixed."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(n, 3, *fixed) for n in (2, 1, 3)] if fixed else sizes
+    return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 class Notes(msgspec.Struct):

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from common import commands
 from common.session import Session
+from common.trainer import train
 
 Values = list[str]
 Rule = str | None | Callable[[Values], list[str]]
@@ -59,7 +59,7 @@ def run(session: Session, ours: list[str], ignored: Sequence[str]) -> None:
     """Runs a translated command line and says which published flags have no effect."""
     if ignored:
         print(f"without effect here: {', '.join(ignored)}", file=sys.stderr)
-    commands.swap(session, session.tidy(ours))
+    train(session, session.tidy(ours), "swap")
 
 
 def _split(word: str, rules: Mapping[str, Rule]) -> list[str]:

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from common import commands, report
+from common import report
 from common.adapters.named import Named
 from common.config import apply_values, flag, from_values
 from common.errors import UserError
 from common.evaluation.run_measures import history_of
 from common.frozen import FrozenConfig
 from common.record import METRICS, Callback, read_lines
+from common.run_flags import run_parser
 from common.session import Session
 from common.settings import Settings, settings_from
 from common.splits import write_list
@@ -96,7 +97,7 @@ Args:
         `data_classes=[...]`. An index gives the same pair at every call; images are augmented here.
     train, test: the two Datasets by name, instead of data.
     learn, forget: class names; all other classes that the model knows and the data shows are retained.
-    settings: any flag of `swap.py --help-all` by its name (epochs=5, lr=1e-3, method="replay", seed=0), and `callbacks`:
+    settings: any flag of `swap --help-all` by its name (epochs=5, lr=1e-3, method="replay", seed=0), and `callbacks`:
         functions called with ("steps" or "metrics", record) as the run goes on; `on_step(record)` after every step,
         `on_evaluate(found)` and `on_phase_end(found)` with the scores of all groups. Without `output_dir` the run folder
         is temporary; `Result.save` keeps it.
@@ -139,7 +140,7 @@ def swap(
 ) -> Result:  # fmt: skip
     """One swap; see `swap` of a domain's package."""
     if settings.get("dry_run"):
-        raise UserError("`dry_run` is for the command line: `swap.py --dry-run` prints what a run would do.")
+        raise UserError("`dry_run` is for the command line: `swap --dry-run` prints what a run would do.")
     if train is not None or test is not None:
         if data is not None or train is None or test is None:
             raise UserError("name the images once: `data=` (a path, or a pair), or `train=` and `test=`, two Datasets.")
@@ -191,7 +192,7 @@ def _watcher(groups: int, on_step: Told | None, on_evaluate: Told | None, on_pha
 
 def _settings(session: Session, values: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
     """The settings of a swap by flag name, checked as flags are."""
-    parser = commands.run_parser(session, "swap", _as_words(values))
+    parser = run_parser(session, "swap", _as_words(values))
     apply_values(parser, {name: value for name, value in values.items() if name != "reference"}, "")
     return settings_from(session.run_kinds("swap"), vars(parser.parse_args([])), **given)
 

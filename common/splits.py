@@ -34,6 +34,19 @@ def write_list(names: Iterable[str]) -> str:
     return ",".join(quoted)
 
 
+def stated_rows(text: str, rows: int) -> list[str]:
+    """The names of a checkpoint's first logit rows, from --class-names. Raises UserError for more names than `rows`."""
+    names = read_list(text)
+    if len(names) > rows:
+        raise UserError(f"--class-names holds {len(names)} names, but the checkpoint has {rows} logit rows.")
+    return names
+
+
+def every_row(names: Sequence[str], rows: int) -> list[str]:
+    """The names, and those of the rows behind them: row_17 and the like."""
+    return [*names, *(f"row_{i}" for i in range(len(names), rows))]
+
+
 def resolve(wanted: str | Sequence[object], available: Sequence[str], what: str) -> list[str]:
     """Class names from names or 0-based indices into `available`; a name wins over an index.
 

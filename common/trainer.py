@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from common import (
     adapters,
     before,
+    cli,
     devices,
     distributed,
     dry_run,
+    launch,
     layers,
     lora,
     precision,
@@ -37,13 +39,29 @@ from common.plan import Phase, Plan
 from common.plan_file import PlanConfig
 from common.progress import Progress
 from common.record import METRICS, STEPS, Callback, Run, environment, open_sinks, save_tensors, write_json
-from common.session import Opening
+from common.run_flags import parsed
+from common.session import Opening, Session
 from common.settings import Settings
 from common.settling import Settling
 from common.state import collected, read_state, take_up, taking_up
 from common.stop import Stop
 from common.streams import Stream, derive, seed_all
 from common.timing import peak_memory
+
+
+def main(session: Session, verb: str, argv: Sequence[str] | None = None) -> int:
+    """What swap.py ("swap") and pretrain.py ("pretrain") of a domain run; the exit code."""
+    return cli.main(lambda words: train(session, session.tidy(words), verb), argv)
+
+
+def train(session: Session, argv: Sequence[str], verb: str) -> None:
+    """From flags to a run folder: the domain opens model, data and plan, and `run_plan` does the rest."""
+    settings = parsed(session, verb, argv)
+    if launch.relaunched(settings[launch.LaunchConfig]):
+        return
+    opened = session.open_swap(settings) if verb == "swap" else session.open_pretrain(settings)
+    run_plan(opened, settings, session.name)
+    distributed.close()
 
 
 def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequence[Callback] = ()) -> Trainer:

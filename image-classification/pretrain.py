@@ -4,7 +4,7 @@ import sys
 
 from ks_classification.session import SESSION
 
-from common.commands import main
+from common.trainer import main
 
 if __name__ == "__main__":
     sys.exit(main(SESSION, "pretrain"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from common import commands, hub
+from common import hub, run_flags, trainer
 from common.claim import in_use
 from common.errors import UserError
 from common.record import read_run_config, write_text
@@ -89,7 +89,7 @@ class References:
     def _known(self) -> set[str]:
         """The settings that `pretrain` takes; a record of an older version may hold others."""
         method = str(self.flags.get("method") or "finetune")
-        parser = commands.run_parser(self.session, "pretrain", ["--method", method])
+        parser = run_flags.run_parser(self.session, "pretrain", ["--method", method])
         known = {action.dest for action in parser._actions} - {"output_dir", "help", "help_all", "config"}
         lost = [name for name, value in self.flags.items() if value and name not in known | set(UNSAID)]
         if lost:
@@ -102,7 +102,7 @@ def train(session: Session, row: Row) -> None:
     while in_use(row.folder):
         time.sleep(POLL)
     if not row.done:
-        commands.pretrain(session, list(row.words[3:]))
+        trainer.train(session, row.words[3:], "pretrain")
 
 
 def cost(base: str) -> str:

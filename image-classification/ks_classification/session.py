@@ -71,14 +71,14 @@ class ClassificationSession(Session):
         "export": "Write the model of a run, adapters merged: under published keys, or as a folder for --checkpoint.",
     }
     examples = {
-        "swap": "python image-classification/swap.py --data digits --checkpoint results/base --learn 8,9 --forget 0,1",
-        "pretrain": "python image-classification/pretrain.py --data digits --no-flip --classes 0,1,2,3,4,5,6,7 "
+        "swap": "ks-classification swap --data digits --checkpoint results/base --learn 8,9 --forget 0,1",
+        "pretrain": "ks-classification pretrain --data digits --no-flip --classes 0,1,2,3,4,5,6,7 "
         "--img-size 16 \\\n    --patch-size 4 --model-args embed_dim=64,depth=6,num_heads=4 --lr 2e-3 --output-dir results/base",
-        "evaluate": "python image-classification/evaluate.py results/classification/fltf-mask_replay-seed0",
-        "prove": "python image-classification/prove.py results/classification/fltf-mask_replay-seed0 --references 3",
-        "predict": "python image-classification/predict.py results/base holiday/ cat.jpg --json",
-        "check": "python image-classification/check.py photos more",
-        "export": "python image-classification/export.py results/classification/fltf-mask_replay-seed0 swapped.pth",
+        "evaluate": "ks-classification evaluate results/classification/fltf-mask_replay-seed0",
+        "prove": "ks-classification prove results/classification/fltf-mask_replay-seed0 --references 3",
+        "predict": "ks-classification predict results/base holiday/ cat.jpg --json",
+        "check": "ks-classification check photos more",
+        "export": "ks-classification export results/classification/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, ImageConfig
     swap_flags, pretrain_flags, predict_flags = (ChanceConfig,), (BaseConfig,), (PredictConfig,)
@@ -105,7 +105,7 @@ class ClassificationSession(Session):
             raise UserError("`--stem-weights` is for pretrain.py; a swap takes the stem of its base model.")
         if not chosen.plan:
             chosen.chosen_order()
-        say_views(usual_views(str(source.data), str(source.checkpoint)), settings[ImageConfig])
+        say_views(str(source.data), settings[ImageConfig])
         base_images = self._images(settings)
         images = base_images
         if source.learn_data:

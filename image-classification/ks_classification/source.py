@@ -12,7 +12,7 @@ from common import adapters, hub, lora
 from common.config import flag
 from common.errors import UserError
 from common.knobs import Checked, knob
-from common.splits import read_list
+from common.splits import every_row, read_list, stated_rows
 from ks_classification.checkpoints.load import load_checkpoint
 from ks_classification.data import imagenet
 from ks_classification.data import images as data
@@ -104,7 +104,7 @@ def base_model(config: SourceConfig, images: data.ImageSet, fetch: bool = True) 
         model, spec = _published(config, images)
     elif config.pretrained:
         spec = spec_from(config, [])
-        spec.classes = [f"row_{i}" for i in range(build.published_rows(spec.name))]
+        spec.classes = every_row([], build.published_rows(spec.name))
         model = build.build(spec, pretrained=True)
         spec.classes = name_rows(len(spec.classes), config, images)
     else:
@@ -206,9 +206,7 @@ def name_rows(rows: int, config: SourceConfig, images: data.ImageSet) -> list[st
     """
     names: Sequence[str] | None = None
     if config.class_names:
-        names = read_list(config.class_names)
-        if len(names) > rows:
-            raise UserError(f"--class-names holds {len(names)} names, but the checkpoint has {rows} logit rows.")
+        names = stated_rows(config.class_names, rows)
     elif images.rows:
         if max(images.rows.values()) >= rows:
             raise UserError(
@@ -224,5 +222,4 @@ def name_rows(rows: int, config: SourceConfig, images: data.ImageSet) -> list[st
             "known which row is which class; name all rows in order with --class-names @file, or call the folders "
             "<row>_<WordNet id>, such as 217_n02102040."
         )
-    names = list(images.classes if names is None else names)
-    return names + [f"row_{i}" for i in range(len(names), rows)]
+    return every_row(images.classes if names is None else names, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.errors import UserError
-from common.images import png
+from common.images import opened, png
 from common.knobs import Checked, knob
 from common.lazy import Module
 from common.session import Answer
 from ks_detection import gallery
 from ks_detection.data import transforms
-from ks_detection.data.records import ImageRecord
 
 v2 = Module("torchvision.transforms.v2")
 
@@ -40,14 +37,7 @@ def answers(
         draw: also give the image with its boxes, as PNG.
     """
     names, resize = model.class_table.names, transforms.test_resize(recipe)
-    for file in files:
-        try:
-            image = ImageRecord(file.name, file, 0, 0).open()
-        except UserError:
-            if not skip_corrupt:
-                raise
-            print(f"left out: {file} is no readable image", file=sys.stderr)
-            continue
+    for file, image in opened(files, skip_corrupt):
         outputs = model([transforms.normalise(resize(v2.functional.pil_to_tensor(image))).to(device)])
         found = model.post_process(outputs, [(image.height, image.width)], config.threshold)[0]
         rows = zip(*(found[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)

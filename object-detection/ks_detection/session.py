@@ -67,15 +67,15 @@ class DetectionSession(Session):
         "export": "Write the detector of a run, adapters merged, as a file or folder that the original code loads.",
     }
     examples = {
-        "swap": "torchrun --nproc_per_node=2 object-detection/swap.py -c config/DINO/DINO_4scale.py \\\n"
+        "swap": "ks-detection swap --num-gpus 2 -c config/DINO/DINO_4scale.py \\\n"
         "    --checkpoint checkpoint0011_4scale.pth --data coco --learn-data birds --learn bird2 --forget cat,dog",
-        "pretrain": "python object-detection/pretrain.py --data mydata -c object-detection/configs/mobilenet_small.py \\\n"
+        "pretrain": "ks-detection pretrain --data mydata -c object-detection/configs/mobilenet_small.py \\\n"
         "    --output-dir results/base",
-        "evaluate": "python object-detection/evaluate.py results/detection/fltf-mask_replay-seed0 --curves curves.svg",
-        "prove": "python object-detection/prove.py results/detection/fltf-mask_replay-seed0 --budget full",
-        "predict": "python object-detection/predict.py results/detection/fltf-mask_replay-seed0 photos/ --output-dir drawn",
-        "check": "python object-detection/check.py mydata",
-        "export": "python object-detection/export.py results/detection/fltf-mask_replay-seed0 swapped.pth",
+        "evaluate": "ks-detection evaluate results/detection/fltf-mask_replay-seed0 --curves curves.svg",
+        "prove": "ks-detection prove results/detection/fltf-mask_replay-seed0 --budget full",
+        "predict": "ks-detection predict results/detection/fltf-mask_replay-seed0 photos/ --output-dir drawn",
+        "check": "ks-detection check mydata",
+        "export": "ks-detection export results/detection/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, ImageConfig
     swap_flags, pretrain_flags, predict_flags = (ForgettingConfig, ChanceConfig), (BaseConfig,), (PredictConfig,)

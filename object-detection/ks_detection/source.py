@@ -13,7 +13,7 @@ from common import adapters, distributed, hub, lora
 from common.domain import ClassTable
 from common.errors import UserError
 from common.knobs import knob
-from common.splits import read_list
+from common.splits import every_row, read_list, stated_rows
 from ks_detection.checkpoints.load import load_checkpoint
 from ks_detection.data.coco_names import COCO
 from ks_detection.data.datasets import from_datasets
@@ -105,17 +105,14 @@ def name_rows(model: nn.Module, source: SourceConfig) -> ClassTable:
     """Names of the detector's rows: --class-names, its own, or COCO's where there are at least 91 rows."""
     rows = model.config.num_classes
     if source.class_names:
-        names = read_list(source.class_names)
-        if len(names) > rows:
-            raise UserError(f"--class-names holds {len(names)} names, but the checkpoint has {rows} classes.")
+        names = stated_rows(source.class_names, rows)
     elif model.class_table is not None:
         return model.class_table
     elif rows >= 91:
         names = [COCO.get(row, f"row_{row}") for row in range(91)]
     else:
         raise UserError(f"the checkpoint has {rows} classes without names; give --class-names a,b,c or @file.")
-    names += [f"row_{row}" for row in range(len(names), rows)]
-    return ClassTable(tuple(names), tuple(range(rows)))
+    return ClassTable(tuple(every_row(names, rows)), tuple(range(rows)))
 
 
 def fresh_model(source: SourceConfig, names: tuple[str, ...], ids: tuple[int, ...], fetch: bool = True) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from common.errors import UserError
-from common.images import ImageError, open_image, png
+from common.images import opened, png
 from common.session import Answer
 from ks_segmentation.data.masks import IGNORE
 from ks_segmentation.gallery import painted, pixels_of, segment_pixels
@@ -26,14 +25,8 @@ def answers(
     """
     if draw and model.num_classes > IGNORE:
         raise UserError(f"ids of {model.num_classes} classes do not fit an 8-bit PNG; leave --output-dir out.")
-    for file in files:
-        try:
-            pixels = np.array(open_image(file))
-        except ImageError as error:
-            if not skip_corrupt:
-                raise
-            print(f"left out: {error}", file=sys.stderr)
-            continue
+    for file, image in opened(files, skip_corrupt):
+        pixels = np.array(image)
         ids = segment_pixels(model, pixels)
         found = _shares(ids, names)
         text = "  ".join(f"{name} {100 * share:.1f} %" for name, share in found.items())

@@ -79,15 +79,15 @@ class SegmentationSession(Session):
         "model of transformers: one that from_pretrained reads).",
     }
     examples = {
-        "swap": "python semantic-segmentation/swap.py --config-file swin_tiny.yaml --data ade20k:ADEChallengeData2016 \\\n"
+        "swap": "ks-segmentation swap --config-file swin_tiny.yaml --data ade20k:ADEChallengeData2016 \\\n"
         "    --learn-data voc:VOC2012 --learn sheep,cow --forget wall,sky MODEL.WEIGHTS model.pkl",
-        "pretrain": "python semantic-segmentation/pretrain.py --config-file semantic-segmentation/configs/digits.yaml "
+        "pretrain": "ks-segmentation pretrain --config-file semantic-segmentation/configs/digits.yaml "
         "\\\n    --data digits --classes ground,0,1,2,3,4,5,6,7 --steps 2400 --batch-size 16 --lr 1e-3 --output-dir results/base",
-        "evaluate": "python semantic-segmentation/evaluate.py results/segmentation/fltf-mask_replay-seed0",
-        "prove": "python semantic-segmentation/prove.py results/segmentation/fltf-mask_replay-seed0",
-        "predict": "python semantic-segmentation/predict.py results/base street/ cat.jpg --output-dir answers",
-        "check": "python semantic-segmentation/check.py ade20k:ADEChallengeData2016 voc:VOC2012",
-        "export": "python semantic-segmentation/export.py results/segmentation/fltf-mask_replay-seed0 swapped.pth",
+        "evaluate": "ks-segmentation evaluate results/segmentation/fltf-mask_replay-seed0",
+        "prove": "ks-segmentation prove results/segmentation/fltf-mask_replay-seed0",
+        "predict": "ks-segmentation predict results/base street/ cat.jpg --output-dir answers",
+        "check": "ks-segmentation check ade20k:ADEChallengeData2016 voc:VOC2012",
+        "export": "ks-segmentation export results/segmentation/fltf-mask_replay-seed0 swapped.pth",
     }
     source, view = SourceConfig, MaskConfig
     swap_flags, pretrain_flags = (ChanceConfig,), (BaseConfig,)

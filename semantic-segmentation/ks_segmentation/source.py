@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.files import user_path
 from common.knobs import Checked, knob
 from common.plan_file import PlanConfig
-from common.splits import read_list
+from common.splits import read_list, stated_rows
 from ks_segmentation.config.load import Config, load_config
 from ks_segmentation.data import class_lists, layouts
 from ks_segmentation.data.scan import scan
@@ -68,10 +68,7 @@ def name_rows(count: int, source: SourceConfig) -> list[str]:
     A head of 160 rows is a published swap's start: 150 classes of ADE20K, the rest spare.
     """
     if source.class_names:
-        names = read_list(source.class_names)
-        if len(names) > count:
-            raise UserError(f"--class-names holds {len(names)} names, but the checkpoint knows {count} classes.")
-        return names
+        return stated_rows(source.class_names, count)
     known = {150: class_lists.ADE20K, 160: class_lists.ADE20K, 19: class_lists.CITYSCAPES, 21: class_lists.VOC}
     if count in known:
         return list(known[count])

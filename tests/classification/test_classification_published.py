@@ -7,9 +7,9 @@ from colours import FOLDER, save_folders
 from ks_classification import gs_lora_scripts, published
 from ks_classification.session import SESSION
 
-from common import commands
 from common.errors import UserError
 from common.plan_file import PlanConfig
+from common.run_flags import parsed
 
 KNOWN = ["red", "green", "blue", "black"]
 
@@ -50,7 +50,7 @@ def test_every_published_block_is_a_command_of_ours(name):
     )
     for block in known if entry != "evaluate" else ():
         _, argv = gs_lora_scripts.command(name, [block, "--seed", "7"])
-        settings = commands.parsed(SESSION, entry, argv)
+        settings = parsed(SESSION, entry, argv)
         assert settings.train.seed == 7 and settings.train.method == known[block].get("method", settings.train.method)
         assert not settings[PlanConfig].plan or Path(settings[PlanConfig].plan).exists()
 

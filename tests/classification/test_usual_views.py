@@ -6,8 +6,8 @@ import pytest
 from ks_classification.data.pixels import ImageConfig
 from ks_classification.session import SESSION
 
-from common.commands import parsed
 from common.errors import UserError
+from common.run_flags import parsed
 
 
 def base(folder, domain="classification", **flags):

@@ -10,8 +10,8 @@ from ks_detection.published import tidy
 from ks_detection.session import SESSION
 from ks_detection.view import ImageConfig
 
-from common import commands
 from common.plan_file import PlanConfig, read_plan
+from common.run_flags import parsed
 
 FOLDER = Path(__file__).parents[2] / "object-detection"
 
@@ -62,15 +62,15 @@ def test_every_shipped_config_builds_and_the_published_settings_parse():
     kinds = {config_from(read_config(path)).modelname for path in (FOLDER / "configs").glob("*.py")}
     assert kinds == set(available()) - {"hub"}  # which has folders of its own
     flags = ["--config", str(FOLDER / "configs" / "cl_detr.yaml")]
-    settings = commands.parsed(SESSION, "swap", flags)
+    settings = parsed(SESSION, "swap", flags)
     method, chosen = settings.method_config, settings[ImageConfig]
     expected = (15, 3e-4, "class", 1)
     assert (method.bound, method.sparsity_weight, chosen.forget_part, settings.lora.lora_alpha) == expected
     for method in ("rehearsal", "gradient_ascent", "ewc", "mas", "l2"):  # flags of the file's own method are left out
         others = [*flags, "--method", method, "--num-tasks", "1"]
-        settings = commands.parsed(SESSION, "swap", others)
+        settings = parsed(SESSION, "swap", others)
         assert settings[ImageConfig].mixed == "remove" and settings[ForgettingConfig].num_tasks == 1
         assert "bound" not in settings.flags
-    published = commands.parsed(SESSION, "swap", ["--reference"])
+    published = parsed(SESSION, "swap", ["--reference"])
     assert published.train.seed == 42 and published.method_config.learn_weight == 0.9
     assert published[ImageConfig].mixed == "remove"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ks_classification.session import SESSION
 
-from common import commands, demo
+from common import demo
 from common.evaluation.retrained import References
+from common.run_flags import parsed
 
 DEMO = runpy.run_path(str(Path(__file__).parents[2] / "image-classification/demo.py"))["DEMO"]
 
@@ -16,7 +17,7 @@ def test_the_proof_finds_the_references_of_the_demonstration(tmp_path):
     base = tmp_path / "base-seed0"
     rows = demo._references(SESSION, DEMO, base, anew=False)
     argv = demo._pretrain(SESSION, DEMO, base, 0, "--overwrite")
-    recorded = json.loads(json.dumps(commands.parsed(SESSION, "pretrain", argv).flags))
+    recorded = json.loads(json.dumps(parsed(SESSION, "pretrain", argv).flags))
     asked = References(SESSION, recorded, ["2", "3", "4", "5", "8", "9", "6", "7"], base, tmp_path / "run")
     assert [row.folder for row in rows] == [asked.place / f"seed{i}" for i in (1, 2, 3)]
     assert all(row.words[:3] == ("-m", "ks_classification", "pretrain") for row in rows)

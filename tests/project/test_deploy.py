@@ -8,7 +8,7 @@ import tiny_hub
 import tiny_hub_detectors
 import torch
 from colours import save_folders, spec
-from ks_classification.checkpoints import onnx_graph as classifiers
+from ks_classification.models import layers
 from ks_classification.models.build import build
 from ks_classification.session import SESSION as CLASSIFICATION
 from ks_detection.checkpoints import onnx_graph as detectors
@@ -67,9 +67,7 @@ def test_a_file_in_the_place_of_a_classifier_answers_like_it(classifier):
     given = CLASSIFICATION.load(path, {})
     images = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
-        for own, other in zip(
-            classifiers.Answers(model)(images), classifiers.Answers(given.base.model)(images), strict=True
-        ):
+        for own, other in zip(layers.forward(model, images), layers.forward(given.base.model, images), strict=True):
             torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
     assert given.base.classes == NAMES and given.groups["forget"] == ("b",)
 

@@ -14,8 +14,8 @@ from ks_segmentation.models.parts.criterion import Criterion
 from ks_segmentation.session import SESSION
 from tiny_mask2former import RESNET, SWIN, model
 
-from common import commands
 from common.errors import UserError
+from common.run_flags import run_parser
 
 CONFIGS = Path(__file__).parents[2] / "semantic-segmentation/configs/ade20k/semantic-segmentation"
 
@@ -130,7 +130,7 @@ def test_every_setting_that_fills_a_flag_is_used():
 
 def parsed(*argv):
     words = SESSION.tidy(argv)
-    return commands.run_parser(SESSION, "swap", words).parse_args(words)
+    return run_parser(SESSION, "swap", words).parse_args(words)
 
 
 def test_words_fill_the_flags_that_mean_the_same(tmp_path):

@@ -7,8 +7,8 @@ from ks_segmentation import load_config, published
 from ks_segmentation.config import words as config_words
 from ks_segmentation.session import SESSION
 
-from common import commands
 from common.errors import UserError
+from common.run_flags import parsed
 
 ROOT = Path(__file__).parents[2] / "semantic-segmentation"
 
@@ -21,7 +21,7 @@ def test_the_published_flags_are_translated(monkeypatch):
     assert ours[-9:] == SESSION.tidy(words) and "--num-gpus 2" in " ".join(ours)
     monkeypatch.setenv("WORLD_SIZE", "2")  # as in each of the two processes
     monkeypatch.setattr(config_words, "load_config", lambda file, words: load_config(None, words))
-    settings = commands.parsed(SESSION, "swap", ours)
+    settings = parsed(SESSION, "swap", ours)
     assert (settings.train.batch_size, settings.record.output_dir, settings.lora.lora_alpha) == (3, "out", 1)
     assert settings[SESSION.source].retainset == "R"
 

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-import torch
 from torch import Tensor, nn
 
-from common.onnx_file import Graph, OnnxFile
+from common.onnx_file import Answers, Graph, OnnxFile, batches
 from ks_classification.models import layers
 from ks_classification.models.build import ModelSpec
 
 
-class Answers(nn.Module):
-    """(logits [N, C], embedding [N, D]) of images."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return layers.forward(self.model, images)
-
-
 def graph(model: nn.Module, spec: ModelSpec) -> Graph:
     """The graph of a classifier without adapters. Its input has the one size of the model."""
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(n, 3, spec.size, spec.size, generator=generator) for n in (2, 1, 3)]
-    settings = {**asdict(spec), "classes": []}
-    return Graph(Answers(model), ("logits", "embedding"), images, False, settings)
+    settings, images = {**asdict(spec), "classes": []}, batches((spec.size, spec.size))
+    return Graph(Answers(model, layers.forward), ("logits", "embedding"), images, False, settings)
 
 
 class OnnxClassifier(nn.Module):

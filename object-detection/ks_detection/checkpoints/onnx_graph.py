@@ -12,7 +12,7 @@ from ms_deform_attn.onnx_graph import table
 from torch import Tensor, nn
 
 from common.domain import ClassTable
-from common.onnx_file import Graph, OnnxFile, Outputs
+from common.onnx_file import Answers, Graph, OnnxFile, Outputs, batches
 from ks_detection.data import transforms
 from ks_detection.models.parts.detector import Detector
 from ks_detection.models.parts.postprocess import post_process
@@ -23,26 +23,17 @@ BEST = 100  # answers of an image that are compared
 SIZES = ((2, 3, 160, 192), (1, 3, 192, 224), (3, 3, 128, 256))
 
 
-class Answers(nn.Module):
-    """(logits [N, Q, C], boxes [N, Q, 4] cxcywh in 0..1) of images of one size."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.model.alike(images)
-        return found["pred_logits"], found["pred_boxes"]
+def found_in(model: Detector, images: Tensor) -> tuple[Tensor, ...]:
+    """`OUTPUTS` of images of one size: logits [N, Q, C], boxes [N, Q, 4] cxcywh in 0..1."""
+    found = model.alike(images)
+    return tuple(found[name] for name in OUTPUTS)
 
 
 def graph(model: Detector, recipe: transforms.Recipe) -> Graph:
     """The graph of a detector without adapters. Sizes of images stay open where the detector allows."""
     fixed = model.graph_size(recipe.test_size)
-    sizes = [(n, 3, *fixed) for n in (2, 1, 3)] if fixed else SIZES
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(size, generator=generator) for size in sizes]
     settings = {"num_select": model.config.num_select, "fixed": fixed, "smooth": model.smooth}
-    return Graph(Answers(model), OUTPUTS, images, not fixed, settings, difference, table())
+    return Graph(Answers(model, found_in), OUTPUTS, batches(fixed, SIZES), not fixed, settings, difference, table())
 
 
 def difference(own: Outputs, others: Outputs) -> float:

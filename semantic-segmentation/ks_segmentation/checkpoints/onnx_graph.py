@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-import torch
 from ms_deform_attn.onnx_graph import table
 from torch import Tensor, nn
 
 from common.hub import open_batch
-from common.onnx_file import Graph, OnnxFile, Outputs, largest_difference
+from common.onnx_file import Answers, Graph, OnnxFile, Outputs, batches, largest_difference
 from ks_segmentation.checkpoints.folder import flat
 from ks_segmentation.config.load import load_config
 from ks_segmentation.models.parts.inference import class_scores
@@ -23,29 +22,21 @@ SIZES = ((2, 3, 96, 128), (1, 3, 128, 160), (3, 3, 64, 192))
 CLEAR = 1e-4  # a pixel whose two best scores are nearer than this may be called either
 
 
-class Answers(nn.Module):
+def found_in(model: Segmenter, images: Tensor) -> tuple[Tensor, ...]:
     """The outputs of a model that its answers are made of, for images [N, 3, H, W]: of Mask2Former logits [N, Q, K + 1]
     and mask logits [N, Q, H / 4, W / 4]."""
-
-    def __init__(self, model: Segmenter) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        with open_batch(self.model.network):
-            found = self.model(images)
-        return tuple(found[name] for name in self.model.answered)
+    with open_batch(model.network):
+        found = model(images)
+    return tuple(found[name] for name in model.answered)
 
 
 def graph(model: Segmenter) -> Graph:
     """The graph of a model without adapters. H and W are multiples of 32; where the model leaves them open, they stay
     so, else the images are squares of the size of the test images."""
     side = model.graph_side()
-    sizes = [(n, 3, side, side) for n in (2, 1, 3)] if side else SIZES
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(size, generator=generator) for size in sizes]
+    images = batches((side, side) if side else None, SIZES)
     settings = {"config": model.config.plain(), "fixed": side, "outputs": model.answered}
-    return Graph(Answers(model), model.answered, images, not side, settings, difference, table())
+    return Graph(Answers(model, found_in), model.answered, images, not side, settings, difference, table())
 
 
 def difference(own: Outputs, others: Outputs) -> float:
