@@ -120,7 +120,7 @@ def test_a_second_proof_attacks_nothing_again(place, monkeypatch):
         raise AssertionError("attacked again")
 
     monkeypatch.setattr(relearn, "relearn", refuse)
-    monkeypatch.setattr(retrained.commands, "pretrain", refuse)
+    monkeypatch.setattr(retrained.trainer, "train", refuse)
     assert started("prove", place / "run", "--references", "2", "--jobs", "1", "--device", "cpu") == 0
     assert proved(place / "run")["figures"] == before["figures"]
 
