@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     """One forward pass.
 
     loss:      scalar, the domain's own supervised loss, mean over the batch.
-    scores:    [N, C] class logits; row i belongs to annotated item i (image, object, segment).
+    scores:    [N, C] class logits; row i belongs to annotated item i (image, object, segment), whichever model answers.
     embedding: [N, D] what the classifier reads, same rows.
     labels:    [N] logit row of the true class of each item.
     item_loss: [N] supervised loss of each item, or None where the loss does not split into items.

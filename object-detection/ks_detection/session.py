@@ -83,7 +83,7 @@ class DetectionSession(Session):
     defaults = {
         "swap": {
             "batch_size": 4, "lr": 5e-4, "weight_decay": 1e-4, "bound": 8.0, "forget_weight": 0.3, "learn_weight": 0.9,
-            "sparsity_weight": 0.01,
+            "sparsity_weight": 0.01, "hold_weight": 2.0,
         },  # for adapters; --reference has those of the published runs
         "pretrain": {"method": "finetune", "epochs": 12, "batch_size": 2, "lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1},
     }  # fmt: skip

@@ -123,7 +123,7 @@ def test_a_learn_phase_is_that_of_replay(tmp_path):
     torch.testing.assert_close(losses[METHOD], losses["replay"], rtol=0, atol=0)
 
 
-def test_where_classes_do_not_exclude_one_another_a_forget_phase_is_that_of_replay(tmp_path, monkeypatch):
+def test_where_classes_do_not_exclude_one_another_a_forget_phase_without_hold_is_that_of_replay(tmp_path, monkeypatch):
     domain = pretrained(4)
     monkeypatch.setattr(domain, "exclusive", False)
     grads = {}
@@ -134,6 +134,22 @@ def test_where_classes_do_not_exclude_one_another_a_forget_phase_is_that_of_repl
         grads[method] = gradients(t, t.method.loss(step_of(t, phase)))
     for name, grad in grads["replay"].items():
         torch.testing.assert_close(grads[METHOD][name], grad, rtol=0, atol=0)
+
+
+def test_there_kept_items_are_held_at_what_they_were_as_the_phase_began(tmp_path, monkeypatch):
+    """hold_weight relu(m(keep) - m_before(keep)), 0 before the first step and for items that are found better."""
+    domain = pretrained(4)
+    monkeypatch.setattr(domain, "exclusive", False)
+    t, phase = begun(METHOD, tmp_path / METHOD, domain=domain, hold_weight=2.0)
+    plain, _ = begun("replay", tmp_path / "replay", domain=domain)
+    step = step_of(t, phase)
+    t.model.eval(), plain.model.eval()
+    torch.testing.assert_close(t.method.loss(step), plain.method.loss(step), rtol=0, atol=0)
+    target, keep = predictions(t, step)
+    changes = torch.linspace(-0.5, 1, len(keep.item_loss))
+    moved = keep._replace(item_loss=keep.item_loss + changes)
+    added = t.method.swap_loss(step, target, moved) - plain.method.swap_loss(step, target, moved)
+    torch.testing.assert_close(added, 2 * changes.clamp(min=0).mean())
 
 
 def test_it_is_the_default_and_forgets_what_the_group_lasso_holds(tmp_path):

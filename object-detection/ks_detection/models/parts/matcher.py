@@ -9,7 +9,10 @@ from ks_detection.models.parts.boxes import cxcywh_to_xyxy, generalized_iou
 
 
 class Matches(NamedTuple):
-    """Matched pairs of one layer, all [M]: row of the batch, query of the row, object of the row."""
+    """Matched pairs of one layer, all [M]: row of the batch, query of the row, object of the row.
+
+    Rows of the batch come in order, and so do the objects of a row: two models' pairs for one batch are of the same objects.
+    """
 
     rows: Tensor
     queries: Tensor
@@ -65,7 +68,7 @@ def match(logits: Tensor, boxes: Tensor, targets: list[dict], config: Any) -> li
     for layer in costs:
         triples = []
         for row, count in enumerate(counts):
-            queries, found = linear_sum_assignment(layer[row, :, :count])
+            found, queries = linear_sum_assignment(layer[row, :, :count].T)  # transposed, so that objects come in order
             triples.extend((row, q, t) for q, t in zip(queries.tolist(), found.tolist(), strict=True))
         table = torch.tensor(triples, dtype=torch.long).view(-1, 3).to(boxes.device)
         matches.append(Matches(*table.unbind(1)))
