@@ -158,7 +158,7 @@ def test_squeezing_to_a_square_is_what_was_published():
 @pytest.mark.parametrize("augment", [True, False])
 def test_worker_processes_change_no_batch(plain, augment):
     here = domain(GROUPS, ImageConfig(augment=augment), names=BASE)
-    there = domain(GROUPS, ImageConfig(augment=augment, workers=2), names=BASE)
+    there = domain(GROUPS, ImageConfig(augment=augment, workers=1), names=BASE)
     state = torch.get_rng_state()
     batches = first(there.loader(BASE, train=True, stream=STREAM), 8)
     assert torch.equal(torch.get_rng_state(), state), "torch's own generator stays where it is"

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zlib
 
 import pytest
@@ -61,9 +62,8 @@ sys.stdin.read()
             )
             for _ in range(6)
         ]
-        codes = []
-        while len(codes) < 5:
-            codes = [p.returncode for p in every if p.poll() is not None]
+        while len(codes := [p.returncode for p in every if p.poll() is not None]) < 5:
+            time.sleep(0.01)
         assert codes == [2] * 5
         winner = next(p for p in every if p.poll() is None)
         assert winner.stdout.readline() == b"mine\n" and in_use(tmp_path)

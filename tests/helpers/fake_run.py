@@ -1,6 +1,9 @@
 """A run without a model, for tests of sweeps: claims its folder, counts steps, saves after each, goes on where it was.
 
-python -m fake_run swap --method M --order O --lr L --seed S --output-dir F [--pause SECONDS] [--bad]
+python -m fake_run swap --method M --order O --lr L --seed S --output-dir F [--gate FOLDER] [--bad]
+
+With a gate it stops at step HELD until the gate holds a file of its name or one called "all", so that a test need not
+hurry to find it in the middle.
 """
 
 import argparse
@@ -14,7 +17,8 @@ from common.errors import UserError
 from common.plan import make_plan
 from common.record import METRICS, Run, write_json
 
-STEPS = 10
+STEPS, HELD = 10, 5
+OPEN = "open"
 PLAN = (["new"], ["gone"], ["kept", "also kept"])
 
 
@@ -28,7 +32,7 @@ def main(argv):
     parser = argparse.ArgumentParser()
     parser.add_argument("verb")
     for name, kind, default in (
-        ("method", str, "good"), ("order", str, "fltf"), ("seed", int, 0), ("output-dir", str, ""), ("pause", float, 0.0),
+        ("method", str, "good"), ("order", str, "fltf"), ("seed", int, 0), ("output-dir", str, ""), ("gate", str, OPEN),
         ("lr", float, 0.1),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=default)
@@ -36,6 +40,8 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.bad:
         raise UserError("this row is bad; take another.")
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(143))  # before the folder is claimed: the claim must go too
     plan, run = make_plan(args.order, *PLAN), Run(args.output_dir)
     train = {"method": args.method, "seed": args.seed, "lr": args.lr}
     phases = [{**vars(p), "title": p.title} for p in plan.phases]
@@ -44,16 +50,20 @@ def main(argv):
     count = json.loads(state.read_text()) if state.exists() else {"steps": 0, "starts": 0}
     count["starts"] += 1
     write_json(state, count)
-    ended = []
-    signal.signal(signal.SIGTERM, lambda *_: ended.append(143))
     while count["steps"] < STEPS and not ended:
-        time.sleep(args.pause)
+        if count["steps"] == HELD and closed(args.gate, args.output_dir):
+            time.sleep(0.01)
+            continue
         count["steps"] += 1
         write_json(state, count)
     if not ended:
         finish(run, plan, args)
     run.close()
     return ended[0] if ended else 0
+
+
+def closed(gate, folder):
+    return gate != OPEN and not any((Path(gate) / name).exists() for name in ("all", Path(folder).name))
 
 
 def finish(run, plan, args):

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from fake_run import HELD
 from processes import environment
 
 from common import cli
@@ -21,8 +22,8 @@ from common.sweep.rows import read_sweep
 FILE = """
 output_dir: {out}
 command: fake_run swap
-flags: --pause $pause
-set: {{pause: 0}}
+flags: --gate $gate
+set: {{gate: open}}
 grid:
   method: [good, poor]
   order: [fltf, fftl]
@@ -97,7 +98,7 @@ def test_rows_are_picked_by_pattern(tmp_path):
         (("command: fake_run swap", ""), "it needs `command`"),
         (("[good, poor]", "good"), "`method` must list values"),
         (("[good, poor]", "[good, GOOD]"), "two rows are called 'GOOD-fltf-seed0'"),
-        (("$pause", "$puase"), r"what is \$puase\? Add --set puase=VALUE"),
+        (("$gate", "$gaet"), r"what is \$gaet\? Add --set gaet=VALUE"),
         (("  seed: [0, 1, 2]", "zip: {{lr: [1, 2], bound: [1]}}"), "have 2, 1 values"),
         (("set:", "prepare: fake_run swap\nset:"), "needs --output-dir"),
     ],
@@ -108,7 +109,7 @@ def test_a_wrong_file_is_one_line(change, says, tmp_path):
 
 
 def test_a_value_that_the_file_does_not_know_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"has no \$pose; under `set` it has: pause"):
+    with pytest.raises(UserError, match=r"has no \$pose; under `set` it has: gate"):
         names(written(tmp_path), pose="1")
 
 
@@ -124,11 +125,26 @@ def counts(out):
     return {p.parent.name: json.loads(p.read_text()) for p in sorted(out.glob("*/count.json"))}
 
 
-def wait_for(what, seconds=60):
+PATIENCE = 600  # seconds; only a test that fails takes them
+
+
+def wait_for(what, seconds=PATIENCE):
     until = time.monotonic() + seconds
-    while not what():
+    while not (found := what()):
         assert time.monotonic() < until
         time.sleep(0.02)
+    return found
+
+
+def held(out, count):
+    """The names of the rows that stand before their gate, once there are `count` of them; see `fake_run`."""
+    return wait_for(lambda: len(rows := [n for n, c in counts(out).items() if c["steps"] == HELD]) >= count and rows)
+
+
+def gate(folder):
+    """A gate for `--set gate=FOLDER`; `(gate / NAME).touch()` lets a row go on."""
+    (folder / "gate").mkdir()
+    return folder / "gate"
 
 
 def test_a_sweep_that_was_killed_and_stopped_makes_the_table_of_an_undisturbed_one(tmp_path):
@@ -136,24 +152,28 @@ def test_a_sweep_that_was_killed_and_stopped_makes_the_table_of_an_undisturbed_o
     text = FILE.replace("[0, 1, 2]", "[0, 1]")
     whole, killed = written(tmp_path / "a", text), written(tmp_path / "b", text)
     assert body([str(whole), "--jobs", "4"]) == 0
-    first = start(killed, "--set", "pause=0.1")
-    out = tmp_path / "b" / "out"
-    wait_for(lambda: sum(c["steps"] > 3 for c in counts(out).values()) >= 2)
+    out, closed = tmp_path / "b" / "out", gate(tmp_path)
+    first = start(killed, "--set", f"gate={closed}")
+    early = held(out, 2)
     os.kill(first.pid, signal.SIGKILL)  # its rows go on alone
     first.communicate()
-    second = start(killed, "--set", "pause=0.1")
-    wait_for(lambda: len(list(out.glob("*/done.json"))) >= 2)
-    wait_for(lambda: any(0 < c["steps"] < 8 for c in counts(out).values()))
+    second = start(killed, "--set", f"gate={closed}")
+    for name in early:
+        (closed / name).touch()
+    wait_for(lambda: len(list(out.glob("*/done.json"))) == 2)
+    held(out, 2)
     second.send_signal(signal.SIGTERM)
-    _, told = second.communicate(timeout=60)
+    _, told = second.communicate(timeout=PATIENCE)
     assert second.returncode == 143 and "the same command goes on from there" in told
     assert not list(out.glob("*/run.lock")), "the rows had time to save"
-    third = start(killed, "--set", "pause=0.1")
-    third.communicate(timeout=120)
+    (closed / "all").touch()
+    third = start(killed, "--set", f"gate={closed}")
+    third.communicate(timeout=PATIENCE)
     assert third.returncode == 0
     found = counts(out)
     assert len(found) == 8 and all(c["steps"] == 10 for c in found.values())
-    assert max(c["starts"] for c in found.values()) == 2, "only what SIGTERM stopped was started again"
+    starts = sorted(c["starts"] for c in found.values())
+    assert starts == [1] * 6 + [2] * 2, "only what SIGTERM stopped was started again"
     for name in ("table.md", "table.csv"):
         assert (out / name).read_bytes() == (tmp_path / "a" / "out" / name).read_bytes()
 
@@ -204,7 +224,7 @@ def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path, capsys):
     assert body([str(written(tmp_path)), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 12 and lines[0].startswith(
-        "python -m fake_run swap --pause 0 --method good --order fltf --seed 0 "
+        "python -m fake_run swap --gate open --method good --order fltf --seed 0 "
     )
     assert not (tmp_path / "out").exists()
 
@@ -261,10 +281,11 @@ def test_jobs_of_submitit_that_were_stopped_make_the_same_table(tmp_path):
     assert body([str(written(tmp_path / "a")), *only]) == 0
     path, out = written(tmp_path / "b"), tmp_path / "b" / "out"
     flags = ["--engine", "submitit-local", "--minutes", "5", *only]
-    stopped = start(path, *flags, "--set", "pause=0.3")
-    wait_for(lambda: sum(0 < c["steps"] < 8 for c in counts(out).values()) >= 2)
+    stopped = start(path, *flags, "--set", f"gate={gate(tmp_path)}")
+    held(out, 2)
     stopped.send_signal(signal.SIGTERM)
-    assert "the same command goes on from there" in stopped.communicate(timeout=60)[1] and stopped.returncode == 143
+    assert "the same command goes on from there" in stopped.communicate(timeout=PATIENCE)[1]
+    assert stopped.returncode == 143
     assert not list(out.glob("*/run.lock")) and not list(out.glob("*/done.json")), "the rows were saved and ended"
     assert body([str(path), "--jobs", "2", *flags]) == 0
     assert [c["starts"] for c in counts(out).values()] == [2, 2]
@@ -284,7 +305,8 @@ def test_a_job_about_to_be_preempted_is_saved_and_queued_again(tmp_path, monkeyp
     """As Slurm and submitit do it: a signal to every process of the job, and a handler of it, while the main thread waits
     for the row, that ends the job."""
     submitit = pytest.importorskip("submitit")
-    row = read_sweep(written(tmp_path), "", {"pause": "0.1"}, ["good-fltf-seed0"]).rows[0]
+    closed = gate(tmp_path)
+    row = read_sweep(written(tmp_path), "", {"gate": str(closed)}, ["good-fltf-seed0"]).rows[0]
     task, again = engines.Task(row, engines.EngineConfig(engine="slurm"), tmp_path / "log.txt"), []
 
     def preempt(*_):
@@ -292,7 +314,7 @@ def test_a_job_about_to_be_preempted_is_saved_and_queued_again(tmp_path, monkeyp
         raise SystemExit
 
     def ask():
-        wait_for(lambda: counts(tmp_path / "out").get(row.name, {"steps": 0})["steps"] > 1)
+        held(tmp_path / "out", 1)
         os.kill(task.process.pid, signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGUSR2)
 
@@ -305,5 +327,6 @@ def test_a_job_about_to_be_preempted_is_saved_and_queued_again(tmp_path, monkeyp
         signal.signal(signal.SIGUSR2, before)
     assert isinstance(again[0], submitit.helpers.DelayedSubmission)
     assert not row.done and not (row.folder / "run.lock").exists()
+    (closed / "all").touch()
     assert again[0].result() == "" and row.done
     assert counts(tmp_path / "out")[row.name] == {"steps": 10, "starts": 2}

@@ -9,7 +9,7 @@ import sqlite3
 
 import pytest
 from processes import environment
-from test_sweep import counts, start, wait_for, written
+from test_sweep import PATIENCE, counts, gate, held, start, wait_for, written
 
 from common.errors import UserError
 from common.sweep import tuning
@@ -20,8 +20,8 @@ optuna = pytest.importorskip("optuna")
 FILE = """
 output_dir: {out}
 command: fake_run swap
-flags: --pause $pause
-set: {{pause: 0}}
+flags: --gate $gate
+set: {{gate: open}}
 grid: {{method: [good, poor], seed: [0, 1]}}
 tune:
   flags: --seed 9
@@ -61,28 +61,31 @@ def test_a_tuning_that_was_killed_proposes_what_an_undisturbed_one_does(tmp_path
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     assert body([str(written(tmp_path / "a", FILE)), "--tune", "3", "--jobs", "2"]) == 0
     killed, out = written(tmp_path / "b", FILE), tmp_path / "b" / "out"
-    first = start(killed, "--tune", "3", "--set", "pause=0.1")
-    wait_for(lambda: len(list(out.glob("tune/*/done.json"))) >= 1)
+    closed = gate(tmp_path)
+    first = start(killed, "--tune", "3", "--set", f"gate={closed}")
+    for name in held(out / "tune", 2):
+        (closed / name).touch()
+    wait_for(lambda: len(list(out.glob("tune/*/done.json"))) == 2)
+    held(out / "tune", 2)  # of the second round
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    second = start(killed, "--tune", "3", "--set", "pause=0.1")
-    second.communicate(timeout=120)
+    (closed / "all").touch()
+    second = start(killed, "--tune", "3", "--set", f"gate={closed}")
+    second.communicate(timeout=PATIENCE)
     assert second.returncode == 0 and trials(out) == trials(tmp_path / "a" / "out")
     assert max(c["starts"] for c in counts(out / "tune").values()) == 1
 
 
 def test_two_workers_share_one_file_and_one_takes_up_what_the_other_had_when_it_was_killed(tmp_path):
     path, out = written(tmp_path, FILE), tmp_path / "out"
-    killed, worker = (start(path, "--tune", "5", "--set", "pause=0.05") for _ in range(2))
-    wait_for(lambda: killed.poll() is not None or has_begun(out, killed.pid))
+    closed = gate(tmp_path)  # so that neither comes to its end before the other has begun
+    killed, worker = (start(path, "--tune", "5", "--set", f"gate={closed}") for _ in range(2))
+    wait_for(lambda: has_begun(out, killed.pid))
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    told = worker.communicate(timeout=120)[1]
+    (closed / "all").touch()
+    told = worker.communicate(timeout=PATIENCE)[1]
     assert worker.returncode == 0, told
-    if len(trials(out)) < 10:  # the other one lived until this worker had left a row: the same command finishes it
-        again = start(path, "--tune", "5", "--set", "pause=0.05")
-        told = again.communicate(timeout=120)[1]
-        assert again.returncode == 0, told
     found = trials(out)
     assert sorted(name for name, *_ in found) == ["good"] * 5 + ["poor"] * 5
     assert len({json.dumps(params) for _, params, _ in found}) == 10, "no trial was made twice"

@@ -94,7 +94,7 @@ def test_drop_leaves_out_pictures_with_other_groups():
 
 
 def test_the_same_draw_gives_the_same_batch_in_this_process_or_another():
-    a, b = (next(iter(domain(workers=n).loader(("b", "c"), train=True, stream=Stream(3, 4)))) for n in (0, 2))
+    a, b = (next(iter(domain(workers=n).loader(("b", "c"), train=True, stream=Stream(3, 4)))) for n in (0, 1))
     assert (
         a.names == b.names
         and torch.equal(a.images, b.images)
