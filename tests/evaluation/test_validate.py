@@ -26,9 +26,9 @@ def test_a_model_that_never_saw_the_classes_passes(models):
     assert found.verdicts[0].level == NOT_RECOVERED and "at budget quick" in found.verdicts[0].text
 
 
-@pytest.mark.parametrize("line", [*validate._similarity(validate.trained(0, ("c0", "c1"))), validate._random_labels()])
-def test_known_answers(line):
-    assert line.passed, line
+def test_known_answers():
+    lines = [*validate._similarity(validate.trained(0, ("c0", "c1"))), validate._random_labels()]
+    assert len(lines) > 1 and all(line.passed for line in lines), lines
 
 
 def test_an_adapter_comes_off_bit_for_bit(models):

@@ -58,12 +58,14 @@ def tiny_config(kind: str, classes: int = 3):
     return config
 
 
-def tiny_hub(kind: str, classes: int = 3, seed: int = 0):
-    """transformers' own model in eval mode, with values that tell its tokens apart."""
+def tiny_hub(kind: str, classes: int = 3, seed: int = 0, **changes):
+    """transformers' own model in eval mode, with values that tell its tokens apart. changes: of its config."""
     from transformers import AutoModelForObjectDetection
 
     torch.manual_seed(seed)
-    model = AutoModelForObjectDetection.from_config(tiny_config(kind, classes)).eval()
+    config = tiny_config(kind, classes)
+    config.update(changes)
+    model = AutoModelForObjectDetection.from_config(config).eval()
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith(("weight", "bias")) and "norm" not in name:

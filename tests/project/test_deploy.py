@@ -143,9 +143,9 @@ def test_detectors_of_open_size(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rt_detr_v2", "rf_detr"])
-def test_detectors_of_transformers(kind, tmp_path):
-    model = detector_of(tiny_hub_detectors.tiny_hub(kind, 5))
+@pytest.mark.parametrize(("kind", "changes"), [("rt_detr_v2", {}), ("rf_detr", {"decoder_layers": 1})])
+def test_detectors_of_transformers(kind, changes, tmp_path):
+    model = detector_of(tiny_hub_detectors.tiny_hub(kind, 5, **changes))
     file = DETECTION.export_onnx(loaded(model, test_size=64), tmp_path / "a.onnx")  # checked on 2, 1 and 3 images
     found, inputs = notes(file)
     assert inputs[onnx_file.INPUT][1:] == [3, 64, 64] and isinstance(inputs[onnx_file.INPUT][0], str)
@@ -158,7 +158,9 @@ def test_detectors_of_transformers(kind, tmp_path):
 
 @pytest.mark.slow
 def test_a_segmenter_of_transformers_that_answers_by_pixels(tmp_path):
-    sizes = tiny_hub.SEGMENTERS["segformer"]
+    two = {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [8, 16], "num_attention_heads": [1, 2]}
+    two |= {"sr_ratios": [4, 2], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2]}
+    sizes = {**tiny_hub.SEGMENTERS["segformer"], **two}
     folder = tiny_hub.save("segformer", "SegformerForSemanticSegmentation", sizes, NAMES, tmp_path / "model")
     model, _ = load_hub(f"hf:{folder}")
     given = SEGMENTATION.load(SEGMENTATION.export_onnx(loaded(model), tmp_path / "a.onnx"), {}).base.model

@@ -35,21 +35,37 @@ def test_stored_outputs_are_whole_small_and_from_nowhere(path):
     )
 
 
-# in a process of its own: the client leaves event loops and sockets open, which later tests would be blamed for
+# In a process of its own: the client leaves event loops and sockets open, which later tests would be blamed for. One
+# kernel runs all of them, so that torch is imported once; each starts in its folder without the names of the last one.
 RUN = """
-import sys, nbformat
+import sys
+from pathlib import Path
+import nbformat
 from nbclient import NotebookClient
-book = nbformat.read(sys.argv[1], 4)
-NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": sys.argv[2]}}).execute()
-nbformat.write(book, sys.argv[3])
+read = [nbformat.read(path, 4) for path in sys.argv[2:]]
+cells = []
+for path, book in zip(sys.argv[2:], read):
+    cells += [nbformat.v4.new_code_cell(f"%reset -f\\n%cd -q {Path(path).parent}"), *book.cells]
+whole = nbformat.v4.new_notebook(cells=cells, metadata=read[0].metadata)
+NotebookClient(whole, timeout=1800, kernel_name="python3").execute()
+for number, book in enumerate(read):
+    nbformat.write(book, f"{sys.argv[1]}/{number}.ipynb")
 """
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """All notebooks with their outputs, by path."""
+    folder = tmp_path_factory.mktemp("done")
+    command = [sys.executable, "-c", RUN, folder, *NOTEBOOKS]
+    end = subprocess.run(command, env=environment(KS_TUTORIAL_STEPS="2"), capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    return {path: nbformat.read(folder / f"{number}.ipynb", 4) for number, path in enumerate(NOTEBOOKS)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.parent.name)
-def test_it_runs(path, tmp_path):
-    done, few = tmp_path / "done.ipynb", environment(KS_TUTORIAL_STEPS="2")
-    end = subprocess.run([sys.executable, "-c", RUN, path, path.parent, done], env=few, capture_output=True, text=True)
-    assert end.returncode == 0, end.stderr
-    book = nbformat.read(done, 4)
+def test_it_runs(path, done):
+    book = done[path]
+    assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code")
     assert pictures(book) and "->" in "".join(o.get("text", "") for o in outputs(book))
