@@ -17,7 +17,7 @@ OF_A_PART = re.compile(rf"(?:_?annotations?|instances|coco|bbox(?:es)?|labels)?[
                        r"(?:[._-]*(?:coco|annotations?|instances))?", re.IGNORECASE)  # fmt: skip
 
 Id = int | str
-Side = Annotated[float, msgspec.Meta(ge=1, le=MAX_SIDE)]  # some tools write 640.0
+Side = Annotated[float, msgspec.Meta(ge=1, le=MAX_SIDE, multiple_of=1)]  # some tools write 640.0
 
 
 class Image(msgspec.Struct):

@@ -103,6 +103,8 @@ def evaluate(session: Session, argv: list[str]) -> None:
     distributed.init(device)
     loaded = session.load(given.pop("run"), given)
     domain, groups = session.scoring(loaded)
+    if config.curves and not any(domain.curve_axes):
+        raise UserError(f"`--curves`: {session.name} has no curves; leave it out.")
     model = loaded.base.model.to(device).eval()
     torch.set_num_threads(loaded.record.get("threads") or torch.get_num_threads())  # sums in another order differ
     with torch.inference_mode(), lora.merged(model), config.region(loaded.record, device):

@@ -176,7 +176,14 @@ def _reader(kind: type) -> Callable[[str], Any]:
                 f"takes {'a whole number' if kind is int else 'a number'}, got {text!r}"
             ) from None
 
-    return str if kind is str else read
+    return _text if kind is str else read
+
+
+def _text(value: str) -> str:
+    """A text as it is. Raises ArgumentTypeError for a NUL, which a file of defaults may hold and no path can."""
+    if "\0" in value:
+        raise argparse.ArgumentTypeError(f"takes a text without NUL characters, got {value[:80]!r}")
+    return value
 
 
 class Loader(yaml.SafeLoader):
@@ -258,7 +265,7 @@ def _checked(action: argparse.Action, value: Any, what: str) -> Any:
     if isinstance(value, list | tuple):
         if action.nargs:  # a flag of several values, given again and again
             return list(value)
-        if action.type is not str:
+        if action.type is not _text:
             raise UserError(f"{what} takes one value, got {value!r}.")
         value = ",".join(map(str, value))
     if action.nargs == 0:  # a switch

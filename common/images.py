@@ -26,6 +26,7 @@ from common.errors import UserError, first_line
 MAX_PIXELS = 180_000_000
 MAX_SIDE = 32_767
 MAX_RATIO = 100  # longer side over shorter side
+EMPTIEST = 1024  # pixels per byte of a JPEG: a block of 64 takes at least a bit
 DRAFT = 2**24  # pixels: larger JPEG files are decoded at a fraction of their size where that is enough
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
@@ -124,6 +125,7 @@ def probe(path: Path) -> tuple[int, int]:
         size = _plain_jpeg(path)
         if size is not None:
             _check_size(size, refuse)
+            _check_jpeg(size, path.stat().st_size, refuse)
             return size
     with _told(str(path)) as refuse, _opened(path, refuse) as image:
         _check_size(image.size, refuse)
@@ -135,11 +137,22 @@ def probe(path: Path) -> tuple[int, int]:
 
 def _opened(source: Path | bytes, refuse: Callable[[str], None]) -> Image.Image:
     """The picture, undecoded; of the formats of photographs and masks only, for Pillow runs other programs for some."""
-    if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source), formats=FORMATS)
-    if not stat.S_ISREG(source.stat().st_mode):
+    if not isinstance(source, bytes) and not stat.S_ISREG(source.stat().st_mode):
         refuse("no file, but a folder, pipe or device")
-    return Image.open(source, formats=FORMATS)
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    try:
+        if image.format == "JPEG":
+            _check_jpeg(image.size, len(source) if isinstance(source, bytes) else source.stat().st_size, refuse)
+    except ImageError:
+        image.close()
+        raise
+    return image
+
+
+def _check_jpeg(size: tuple[int, int], count: int, refuse: Callable[[str], None]) -> None:
+    """Refuses a JPEG whose header states more pixels than `count` bytes can hold."""
+    if size[0] * size[1] > EMPTIEST * count:
+        refuse(f"{size[0]} x {size[1]} pixels in {count:,} bytes; it is cut short")
 
 
 def _plain_jpeg(path: Path) -> tuple[int, int] | None:

@@ -249,9 +249,8 @@ class Session:
             place = {"model": str(path), "checkpoint": ""} if named else {"checkpoint": str(folder)}
             flags = {**given, **place}
             return Loaded(self.base(flags), flags, {}, {})
-        record = read_run_config(folder)
+        record = self.record_of(folder)
         flags = self.joined(record.get("flags", {}), given)
-        self._check_result(folder, record["identity"])
         groups = {name: tuple(classes) for name, classes in record["identity"]["plan"]["groups"].items()}
         if (folder / "model").is_dir() and model is not None:
             info = read_json(folder / "model" / adapters.SWAP)
@@ -270,13 +269,16 @@ class Session:
         return Loaded(base, flags, groups, record)
 
     @staticmethod
-    def _check_result(folder: Path, identity: Mapping[str, Any]) -> None:
-        """Raises UserError where the result beside a record was copied from another run."""
+    def record_of(folder: Path) -> dict[str, Any]:
+        """config.json of a run. Raises UserError where it is none, or the result beside it was copied from another run."""
+        record = read_run_config(folder)
+        identity = record["identity"]
         for place in ("model", "adapter"):
             path = folder / place / adapters.SWAP
             info = read_json(path, advice=adapters.AGAIN) if path.exists() else None
             if isinstance(info, dict) and not adapters.belongs(info, identity):
                 raise UserError(f"{folder / place} is of another run; the command of this one writes its own again.")
+        return record
 
     def _of_file(self, path: Path, flags: dict[str, Any]) -> Loaded:
         file = onnx_file.OnnxFile(path)
@@ -293,8 +295,7 @@ class Session:
         Raises:
             UserError: no swap, its adapter is of another run, or the base has moved.
         """
-        record = read_run_config(folder)
-        self._check_result(folder, record["identity"])
+        record = self.record_of(folder)
         flags = self.joined(record.get("flags", {}), given)
         path = self.base_path(flags) if model is None else ""
         if path and not user_path(path).exists():

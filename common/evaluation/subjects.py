@@ -57,7 +57,7 @@ class Case:
         self, session: Session, folder: Path, given: Mapping[str, Any], model: nn.Module | None = None, data: Any = None
     ) -> None:  # fmt: skip
         self.session, self.folder, self.given, self.model, self.data = session, folder, dict(given), model, data
-        self.record = read_run_config(folder)
+        self.record = session.record_of(folder)
         self.flags = session.joined(self.record["flags"], given)
         if not (folder / "done.json").exists():
             raise UserError(f"{folder} is not finished; finish the run with its own command first.")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from common.cli import main
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.errors import UserError
+from common.knobs import check
 from common.record import write_json, write_text
 from common.report.columns import USUAL
 from common.report.curves import draw_scores
@@ -63,6 +64,9 @@ def body(argv: list[str]) -> int:
     add_flags(parser, engines.EngineConfig)
     args = parser.parse_args(argv)
     config = from_values(engines.EngineConfig, vars(args))
+    if odd := [pair for pair in args.set if not pair.partition("=")[1]]:
+        raise UserError(f"--set {odd[0]}: write NAME=VALUE.")
+    check("`--tune`", args.tune, {"least": 0})
     given = dict(pair.partition("=")[::2] for pair in args.set)
     sweep = read_sweep(args.file, args.output_dir, given, args.only, args.flags)
     engine = engines.local if config.engine == "local" else engines.scheduled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shlex
 import string
@@ -12,11 +13,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from common.config import flag, read_yaml
+from common.config import flag
 from common.errors import UserError
+from common.sweep.files import KEYS, listed, merged
 
-KEYS = ("extends", "output_dir", "set", "prepare", "command", "flags", "grid", "zip", "only", "columns", "tune")
 DEPTH = 4  # of `$name` within values of `$name`
+MAX_ROWS = 10_000
+MAX_TEXT = 100_000  # characters of a row's flags
+MAX_NAME = 200  # characters of a row's name, which is that of a folder
 HERE = Path(__file__).parents[2]
 
 
@@ -70,7 +74,7 @@ def read_sweep(path: str | Path, out: str, given: Mapping[str, str], only: Seque
         UserError: the file is no sweep, a `$name` has no value, two rows share a name, or a pattern fits none.
     """
     data = merged(Path(path))
-    missing = [key for key in ("output_dir", "command") if not data.get(key)]
+    missing = [key for key in ("output_dir", "command") if not data.get(key, "").strip()]
     if missing:
         raise UserError(f"{path} is no sweep: it needs `{missing[0]}`; it may hold: {', '.join(KEYS)}.")
     if unknown := [name for name in given if name not in data.get("set", {})]:
@@ -82,16 +86,19 @@ def read_sweep(path: str | Path, out: str, given: Mapping[str, str], only: Seque
     out = out or _words(data["output_dir"], values, path)[0]
     values["out"] = shlex.quote(out)
     base = [*program(_words(data["command"], values, path)), *_words(data.get("flags", ""), values, path)]
+    further, axes = _split(more, "--flags"), _axes(data, path)
+    if (count := math.prod(map(len, axes))) > MAX_ROWS:
+        raise UserError(f"{path} asks for {count:,} rows; at most {MAX_ROWS:,} can be carried out.")
     rows = []
-    for picked in itertools.product(*_axes(data, path)):
-        words = [*base, *(w for _, _, text in picked for w in _words(text, values, path)), *shlex.split(more)]
+    for picked in itertools.product(*axes):
+        words = [*base, *(w for _, _, text in picked for w in _words(text, values, path)), *further]
         name = "-".join(part for _, part, _ in picked) or "run"
         label = "-".join(part for axis, part, _ in picked if axis != "seed") or "run"
         rows.append(Row(name, label, (*words, "--output-dir", f"{out}/{name}"), Path(out) / name))
     _check_names(rows, path)
-    before = [_prepared(text, values, path) for text in _list(data.get("prepare", []))]
-    patterns = only or _list(data.get("only", []))
-    return Sweep(Path(out), _picked(rows, patterns), before, _list(data.get("columns", [])), data.get("tune", {}))
+    before = [_prepared(text, values, path) for text in listed(data.get("prepare", []))]
+    patterns = only or listed(data.get("only", []))
+    return Sweep(Path(out), _picked(rows, patterns), before, listed(data.get("columns", [])), data.get("tune", {}))
 
 
 def program(words: Sequence[str]) -> list[str]:
@@ -100,21 +107,6 @@ def program(words: Sequence[str]) -> list[str]:
     if script.is_file():
         return [str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script), *words[2:]]
     return ["-m", *words]
-
-
-def merged(path: Path) -> dict[str, Any]:
-    """The file with what it extends; its own entries come first and win."""
-    data = read_yaml(path)
-    if unknown := [str(key) for key in data if key not in KEYS]:
-        raise UserError(f"{path}: unknown key {unknown[0]!r}; a sweep has: {', '.join(KEYS)}.")
-    for key in ("set", "grid", "zip", "tune"):
-        if not isinstance(data.get(key, {}), dict):
-            raise UserError(f"{path}: `{key}` must hold `name: value` lines.")
-    for other in _list(data.pop("extends", [])):
-        for key, value in merged(path.parent / other).items():
-            data[key] = {**data[key], **{k: v for k, v in value.items() if k not in data[key]}} \
-                if isinstance(value, dict) and key in data else data.get(key, value)  # fmt: skip
-    return data
 
 
 def _axes(data: Mapping[str, Any], path: str | Path) -> list[list[tuple[str, str, str]]]:
@@ -137,6 +129,8 @@ def _axis(name: str, values: Any, path: str | Path) -> list[tuple[str, str, str]
         return [(name, _safe(str(key)), str(text or "")) for key, text in values.items()]
     if not isinstance(values, list) or not values:
         raise UserError(f"{path}: `{name}` must list values, or hold `name: flags` lines, got {values!r}.")
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise UserError(f"{path}: `{name}` is no flag; a list of values needs the name of one, such as `lr`.")
     return [(name, _part(name, value), _flag_text(name, value)) for value in values]
 
 
@@ -161,6 +155,10 @@ def _safe(name: str) -> str:
 def _check_names(rows: Sequence[Row], path: str | Path) -> None:
     seen: set[str] = set()
     for row in rows:
+        if len(row.name) > MAX_NAME:
+            raise UserError(
+                f"{path}: the row {row.name[:60]!r}... has a name of more than {MAX_NAME} letters; name its values."
+            )
         if row.name.lower() in seen:
             raise UserError(f"{path}: two rows are called {row.name!r}; give their values names (`name: flags`).")
         seen.add(row.name.lower())
@@ -186,13 +184,23 @@ def _words(text: Any, values: Mapping[str, str], path: str | Path) -> list[str]:
     text = str(text or "")
     try:
         for _ in range(DEPTH):
+            if text.count("$") * max(map(len, values.values()), default=0) > MAX_TEXT:
+                raise UserError(f"{path}: the values of `set` make a text of more than {MAX_TEXT:,} characters.")
             text = string.Template(text).substitute(values)
+        if "$" in text:
+            raise UserError(f"{path}: {text[:80]!r} is left of values of `set` that lead back to themselves.")
         return shlex.split(text)
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{path}: what is ${error.args[0]}? Add --set {error.args[0]}=VALUE.") from None
     except ValueError as error:
         raise UserError(f"{path}: cannot read {text!r}: {error}.") from None
 
 
-def _list(value: Any) -> list[str]:
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+def _split(text: str, what: str) -> list[str]:
+    """The words of a text. Raises UserError for a quote that is not closed."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{what} {text!r} cannot be read: {error}.") from None

@@ -7,7 +7,8 @@ import pytest
 from common import methods
 from common.config import Parser
 from common.settings import settings_from, settings_parser
-from common.sweep.rows import merged, read_sweep
+from common.sweep.files import merged
+from common.sweep.rows import read_sweep
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(p for place in ("image-classification", "object-detection", "semantic-segmentation")

@@ -147,8 +147,10 @@ def test_a_trial_without_a_result_counts_as_one(tmp_path):
     ("change", "says"),
     [
         (('"*": ', '"x*": '), "no `range` fits row 'good'"),
-        (("[0.01, 0.5, log]", "0.1"), r"`range` holds `pattern: \{flag: \[low, high\]\}`"),
-        (("flags: --seed 9", "falgs: --seed 9"), "unknown key 'falgs'"),
+        (("[0.01, 0.5, log]", "0.1"), "Expected a list"),
+        (("[0.01, 0.5, log]", "[0.5, 0.01, log]"), "low below high"),
+        (("[0.01, 0.5, log]", "[1e-2, 1e-1, log]"), "needs a point"),
+        (("flags: --seed 9", "falgs: --seed 9"), "unknown field `falgs`"),
     ],
 )
 def test_a_wrong_tune_is_one_line(change, says, tmp_path):

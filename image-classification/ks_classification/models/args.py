@@ -17,6 +17,7 @@ FORBIDDEN = re.compile(
     r"|script|export|jit"
 )
 LARGEST = 2**20
+SIZES = ("_size", "_dim", "depth", "num_heads", "chans")  # endings of arguments that count something
 WORD = re.compile(r"\w{0,40}")  # "avg", "token", "cosface"
 
 
@@ -39,6 +40,8 @@ def check_args(args: Any, what: str) -> None:
     for name, value in args.items():
         if not re.fullmatch(r"[a-z]\w*", name) or FORBIDDEN.search(name):
             raise UserError(f"{what}: {name!r} is not allowed; only sizes and switches such as depth or img_size are.")
+        if name.endswith(SIZES) and _number(value) and not isinstance(value, bool) and value < 1:
+            raise UserError(f"{what}: {name} must be at least 1, got {value}.")
         if not _plain(value):
             raise UserError(
                 f"{what}: {name} takes a number up to {LARGEST}, true, false, one word or a list of numbers, got {value!r}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from common.schema import typed
 from common.session import Problem
 from ks_detection.data.records import ImageRecord, Raw, assembled
 
+# Headers as they are compared: in lower case, letters and digits only ("x_min", "X Min" and "bbox_xmin" are "xmin").
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))  # corner and size
 LABELS, NAMES = (
-    ("class", "label", "class_name", "name", "category"),
-    ("filename", "file_name", "image", "image_path", "path", "image_id"),
+    ("class", "label", "classname", "name", "category", "labelname"),
+    ("filename", "image", "imagepath", "path", "imageid", "file", "imagename"),
 )
 PLAIN = ("filename", *CORNERS[0], "class")  # of lines without a header, as RetinaNet's generators write them
 METADATA = "metadata.jsonl"
@@ -59,7 +62,7 @@ def read_csv(file: Path, problems: list[Problem]) -> Table:
     Raises:
         UserError: no such columns, or corners as parts of the image.
     """
-    text = read_text(file, MAX_TABLE)
+    text = "\n".join(re.split("\r\n?", read_text(file, MAX_TABLE)))  # old Macs end lines with a carriage return alone
     first_line = text.partition("\n")[0]
     try:
         rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first_line.count)))
@@ -67,24 +70,26 @@ def read_csv(file: Path, problems: list[Problem]) -> Table:
         raise UserError(f"{file} is no CSV ({error}); write it anew.") from None
     if not rows:
         raise UserError(f"{file} is empty.")
-    header, first = [word.strip().lower() for word in rows[0]], 1
+    header, first = [re.sub(r"[\W_]", "", word.lower()).removeprefix("bbox") for word in rows[0]], 1
     found = _columns(header)
     if found is None and len(header) == len(PLAIN):
         found, first = _columns(PLAIN), 0
     if found is None:
         raise UserError(f"{file} needs columns {', '.join(PLAIN)}; it has {', '.join(rows[0])}.")
-    name, label, corners = found
-    sizes = [header.index(word) for word in ("width", "height") if word in header and first]
+    name, label, corners, sides = found
+    sizes = [header.index(word) for word in ("width", "height") if word in header and first and not sides]
     table = Table()
     for number, row in enumerate(rows[first:], first + 1):
         if not any(row):
             continue
         where = f"{file.name}, line {number}"
         try:
-            size = tuple(int(float(row[i])) for i in sizes) if len(sizes) == 2 else None
+            size = tuple(int(_number(row[i])) for i in sizes) if len(sizes) == 2 else None
             things = table.image(row[name].strip(), size)
             if row[label].strip():
-                things.append(Raw(row[label].strip(), tuple(float(row[i]) for i in corners), where))
+                left, top, right, bottom = (_number(row[i]) for i in corners)
+                box = (left, top, left + right, top + bottom) if sides else (left, top, right, bottom)
+                things.append(Raw(row[label].strip(), box, where))
         except (ValueError, IndexError, OverflowError):
             problems.append(Problem("bad annotation", where, f"{','.join(row)!r} has no file, class and four numbers"))
     every = [value for things in table.objects.values() for thing in things for value in thing.box]
@@ -93,13 +98,20 @@ def read_csv(file: Path, problems: list[Problem]) -> Table:
     return table
 
 
-def _columns(header: Sequence[str]) -> tuple[int, int, list[int]] | None:
-    """Where name, class and corners stand."""
+def _number(text: str) -> float:
+    """Raises ValueError for what Python reads as a number and other programs do not."""
+    if "_" in text or not text.isascii():
+        raise ValueError
+    return float(text)
+
+
+def _columns(header: Sequence[str]) -> tuple[int, int, list[int], bool] | None:
+    """Where name, class and box stand, and whether the box is a corner and a size."""
     name, label = (next((w for w in words if w in header), None) for words in (NAMES, LABELS))
-    corners = next((four for four in CORNERS if set(four) <= set(header)), None)
-    if name is None or label is None or corners is None:
+    box = next((four for four in (*CORNERS, *SIDES) if set(four) <= set(header)), None)
+    if name is None or label is None or box is None:
         return None
-    return header.index(name), header.index(label), [header.index(word) for word in corners]
+    return header.index(name), header.index(label), [header.index(word) for word in box], box in SIDES
 
 
 class Objects(msgspec.Struct):
@@ -138,7 +150,11 @@ def read_metadata(file: Path, names: Sequence[str], problems: list[Problem]) -> 
             problems.append(Problem("bad annotation", f"{file.name}, line {number}", text))
             continue
         for label, (left, top, width, height) in zip(labels, entry.objects.bbox, strict=True):
-            name = names[label] if isinstance(label, int) and 0 <= label < len(names) else str(label)
+            if names and isinstance(label, int) and not 0 <= label < len(names):
+                text = f"class {label}, but there are {len(names)} names"
+                problems.append(Problem("unknown category", f"{file.name}, line {number}", text))
+                continue
+            name = names[label] if names and isinstance(label, int) else str(label)
             things.append(Raw(name, (left, top, left + width, top + height), f"{file.name}, line {number}"))
     return table
 

@@ -79,6 +79,8 @@ def _record(images: Path, labels: Path, file: Path, names: list[str], problems: 
 
 def _box(line: str, size: tuple[int, int]) -> tuple[int, tuple[float, float, float, float]]:
     """(class, box in pixels) of `class cx cy w h`, with or without a score, or of `class x y x y x y ...`, a polygon."""
+    if "_" in line or not line.isascii():  # Python would read 1_0 as ten, and digits of other scripts
+        raise ValueError
     row, *words = line.split()
     values = [float(word) for word in words]
     if not all(map(math.isfinite, values)):
