@@ -24,6 +24,12 @@ def check_regular(path: Path) -> None:
         raise UserError(f"{path} is no file, but a {'folder' if path.is_dir() else 'pipe or device'}; name a file.")
 
 
+def check_folder(path: Path) -> None:
+    """Raises UserError for what is in the way of a folder to be written."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no folder; take it away, or choose another --output-dir.")
+
+
 def read_data(path: Path) -> bytes:
     """The bytes of a file. Raises UserError: missing, or no file."""
     check_regular(path)

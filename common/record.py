@@ -25,7 +25,7 @@ import msgspec
 
 from common.claim import PART, Claim
 from common.errors import UserError
-from common.files import read_data
+from common.files import check_folder, read_data
 from common.knobs import knob
 from common.schema import checked_json, read_json, typed
 
@@ -211,10 +211,11 @@ class Run:
             self.claim = None
 
     def _opened(self, identity: Mapping[str, Any], description: Mapping[str, Any], overwrite: bool) -> bool:
+        for name in ("adapter", "model", PHASES):
+            check_folder(self.path(name))
         config = self.path("config.json")
-        found = config.exists() and self._begun() and not overwrite
         identity = json.loads(json.dumps(identity, default=str))
-        if found:
+        if config.exists() and self._begun() and not overwrite:
             self.check(identity)
             self._sweep()
             return True

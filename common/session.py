@@ -268,11 +268,17 @@ class Session:
         base.model.eval()
         return Loaded(base, flags, groups, record)
 
-    @staticmethod
-    def record_of(folder: Path) -> dict[str, Any]:
-        """config.json of a run. Raises UserError where it is none, or the result beside it was copied from another run."""
+    def record_of(self, folder: Path) -> dict[str, Any]:
+        """config.json of a run.
+
+        Raises:
+            UserError: it is none, of another domain, its plan is none, or the result beside it was copied from another run.
+        """
         record = read_run_config(folder)
         identity = record["identity"]
+        if (domain := identity.get("domain", self.name)) != self.name:
+            raise UserError(f"{folder} is a run of {domain}; take the command of that domain, `ks-{domain}`.")
+        from_record(identity["plan"])
         for place in ("model", "adapter"):
             path = folder / place / adapters.SWAP
             info = read_json(path, advice=adapters.AGAIN) if path.exists() else None
