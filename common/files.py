@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.errors import UserError
+from common.pictures import is_hidden
 
 MAX_TEXT = 10_000_000  # bytes
 
@@ -69,7 +70,7 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str], what: str) -> list
             [path]
             if path.is_file()
             else sorted(
-                p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.name[0] != "." and not p.is_dir()
+                p for p in path.rglob("*") if p.suffix.lower() in suffixes and not is_hidden(p.name) and not p.is_dir()
             )
         )
         if not found:

@@ -14,21 +14,31 @@ TRAIN, TEST = ("train", "training", "trainval"), ("val", "valid", "validation", 
 
 
 def parts_of(names: Collection[str]) -> tuple[str, str] | None:
-    """Those of the names that stand for training and for test data; None where one is missing."""
-    pair = [next((word for word in words if word in names), None) for words in (TRAIN, TEST)]
+    """Those of the names that stand for training and for test data, in letters of any case; None where one is missing."""
+    found = {name.lower(): name for name in names}
+    pair = [next((found[word] for word in words if word in found), None) for words in (TRAIN, TEST)]
     return (pair[0], pair[1]) if pair[0] and pair[1] else None
 
 
 def first_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """The first of the names that is a folder in `root`."""
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    """The first of the names that is a folder in `root`, in letters of any case."""
+    found = {place.name.lower(): place for place in sorted(root.iterdir()) if place.is_dir()} if root.is_dir() else {}
+    return next((found[name.lower()] for name in names if name.lower() in found), None)
+
+
+LITTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems leave behind, and no data: `.DS_Store`, `._a.png`, `Thumbs.db`."""
+    return name.startswith(".") or name.lower() in LITTER
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
     """The files below a folder whose name fits in lower case, sorted, without hidden ones (macOS writes `._NAME` beside
     each file)."""
     return sorted(path for path in folder.rglob("*")
-                  if fnmatchcase(path.name.lower(), pattern) and not path.name.startswith(".") and path.is_file())  # fmt: skip
+                  if fnmatchcase(path.name.lower(), pattern) and not is_hidden(path.name) and path.is_file())  # fmt: skip
 
 
 def images_in(folder: Path) -> list[Path]:

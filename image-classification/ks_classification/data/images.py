@@ -18,6 +18,7 @@ from PIL import Image
 from common.domain import train_and_test
 from common.errors import UserError
 from common.images import ImageError, open_image, probe
+from common.pictures import TRAIN, first_folder, is_hidden
 from common.progress import in_threads
 from common.saved_data import column_of, encoded, read_dataset, undecoded
 from common.splits import shorten
@@ -61,7 +62,7 @@ class Item(NamedTuple):
             self.open()
 
 
-TESTS = ("test", "val", "valid", "validation")
+TESTS = ("test", "testing", "val", "valid", "validation")
 
 
 @dataclass
@@ -135,8 +136,12 @@ def folders(root: str) -> ImageSet:
         raise UserError(
             f"--data: there is no folder {root}; name a folder with train/ and test/, digits, cifar10 or cifar100."
         )
-    test_folder = next((base / n for n in TESTS if (base / n).is_dir()), base / "test")
-    if not (base / "train").is_dir() and not test_folder.is_dir() and any(_files(base)):
+    train_folder, test_folder = (first_folder(base, n) or base / n[0] for n in (TRAIN, TESTS))
+    split = train_folder.is_dir() or test_folder.is_dir()
+    inner = [] if split else [entry for entry in base.iterdir() if not is_hidden(entry.name)]
+    if len(inner) == 1 and any(entry.is_dir() and not is_hidden(entry.name) for entry in inner[0].glob("*")):
+        return folders(str(inner[0]))  # the only folder in it: what unpacking leaves
+    if not split and any(_files(base)):
         found, test_folder = _class_folders(base), base
         if lone := next((c for c, files in found.items() if len(files) == 1), None):
             raise UserError(f"class folder {base / lone} holds one image; a class needs a test image as well.")
@@ -144,10 +149,10 @@ def folders(root: str) -> ImageSet:
                        for tests in (False, True))  # fmt: skip
         print(f"{root}: no split is given: every fifth image of each class tests", file=sys.stderr)
     else:
-        train, test = _class_folders(base / "train"), _class_folders(test_folder)
+        train, test = _class_folders(train_folder), _class_folders(test_folder)
     classes = sorted(set(train) | set(test))
     rows = {_class_name(c): int(PUBLISHED.match(c)[1]) for c in classes if PUBLISHED.match(c)}
-    for found, place in ((train, test_folder if test_folder == base else base / "train"), (test, test_folder)):
+    for found, place in ((train, test_folder if test_folder == base else train_folder), (test, test_folder)):
         empty = [c for c, files in found.items() if not files]
         if empty:
             raise UserError(f"class folder {place / empty[0]} is empty; put images in it or take it away.")
@@ -164,9 +169,7 @@ def _class_folders(place: Path) -> dict[str, list[str]]:
     if not place.is_dir():
         raise UserError(f"there is no folder {place}; images go in <root>/train/<class>/ and <root>/test/<class>/.")
     found = {
-        entry.name: _files(entry)
-        for entry in sorted(place.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
+        entry.name: _files(entry) for entry in sorted(place.iterdir()) if entry.is_dir() and not is_hidden(entry.name)
     }
     if not found:
         raise UserError(f"{place} is empty; it must hold one folder of images per class.")
@@ -175,7 +178,7 @@ def _class_folders(place: Path) -> dict[str, list[str]]:
 
 def _files(folder: Path) -> list[str]:
     """The files below a folder, hidden ones left out, in the order of their paths."""
-    found = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if name[0] != "."]
+    found = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if not is_hidden(name)]
     return sorted(found, key=lambda path: path.split(os.sep))
 
 

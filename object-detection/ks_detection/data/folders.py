@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.coco import files_of_parts, images_of, lone_file
 from common.errors import UserError
-from common.pictures import IMAGES, TEST, Pictures, first_folder, parts_of, visible
+from common.pictures import IMAGES, TEST, Pictures, first_folder, is_hidden, parts_of, visible
 from common.session import Problem
 from ks_detection.data.coco import read_coco
 from ks_detection.data.hugging_face import is_saved, read_saved
@@ -117,7 +117,7 @@ def _flat(folder: Path) -> DetectionSet | None:
 
 def _inner(folder: Path) -> DetectionSet | None:
     """The only folder in it: what unpacking leaves, or an export of training images alone."""
-    inner = [place for place in folder.iterdir() if place.is_dir() and not place.name.startswith((".", "__MACOSX"))]
+    inner = [place for place in folder.iterdir() if place.is_dir() and not is_hidden(place.name)]
     return _load(str(inner[0])) if len(inner) == 1 else None
 
 

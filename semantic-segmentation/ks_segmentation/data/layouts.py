@@ -1,17 +1,18 @@
 """The folder layouts that segmentation data comes in, each as a `MaskSet`.
 
 Our own layout, `folder`: images/ and annotations/ (or masks/, labels/), each with training/ and validation/ (or train/, val/, test/), or
-flat. The mask of images/NAME.jpg is annotations/NAME.png and holds one class id per pixel. classes.json names the ids:
+the other way round (train/images/, train/masks/), or flat. The mask of images/NAME.jpg is annotations/NAME.png and holds one class id per pixel. classes.json names the ids:
 
     {"classes": ["road", "car"], "ignore_index": 255, "splits": {"val": ["NAME", ...]}}
 
-`classes` is a list in the order of the ids, or a table {"0": "road", ...}; its entries may be tables with a `name`. The
+`classes` is a list in the order of the ids, or a table of ids {"0": "road", "7": "car"}; its entries may be tables with a `name`. The
 whole file may also be just that list. `ignore_index` (255) is the id of pixels without a class. `splits` names the test
 images of a flat folder; without it every fifth image is one. classes.txt with a name per line will do as well.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import msgspec
 
 from common.errors import UserError
 from common.files import read_text, user_path
-from common.pictures import visible
+from common.pictures import first_folder, is_hidden, visible
 from common.schema import read_json, typed
 from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
@@ -31,7 +32,7 @@ from ks_segmentation.data.sets import MaskItem, MaskSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASKS = ("annotations", "masks", "labels")  # names of their folder
-SPLITS = {"train": ("training", "train"), "test": ("validation", "val", "test", "valid")}
+SPLITS = {"train": ("training", "train"), "test": ("validation", "val", "test", "valid", "testing")}
 
 
 def load(text: str, names: Sequence[str] = ()) -> MaskSet:
@@ -66,16 +67,20 @@ def load(text: str, names: Sequence[str] = ()) -> MaskSet:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files in a folder, by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not is_hidden(p.name))
 
 
 def pairs(
     images: Path, annotations: Path, table: Table, rename: Callable[[str], str] = lambda stem: stem + ".png"
 ) -> list[MaskItem]:
     """Every image of a folder with its mask in the other. Raises UserError where one is missing."""
-    items = []
+    items, found = [], {path.name.lower(): path for path in images_in(annotations)}
     for image in images_in(images):
-        mask = annotations / rename(image.stem)
+        name = rename(image.stem)
+        mask = annotations / name
+        mask = mask if mask.is_file() else found.get(name.lower(), mask)
         if not mask.is_file():
             raise UserError(f"image {image} has no mask {mask}.")
         items.append(MaskItem(f"{images.name}/{image.name}", image, mask, table))
@@ -84,7 +89,7 @@ def pairs(
 
 def _first(root: Path, names: Sequence[str]) -> Path:
     """The first of `names` that is a folder in `root`, or the first of all."""
-    return next((root / name for name in names if (root / name).is_dir()), root / names[0])
+    return first_folder(root, names) or root / names[0]
 
 
 class Named(msgspec.Struct):
@@ -100,12 +105,13 @@ class Listing(msgspec.Struct):
     ignore_index: Annotated[int, msgspec.Meta(ge=-1, le=2**31)] = IGNORE
     splits: dict[str, list[str]] = {}
 
-    def names(self) -> tuple[str, ...]:
-        """In the order of their ids. Raises ValueError for an id that is no number."""
-        listed = self.classes
-        if isinstance(listed, dict):
-            listed = [listed[key] for key in sorted(listed, key=int)]
-        return tuple(entry.name if isinstance(entry, Named) else entry for entry in listed)
+    def names(self) -> dict[int, str]:
+        """By their ids, in order. Raises ValueError for an id that is no number, or that two keys state."""
+        listed = self.classes if isinstance(self.classes, dict) else dict(enumerate(self.classes))
+        if not all(re.fullmatch("[0-9]{1,9}", str(key)) for key in listed) or len({*map(int, listed)}) < len(listed):
+            raise ValueError
+        named = {int(key): entry.name if isinstance(entry, Named) else entry for key, entry in listed.items()}
+        return dict(sorted(named.items()))
 
     def test(self) -> list[str]:
         """Names of the test images of a flat folder, where they are stated."""
@@ -124,7 +130,7 @@ def _listing(root: Path) -> Listing:
     try:
         named = listing.names()
     except ValueError:
-        named = ()
+        named = {}
     if not named:
         raise UserError(f"{form}; in a table of classes the keys are ids.")
     return listing
@@ -133,21 +139,24 @@ def _listing(root: Path) -> Listing:
 def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
     """Our own layout; see above."""
     listing = _listing(root)
-    listed, ignore = names or listing.names(), listing.ignore_index
+    listed, ignore = dict(enumerate(names)) or listing.names(), listing.ignore_index
     if not listed:
-        if not (root / "images").is_dir():
+        if not any((place / "images").is_dir() for place in (root, *root.iterdir())):
             raise UserError(
                 f"{root} holds no images/ and annotations/; other layouts are KIND:FOLDER ({', '.join(LAYOUTS)})."
             )
         raise UserError(f"the classes of {root} have no names; write classes.json there or give --data-classes.")
-    classes = tuple(c for i, c in enumerate(listed) if i != ignore)
-    ids = [i for i in range(len(listed)) if i != ignore]
+    ids = [i for i in listed if i != ignore]
+    classes = tuple(listed[i] for i in ids)
     table = Table({i: n for n, i in enumerate(ids)} | {ignore: IGNORE, 255: IGNORE})
     found: dict[str, list[MaskItem]] = {}
     annotations = _first(root, MASKS)
     for split, options in SPLITS.items():
         images = _first(root / "images", options)
-        found[split] = pairs(images, annotations / images.name, table)
+        place = annotations / images.name
+        if part := None if (root / "images").is_dir() else first_folder(root, options):
+            images, place = part / "images", _first(part, MASKS)
+        found[split] = pairs(images, place, table)
     if found["train"] or found["test"]:
         return MaskSet(classes, **found)
     items = pairs(root / "images", annotations, table)
