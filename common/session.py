@@ -310,7 +310,14 @@ class Session:
 
     def _with_adapter(self, folder: Path, given: Flags, model: nn.Module | None) -> Base:
         base = self.load_base(folder, given, model)
-        base = self.widened(base, adapters.read(folder / "adapter")[0]["classes"])
+        classes = adapters.read(folder / "adapter")[0]["classes"]
+        rows = {name: row for row, name in enumerate(classes)}
+        if moved := [name for row, name in enumerate(base.classes) if rows.get(name, row) != row]:
+            raise UserError(
+                f"the adapter of {folder} has class {moved[0]!r} in row {rows[moved[0]]}, its base in row "
+                f"{base.classes.index(moved[0])}: it was made for another base, or for its rows in another order."
+            )
+        base = self.widened(base, classes)
         adapters.load(base.model, folder / "adapter")
         return base
 

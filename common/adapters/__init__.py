@@ -8,15 +8,15 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from common.adapters.form import ModelFile, SwapFile
 from common.errors import UserError
 from common.files import read_data
 from common.lora import Adapter, adapters, inject, put_back
@@ -28,38 +28,6 @@ WEIGHTS, CONFIG, SWAP, CARD = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 AGAIN = "the command of its run writes it again"
 SAME = 1e-6  # relative difference of the mean size of weights that are the same
-
-
-class Layout(msgspec.Struct):
-    """How an adapter's layer is made of its tensors."""
-
-    parts: Annotated[int, msgspec.Meta(ge=1, le=64)]
-    rank: Annotated[int, msgspec.Meta(ge=1, le=65_536)]
-    scale: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
-
-
-class Fingerprint(msgspec.Struct):
-    """See `fingerprint`."""
-
-    parameters: int | None  # None beside an adapter that was taken out of a stack
-    mean_abs: dict[str, float] | list[float]  # by layer; in their order in older files
-
-
-class SwapFile(msgspec.Struct):
-    """swap.json beside an adapter, as far as it must be there."""
-
-    rows: dict[str, list[int]]
-    layers: dict[str, Layout]
-    base: Fingerprint
-    weights: str
-    classes: Annotated[list[str], msgspec.Meta(max_length=2**18)] = []
-
-
-class ModelFile(msgspec.Struct):
-    """swap.json beside a whole model, likewise."""
-
-    tied: dict[str, str]
-    classes: list[str] = []
 
 
 def save(
@@ -276,6 +244,11 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder / WEIGHTS} and {SWAP} do not belong together: the run was stopped while it wrote them; "
             "start it again with the same command."
         )
+    for name, indices in info["rows"].items():
+        if PREFIX + name not in tensors or max([len(info.get("classes", [])), *(i + 1 for i in indices)]) > len(
+            tensors[PREFIX + name]
+        ):
+            raise UserError(f"{folder / SWAP} names more rows of {name} than {WEIGHTS} has; {AGAIN}.")
     return info, tensors
 
 

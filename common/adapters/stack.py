@@ -53,8 +53,8 @@ class Swap:
 def read(run: str | Path) -> Swap:
     """The adapter of a run folder. Raises UserError where there is none, or one from before bases were recorded."""
     info, tensors = adapters.read(Path(run) / "adapter")
-    if "base_sha256" not in info:
-        raise UserError(f"{run} does not say which base it belongs to (base_sha256); start its swap again to add it.")
+    if missing := [key for key in ("base_sha256", "plan", "classes") if not info.get(key)]:
+        raise UserError(f"{run} does not say its {missing[0]}, as older files do not; start its swap again to add it.")
     return Swap(Path(run), info, tensors)
 
 
