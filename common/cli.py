@@ -6,6 +6,7 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 
+from common import notes
 from common.errors import Interrupted, UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
@@ -22,6 +23,7 @@ def main(body: Callable[[list[str]], int | None], argv: Sequence[str] | None = N
     for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that are no text in the terminal's encoding
         if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    notes.drop()  # of an earlier command in this process
     try:
         return body(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from common import adapters, cli, devices, distributed, launch, lora, precision
+from common import adapters, cli, devices, distributed, launch, lora, notes, precision
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
@@ -105,6 +105,7 @@ def evaluate(session: Session, argv: list[str]) -> None:
     domain, groups = session.scoring(loaded)
     if config.curves and not any(domain.curve_axes):
         raise UserError(f"`--curves`: {session.name} has no curves; leave it out.")
+    notes.tell(distributed.is_main())
     model = loaded.base.model.to(device).eval()
     torch.set_num_threads(loaded.record.get("threads") or torch.get_num_threads())  # sums in another order differ
     with torch.inference_mode(), lora.merged(model), config.region(loaded.record, device):
@@ -203,6 +204,7 @@ def check(session: Session, argv: list[str]) -> int:
     if args.fix and len(args.data) > 1:
         raise UserError("--fix takes one data set; join several with commas.")
     found = [(text, *session.check(text)) for text in args.data]
+    notes.tell(True)
     problems = [problem for _, _, own in found for problem in own]
     fatal = sum(problem.fatal for problem in problems)
     if args.json:

@@ -22,6 +22,7 @@ from common import (
     launch,
     layers,
     lora,
+    notes,
     precision,
     references,
     report,
@@ -82,6 +83,7 @@ def run_plan(opening: Opening, settings: Settings, name: str, callbacks: Sequenc
         references.reference_plans(plan)
     domain = opening.domain()
     trainer = Trainer(domain, plan, settings, Run(folder, settings.flags, callbacks))
+    notes.tell(distributed.is_main())
     if settings.record.dry_run:
         dry_run.tell(trainer)
         return trainer

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from common import adapters, distributed, hub, lora
+from common import adapters, hub, lora, notes
 from common.domain import ClassTable
 from common.errors import UserError
 from common.knobs import knob
@@ -140,8 +139,8 @@ def open_data(source: SourceConfig, objects: Any = None) -> tuple[DetectionSet, 
     if not (folders["forget"] or folders["retain"]):
         data = load(source.data) if objects is None else from_datasets(objects, read_list(source.data_classes))
         data = data.joined(load(source.learn_data)) if source.learn_data else data
-        if data.notes and distributed.is_main():
-            print(*data.notes, sep="\n", file=sys.stderr)
+        for text in data.notes:
+            notes.note(text)
         return data, {}
     if objects is not None:
         raise UserError("--forget-data and --retain-data hold all images of a run; leave them or the Datasets out.")

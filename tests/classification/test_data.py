@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from vit_files import one_line
 
+from common import notes
 from common.errors import UserError
 
 
@@ -37,6 +38,8 @@ def test_class_folders_without_a_split_give_each_class_test_images(tmp_path, cap
             Image.fromarray(picture("red", i)).save(root / name / f"{i}.png")
     images = data.load(str(root))
     assert [i.name[-5:] for i in images.test] == ["1.png", "6.png"] * 2 and len(images.train) == 10
+    assert capsys.readouterr().err == ""  # told once a command gets to work
+    notes.tell(True)
     assert "every fifth image of each class tests" in capsys.readouterr().err
     for i in range(6):
         (root / "tulip" / f"{i}.png").unlink()

@@ -13,6 +13,7 @@ from ks_segmentation.data.masks import IGNORE, plain
 from ks_segmentation.data.scan import scan
 from PIL import Image
 
+from common import notes
 from common.errors import UserError
 
 SIZE = (12, 16)  # height, width
@@ -62,6 +63,7 @@ def test_masks_beside_images_and_a_list_of_names_are_enough(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("ground\nred cat\n")
     found = layouts.load(str(tmp_path))
     assert found.classes == ("ground", "red cat") and len(found.test) == 1 and classes_of(found.train[0]) == [0, 1]
+    notes.tell(True)
     assert "every fifth image tests (1 of 5)" in capsys.readouterr().err
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ from PIL import Image
 from common.domain import train_and_test
 from common.errors import UserError
 from common.images import ImageError, open_image, probe
+from common.notes import note
 from common.pictures import TRAIN, first_folder, is_hidden
 from common.progress import in_threads
 from common.saved_data import column_of, encoded, read_dataset, undecoded
@@ -147,7 +147,7 @@ def folders(root: str) -> ImageSet:
             raise UserError(f"class folder {base / lone} holds one image; a class needs a test image as well.")
         train, test = ({c: [f for i, f in enumerate(files) if (i % 5 == 1) == tests] for c, files in found.items()}
                        for tests in (False, True))  # fmt: skip
-        print(f"{root}: no split is given: every fifth image of each class tests", file=sys.stderr)
+        note(f"{root}: no split is given: every fifth image of each class tests")
     else:
         train, test = _class_folders(train_folder), _class_folders(test_folder)
     classes = sorted(set(train) | set(test))

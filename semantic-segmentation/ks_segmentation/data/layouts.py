@@ -13,7 +13,6 @@ images of a flat folder; without it every fifth image is one. classes.txt with a
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +21,7 @@ import msgspec
 
 from common.errors import UserError
 from common.files import read_text, user_path
+from common.notes import note
 from common.pictures import first_folder, is_hidden, visible
 from common.schema import read_json, typed
 from ks_segmentation.data import class_lists, masks
@@ -161,9 +161,7 @@ def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
         return MaskSet(classes, **found)
     items = pairs(root / "images", annotations, table)
     if not listing.test():
-        print(
-            f"{root}: no split is given: every fifth image tests ({len(items) // 5} of {len(items)})", file=sys.stderr
-        )
+        _told_of_split(root, len(items) // 5, len(items) - len(items) // 5)
     test = {Path(name).stem for name in listing.test() or [item.name for item in items[4::5]]}
     parts: dict[bool, list[MaskItem]] = {True: [], False: []}
     for item in items:
@@ -172,7 +170,7 @@ def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
 
 
 def _told_of_split(root: Path, test: int, train: int) -> None:
-    print(f"{root}: no split is given: every fifth image tests ({test} of {test + train})", file=sys.stderr)
+    note(f"{root}: no split is given: every fifth image tests ({test} of {test + train})")
 
 
 def ade20k(root: Path, names: tuple[str, ...]) -> MaskSet:
