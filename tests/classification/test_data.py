@@ -30,6 +30,19 @@ def test_the_test_images_may_lie_in_a_folder_of_another_name(tmp_path, name):
     assert len(data.load(str(tmp_path)).test) == 3
 
 
+@pytest.mark.parametrize("pair", [("Train", "Test"), ("training", "testing"), ("TRAIN", "Valid")])
+def test_parts_have_their_usual_names_in_any_case_and_litter_is_no_data(tmp_path, pair):
+    root = tmp_path / "unpacked" / "set"
+    save_folders(root, ["red", "blue"])
+    for part, name in zip(("train", "test"), pair, strict=True):
+        (root / part / "__MACOSX").mkdir()
+        for file in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0.png"):
+            (root / part / "red" / file).write_bytes(b"x")
+        (root / part).rename(root / name)
+    images = data.load(str(tmp_path / "unpacked"))  # the only folder in it counts
+    assert images.classes == ["blue", "red"] and (len(images.train), len(images.test)) == (12, 6)
+
+
 def test_class_folders_without_a_split_give_each_class_test_images(tmp_path, capsys):
     root = tmp_path / "two classes"
     for name in ("red rose", "tulip"):

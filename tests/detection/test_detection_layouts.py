@@ -266,6 +266,39 @@ def test_what_a_photo_set_holds_besides_is_told(tmp_path):
     assert any(p.kind == "similar names" and "'red cat'" in p.text for p in check(str(tmp_path))[1])
 
 
+@pytest.mark.parametrize(
+    "header, row",
+    [
+        ("File_Name,X Min,x_max,Y_MIN,ymax,Class Name", "{0}.jpg,10,40,20,35,cat"),
+        ("image,bbox_x,bbox_y,bbox_width,bbox_height,label", "{0}.jpg,10,20,30,15,cat"),
+        ("path;width;height;left;top;right;bottom;category", "{0}.jpg;100;80;10;20;40;35;cat"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_headers_of_tables_are_read_as_they_are_usual(header, row, end, tmp_path):
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "x.csv").write_bytes(end.join([header, row.format("a"), row.format("b")]).encode())
+    assert {r.annotations[0].box for r in load(str(tmp_path)).train} == {CORNERS}
+
+
+def test_numbers_of_tables_are_plain_and_numbers_of_classes_have_names(tmp_path):
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "x.csv").write_text(
+        "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1_0,20,40,35\nb.jpg,cat,10,20,40,35\n"
+    )
+    with pytest.raises(UserError, match="line 2"):
+        load(str(tmp_path))
+    (tmp_path / "x.csv").unlink()
+    (tmp_path / "classes.txt").write_text("cat\n")
+    lines = [
+        {"file_name": f"{n}.jpg", "objects": {"bbox": [[10, 20, 30, 15]], "categories": [i]}}
+        for i, n in enumerate("ab")
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="class 1, but there are 1 names"):
+        load(str(tmp_path))
+
+
 def test_parts_of_an_image_are_no_pixels(tmp_path):
     pictures(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "b.csv").write_text("filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,0.1,0.2,0.4,0.5\n")

@@ -20,7 +20,7 @@ COCO = [
     ("images", {"width": "abc"}), ("images", {"width": "wide"}), ("images", {"width": float("nan")}), ("images", {"width": 0}),
     ("images", {"width": -4}), ("images", {"width": 1e9}), ("images", {"id": [1]}), ("images", {"id": None}), ("images", {"file_name": None}),
     ("images", {"file_name": 5}), ("images", {"file_name": "nothing.png"}), ("images", {"file_name": "x\x00y"}), ("images", {"file_name": "a" * 5000}),
-    ("images", {"width": 71}), ("images", {"height": 9}), ("annotations", {"bbox": None}), ("annotations", {"bbox": "1234"}),
+    ("images", {"width": 71}), ("images", {"width": 72.5}), ("images", {"height": 9}), ("annotations", {"bbox": None}), ("annotations", {"bbox": "1234"}),
     ("annotations", {"bbox": [1, 2, 3]}), ("annotations", {"bbox": [1, 2, "3", 4]}), ("annotations", {"bbox": [1, 2, None, 4]}),
     ("annotations", {"bbox": [1, 2, float("nan"), 4]}), ("annotations", {"bbox": [1, 2, float("inf"), 4]}), ("annotations", {"bbox": {}}),
     ("annotations", {"bbox": [1e300, 2, 3, 4]}), ("annotations", {"iscrowd": "yes"}), ("annotations", {"image_id": 77}),
@@ -111,6 +111,7 @@ def test_chains_of_dino_files_end(known, tmp_path, capsys):  # noqa: F811
 
 CLASSES = ["5", "null", "[]", "{}", "{", '{"classes": 5}', '{"classes": []}', '{"classes": ["a"], "ignore_index": "x"}', '{"classes": [1]}',
            '{"classes": ["a"], "ignore_index": null}', '{"classes": {"x": "a"}}', '{"classes": ["a"], "splits": 5}', DEEP, "\x00\xff",
+           '{"classes": {"0": "a", "00": "b"}}', '{"classes": {"-1": "a", "0": "b"}}', '{"classes": {"0": "a", "0_1": "b"}}',
            '{"classes": ["a"]}', '{"classes": ["a", "a", "b", "c", "d", "e", "f"]}', '["a"]']  # fmt: skip
 
 

@@ -118,6 +118,8 @@ PLANS = [
     "groups: {a: [red], b: rest}\nphases: [{learn: a}]",  # the model knows it
     "groups: {a: [white], b: rest}\nphases: [{forget: a}]",  # it does not
     "groups: {a: [red], b: [blue, white]}\nphases: [{forget: a}]",  # it would have to retain one that it does not know
+    'groups: {"a\\nb": [red], c: rest}\nphases: [{forget: "a\\nb"}]', "groups: {a: [red], b: rest}\nphases: [{forget: a}]\nname: " + "x" * 300,
+    "groups: {" + "a" * 300 + ": [red], b: rest}\nphases: [{forget: " + "a" * 300 + "}]", "groups: {' ': [red], b: rest}\nphases: [{forget: ' '}]",
     "a: " + DEEP, "build: nothing", "build: 5", "build: [x]", "build: continual_forgetting",
     "build: continual_forgetting\nfirst: x\nper_task: 1", "build: continual_forgetting\nfirst: [1]\nper_task: 1",
     "build: continual_forgetting\nfirst: 3\nper_task: 1\nseed: -1\ngenerator: numpy",
@@ -141,7 +143,7 @@ def test_plans(text, classified, tmp_path, capsys):  # noqa: F811
 
 CONFIGS = ["", "[]", "lr: x", "lr: [1]", "lr: {a: b}", "lr: true", "augment: 5", "nothing: 1", "learn: {a: b}", "steps: 2001-01-01",
            "lr: .nan", "lr: .inf", "seed: -1", "batch_size: 1000000", "a: " + DEEP, "!!python/object/apply:os.system [x]",
-           "learn: &a [b, b]\nx: &b [*a, *a, *a]", "\ufeff\x01", "? [a]\n: b", "1: 2", "threads: 100000"]  # fmt: skip
+           "learn: &a [b, b]\nx: &b [*a, *a, *a]", "\ufeff\x01", "? [a]\n: b", "1: 2", "threads: 100000", 'output_dir: "a\\0b"']  # fmt: skip
 
 
 @pytest.mark.parametrize("text", CONFIGS, ids=ids_of(range(len(CONFIGS))))
@@ -282,6 +284,8 @@ def bad_pictures(folder):
     Image.new("1", (1, 20000)).save(folder / "thin.png")
     Image.new("1", (60000, 1)).save(folder / "long.png")
     (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    at = whole.find(b"\xff\xc0") + 5  # height and width of a frame
+    (folder / "more.jpg").write_bytes(whole[:at] + (13000).to_bytes(2, "big") * 2 + whole[at + 4 :])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("no picture")
     (folder / "head.png").write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -67,6 +67,16 @@ def test_masks_beside_images_and_a_list_of_names_are_enough(tmp_path, capsys):
     assert "every fifth image tests (1 of 5)" in capsys.readouterr().err
 
 
+def test_parts_may_hold_images_and_masks_and_ids_may_have_gaps(tmp_path):
+    for part in ("Train", "valid"):
+        picture(tmp_path / part / "images/a.JPG")
+        mask(tmp_path / part / "masks/A.PNG", (0, 7))
+        (tmp_path / part / "images/._a.JPG").write_bytes(b"x")
+    (tmp_path / "classes.json").write_text('{"classes": {"7": "car", "0": "road"}}')
+    found = layouts.load(str(tmp_path))
+    assert found.classes == ("road", "car") and classes_of(found.train[0]) == classes_of(found.test[0]) == [0, 1]
+
+
 @pytest.mark.parametrize("roboflow", [True, False])
 def test_shapes_of_objects_become_masks(roboflow, tmp_path):
     half = {"size": list(SIZE), "counts": [0, *[6] * 32]}  # the upper half of each column
