@@ -155,4 +155,4 @@ def category_names(data: Coco) -> dict[str, str]:
     used = {str(entry.category_id) for entry in data.annotations}
     above = {category.supercategory for category in data.categories if category.name != category.supercategory}
     kept = [c for c in data.categories if str(c.id) in used or c.name not in above or c.supercategory != "none"]
-    return {str(category.id): category.name for category in kept}
+    return {str(category.id): category.name.strip() for category in kept}

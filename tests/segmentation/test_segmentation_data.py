@@ -77,6 +77,18 @@ def test_parts_may_hold_images_and_masks_and_ids_may_have_gaps(tmp_path):
     assert found.classes == ("road", "car") and classes_of(found.train[0]) == classes_of(found.test[0]) == [0, 1]
 
 
+def test_masks_of_roboflow(tmp_path):
+    for part in ("train", "valid"):
+        picture(tmp_path / part / "a.jpg")
+        mask(tmp_path / part / "a_mask.png", (0, 3))
+        (tmp_path / part / "_classes.csv").write_text("Pixel Value, Class\n0, ground\n3, red cat\n")
+    found = layouts.load(str(tmp_path))
+    assert found.classes == ("ground", "red cat") and len(found.train) == 1 and classes_of(found.test[0]) == [0, 1]
+    (tmp_path / "valid/_classes.csv").write_text("Pixel Value, Class\nx, ground\n")
+    with pytest.raises(UserError, match="one line per class"):
+        layouts.load(str(tmp_path))
+
+
 @pytest.mark.parametrize("roboflow", [True, False])
 def test_shapes_of_objects_become_masks(roboflow, tmp_path):
     half = {"size": list(SIZE), "counts": [0, *[6] * 32]}  # the upper half of each column

@@ -33,7 +33,7 @@ def class_list(*folders: Path) -> list[str]:
                     )
                 names = [name for _, name in sorted(names.items(), key=lambda pair: int(pair[0]))]
             if isinstance(names, list) and names:
-                return [str(name) for name in names]
+                return [str(name).strip() for name in names]
             if file.name == "data.yaml":
                 raise UserError(f"{file} has no list `names`.")
         if found := next((folder / name for name in LISTS if (folder / name).is_file()), None):

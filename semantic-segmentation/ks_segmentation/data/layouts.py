@@ -28,6 +28,7 @@ from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
 from ks_segmentation.data.instances import found_in, read_instances
 from ks_segmentation.data.masks import IGNORE, Table
+from ks_segmentation.data.roboflow import is_roboflow, read_roboflow
 from ks_segmentation.data.sets import MaskItem, MaskSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -57,8 +58,8 @@ def load(text: str, names: Sequence[str] = ()) -> MaskSet:
     if not root.is_dir():
         raise UserError(f"there is no folder {root}.")
     masked = (root / "classes.json").is_file() or any(visible(_first(root, MASKS), "*.png"))
-    if not colon and not masked and found_in(root):
-        kind = "coco"
+    if not colon and not masked and (is_roboflow(root) or found_in(root)):
+        kind = "roboflow" if is_roboflow(root) else "coco"
     found = LAYOUTS[kind](root, tuple(names))
     if not found.train and not found.test:
         raise UserError(f"{root} holds no images in the {kind} layout; see semantic-segmentation/README.md.")
@@ -111,7 +112,7 @@ class Listing(msgspec.Struct):
         if not all(re.fullmatch("[0-9]{1,9}", str(key)) for key in listed) or len({*map(int, listed)}) < len(listed):
             raise ValueError
         named = {int(key): entry.name if isinstance(entry, Named) else entry for key, entry in listed.items()}
-        return dict(sorted(named.items()))
+        return {key: name.strip() for key, name in sorted(named.items())}
 
     def test(self) -> list[str]:
         """Names of the test images of a flat folder, where they are stated."""
@@ -333,7 +334,7 @@ def deepglobe(root: Path, names: tuple[str, ...]) -> MaskSet:
 
 LAYOUTS: dict[str, Callable[[Path, tuple[str, ...]], MaskSet]] = {
     "folder": folder, "ade20k": ade20k, "voc": voc, "coco": coco, "cityscapes": cityscapes, "pet": pet,
-    "deepglobe": deepglobe,
+    "deepglobe": deepglobe, "roboflow": lambda root, names: read_roboflow(root),
 }  # fmt: skip
 NAMELESS = ("folder", "ade20k", "pet")  # kinds whose ids can be named by --data-classes
 
