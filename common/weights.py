@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,10 @@ from common.files import user_path
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "module")
 DEEPEST = 8  # wrappers within each other; a file can hold one that holds itself
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put in front of every key
+UNFOLDED = 20  # times the size of a file, beyond a GiB
 FOREIGN = re.compile(r"nsupported (?:global: )?GLOBAL (\S+)")  # how torch names what it refuses
 
 
@@ -57,20 +61,28 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> Weights:
         raise UserError(
             f"{where} holds no weights (found: {keys}); expected a state dict, or one under `model` or `state_dict`."
         )
+    if bad := [key for key, value in state.items() if value.dtype not in (*REAL, *WHOLE)]:
+        raise UserError(f"{where} holds {bad[0][:80]!r} as {str(state[bad[0]].dtype)[6:]}; save it as float32.")
     if bad := [key for key, value in state.items() if not _usable(value)]:
-        raise UserError(f"{where} is damaged: {bad[0]} is no plain tensor of finite numbers.")
+        raise UserError(f"{where} is damaged: {bad[0][:80]!r} is no plain tensor of finite numbers.")
     return Weights(state, beside)
 
 
+def rounded(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """The names of parameters for which a checkpoint holds whole numbers."""
+    return [n for n, p in own.items() if p.is_floating_point() and n in state and not state[n].is_floating_point()]
+
+
 def _usable(value: Tensor) -> bool:
-    plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
+    plain = value.layout == torch.strided and not value.is_meta and not value.is_nested
     return plain and value.nbytes <= value.untyped_storage().nbytes() and bool(value.isfinite().all())
 
 
 def _tensor(value: Any) -> Any:
     """Arrays as tensors, everything else as it is."""
-    numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
-    return torch.from_numpy(np.require(value, requirements=["C", "W"])) if numeric else value
+    if not (isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8):
+        return value
+    return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
 
 
 def _bare(key: str) -> str:
@@ -92,6 +104,7 @@ def read_file(path: str | Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: {'is a folder' if path.is_dir() else 'no such file'}.")
     with _one_line(f"checkpoint {path}"):
+        _check_unfolded(path)
         data = READERS.get(path.suffix, _read_torch)(path)
     if not isinstance(data, Mapping):
         raise UserError(f"checkpoint {path}: holds a {type(data).__name__}, expected a dictionary of weights.")
@@ -109,6 +122,16 @@ def _one_line(what: str) -> Iterator[None]:
         first = "it is no such file, or damaged" if odd else first_line(error)
         reason = f"it holds {foreign[1]}" if foreign else first
         raise UserError(f"{what}: cannot be read safely ({reason[:160]}); nothing in it was run.") from None
+
+
+def _check_unfolded(path: Path) -> None:
+    """Raises UserError for a packed file that unfolds to far more than it is: weights hardly shrink."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as packed:
+        size = sum(part.file_size for part in packed.infolist())
+    if size > max(UNFOLDED * path.stat().st_size, 2**30):
+        raise UserError(f"it unfolds to {size / 2**30:.1f} GiB")
 
 
 def _read_safetensors(path: Path) -> Any:

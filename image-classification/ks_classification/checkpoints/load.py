@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.domain import ClassTable
 from common.errors import UserError
 from common.lora import adapters, inject
-from common.weights import read_weights
+from common.weights import read_weights, rounded
 from ks_classification.checkpoints import layouts
 from ks_classification.models.face import FaceTransformer, face_arguments, is_face
 
@@ -196,7 +196,12 @@ def _put(model: nn.Module, state: dict[str, Tensor]) -> None:
     ]
     found = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for names, what in ((missing, "missing"), (unknown, "unknown"), (wrong, "of another shape"))
+        for names, what in (
+            (missing, "missing"),
+            (unknown, "unknown"),
+            (wrong, "of another shape"),
+            (rounded(own, state), "whole numbers"),
+        )
         if names
     ]
     if found:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from common import hub
 from common.errors import UserError
 from common.lora import inject
+from common.weights import rounded
 from ks_detection.checkpoints.layouts import our_state
 from ks_detection.checkpoints.read import read_checkpoint
 from ks_detection.checkpoints.shapes import infer_backbone
@@ -95,6 +96,8 @@ def put_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     if wrong:
         shapes = [f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}" for name in wrong]
         raise UserError(f"checkpoint: {len(wrong)} tensors have another shape: {_some(shapes)}.")
+    if names := rounded(own, state):
+        raise UserError(f"checkpoint: {len(names)} tensors hold whole numbers, not weights: {_some(names)}.")
     if missing:
         raise UserError(f"checkpoint: {len(missing)} keys are missing: {_some(missing)}.")
     model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.lora import inject
+from common.weights import rounded
 from ks_segmentation.checkpoints.key_map import HEAD, PREDICTOR, ROOT, key_map, newest
 from ks_segmentation.checkpoints.read_file import read_weights
 from ks_segmentation.config.load import Config, load_config
@@ -162,6 +163,8 @@ def _write(model: nn.Module, state: dict[str, Tensor], names: dict[str, tuple[st
                     f"{(own[name].shape[0] * len(ours), *own[name].shape[1:]) if own[name].dim() else ()}; "
                     "give the config it was trained with."
                 )
+            if rounded({name: own[name]}, {name: piece}):
+                raise UserError(f"`{theirs}` holds whole numbers in {where}, not weights.")
             own[name].copy_(piece)
 
 
