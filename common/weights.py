@@ -73,6 +73,17 @@ def rounded(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]
     return [n for n, p in own.items() if p.is_floating_point() and n in state and not state[n].is_floating_point()]
 
 
+@contextmanager
+def fitted(what: str) -> Iterator[None]:
+    """Inside, tensors are looked at whose shapes may be any: makes one line of what goes wrong then."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{what}: its tensors are not those of such a model ({first_line(error)[:160]}).") from None
+
+
 def _usable(value: Tensor) -> bool:
     plain = value.layout == torch.strided and not value.is_meta and not value.is_nested
     return plain and value.nbytes <= value.untyped_storage().nbytes() and bool(value.isfinite().all())

@@ -2,6 +2,8 @@ import argparse
 import copy
 import os
 import pickle
+import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -182,6 +184,17 @@ def test_unreadable_files_are_one_line_errors(kind, tmp_path):
     assert str(path) in one_line(error)
 
 
+def test_a_packed_file_that_unfolds_to_far_more_is_refused(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "w.npz", a=np.zeros(10**6))
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda self: [types.SimpleNamespace(file_size=2**33)])
+    with pytest.raises(UserError, match="unfolds to 8.0 GiB"):
+        read_weights(tmp_path / "w.npz")
+
+
+def test_arrays_of_another_byte_order_are_read():
+    assert read_weights({"a": np.arange(3, dtype=">f4")}).state["a"].tolist() == [0, 1, 2]
+
+
 def test_another_architecture_is_named_with_what_is_known():
     with pytest.raises(UserError) as error:
         load_checkpoint(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2)).state_dict())
@@ -191,7 +204,7 @@ def test_another_architecture_is_named_with_what_is_known():
 
 
 @pytest.mark.parametrize("family", ["bird", "timm", "torchvision", "face"])
-@pytest.mark.parametrize("defect", ["missing", "unknown", "shape"])
+@pytest.mark.parametrize("defect", ["missing", "unknown", "shape", "whole"])
 def test_keys_that_do_not_fit_are_named(family, defect):
     state = {
         "bird": lambda: tiny_bird(),
@@ -205,7 +218,7 @@ def test_keys_that_do_not_fit_are_named(family, defect):
     elif defect == "unknown":
         state["surprise.weight"] = torch.zeros(2)
     else:
-        state[victim] = torch.zeros(2)
+        state[victim] = torch.zeros(2) if defect == "shape" else state[victim].int()
     with pytest.raises(UserError) as error:
         load_checkpoint(state)
     assert ("surprise" if defect == "unknown" else "bias") in one_line(error)

@@ -117,6 +117,10 @@ def test_errors_say_what_does_not_fit(tmp_path):
     short = {name: t for name, t in state.items() if "norm1" not in name}
     with pytest.raises(UserError, match="keys are missing"):
         ks_detection.load_checkpoint(short, tiny_config(backbone="swin_T_224_1k"))
+    with pytest.raises(UserError, match="whole numbers, not weights"):
+        ks_detection.load_checkpoint(
+            {name: t.int() for name, t in state.items()}, tiny_config(backbone="swin_T_224_1k")
+        )
     changed = state | {"class_embed.1.bias": state["class_embed.1.bias"] + 1}
     with pytest.raises(UserError, match="copies of"):
         ks_detection.load_checkpoint(changed)

@@ -115,7 +115,7 @@ WEIGHTS = {
     "empty": b"", "text": b"no weights", "pickle": pickle.dumps({"a": 1}), "hostile pickle": pickle.dumps(Hostile()),
     "hostile": saved({"model": Hostile()}), "list": saved([1]), "none": saved(None), "number": saved(5), "tensor": saved(torch.zeros(2)),
     "nothing": saved({}), "model 5": saved({"model": 5}), "model list": saved({"model": [torch.zeros(2)]}), "other keys": WHOLE,
-    "numbers as keys": saved({"model": {1: torch.zeros(2)}}), "texts": saved({"model": {"a": "b"}}), "cut": WHOLE[:200], "cut late": WHOLE[:-30],
+    "other format": saved({"model": {"a": torch.zeros(2).to(torch.float8_e4m3fn)}}), "numbers as keys": saved({"model": {1: torch.zeros(2)}}), "texts": saved({"model": {"a": "b"}}), "cut": WHOLE[:200], "cut late": WHOLE[:-30],
     "zip": b"PK\x03\x04" + bytes(100), "zeros": bytes(1000), "nested": saved({"model": {"model": {"model": {}}}}),
 }  # fmt: skip
 ENDINGS = {

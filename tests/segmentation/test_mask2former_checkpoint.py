@@ -215,6 +215,8 @@ def test_another_number_of_classes_is_an_error(classes):
 def test_weights_of_another_architecture_are_an_error():
     with pytest.raises(UserError, match="lacks .* first `backbone"):
         load_checkpoint(detectron2_state(model(RESNET)), config(SWIN))
+    with pytest.raises(UserError, match="whole numbers"):
+        load_checkpoint({name: t.int() for name, t in detectron2_state(model()).items()}, config(SWIN))
     with pytest.raises(UserError, match="this config makes it"):
         load_checkpoint(detectron2_state(model()), config(SWIN, "MODEL.SWIN.EMBED_DIM", 32))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.domain import ClassTable
 from common.errors import UserError
 from common.lora import adapters, inject
-from common.weights import read_weights, rounded
+from common.weights import fitted, read_weights, rounded
 from ks_classification.checkpoints import layouts
 from ks_classification.models.face import FaceTransformer, face_arguments, is_face
 
@@ -61,19 +61,20 @@ def load_checkpoint(
     state, beside = read_weights(path_or_state)
     if image_size is not None and (is_face(state) or _is_torchvision(state)):
         raise UserError("`image_size` resizes timm models only; this checkpoint keeps its own size.")
-    if is_face(state):
-        kind, arguments = "face", face_arguments(state, head, num_heads)
-        arguments["dropout"] = 0.1 if dropout is None else dropout
-    elif _is_torchvision(state):
-        state = _torchvision_names(state)
-        kind, arguments = "torchvision", _torchvision_arguments(state, num_heads, dropout or 0.0)
-    else:
-        kind = "timm"
-        arguments, state = _timm_arguments(state, num_heads, image_size, dropout or 0.0)
-    model = construct(kind, arguments, skip_init=True)
-    model.architecture = (kind, arguments)
-    _inject(model, state, lora_alpha)
-    _put(model, state)
+    with fitted("checkpoint"):
+        if is_face(state):
+            kind, arguments = "face", face_arguments(state, head, num_heads)
+            arguments["dropout"] = 0.1 if dropout is None else dropout
+        elif _is_torchvision(state):
+            state = _torchvision_names(state)
+            kind, arguments = "torchvision", _torchvision_arguments(state, num_heads, dropout or 0.0)
+        else:
+            kind = "timm"
+            arguments, state = _timm_arguments(state, num_heads, image_size, dropout or 0.0)
+        model = construct(kind, arguments, skip_init=True)
+        model.architecture = (kind, arguments)
+        _inject(model, state, lora_alpha)
+        _put(model, state)
     if lora_merged:
         _unmerge(model)
     elif adapters(model) and isinstance(model, FaceTransformer):

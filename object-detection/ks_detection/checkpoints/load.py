@@ -6,9 +6,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from common import hub
+from common.bounded import Bounded
 from common.errors import UserError
 from common.lora import inject
-from common.weights import rounded
+from common.weights import fitted, rounded
 from ks_detection.checkpoints.layouts import our_state
 from ks_detection.checkpoints.read import read_checkpoint
 from ks_detection.checkpoints.shapes import infer_backbone
@@ -50,14 +51,16 @@ def load_checkpoint(
     checkpoint = read_checkpoint(path_or_state, ema)
     if config is None and checkpoint.config:
         config = checkpoint.config
-    state, config = our_state(checkpoint.state, config_from(config) if isinstance(config, dict) else config)
-    config = changed(config, changes) if changes else config
-    model = bare_detector(config)
-    check_backbone(state, config)
+    with fitted("checkpoint"), Bounded("the checkpoint"):
+        state, config = our_state(checkpoint.state, config_from(config) if isinstance(config, dict) else config)
+        config = changed(config, changes) if changes else config
+        model = bare_detector(config)
+        check_backbone(state, config)
     adapted = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
-    if adapted:
-        inject(model, adapted, state[f"{adapted[0]}.lora_A"].shape[0], config.lora_alpha)
-    put_state(model, state)
+    with fitted("checkpoint"):
+        if adapted:
+            inject(model, adapted, state[f"{adapted[0]}.lora_A"].shape[0], config.lora_alpha)
+        put_state(model, state)
     model.class_table = checkpoint.classes
     return model.eval()
 

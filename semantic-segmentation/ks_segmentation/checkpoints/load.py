@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.lora import inject
-from common.weights import rounded
+from common.weights import fitted, rounded
 from ks_segmentation.checkpoints.key_map import HEAD, PREDICTOR, ROOT, key_map, newest
 from ks_segmentation.checkpoints.read_file import read_weights
 from ks_segmentation.config.load import Config, load_config
@@ -71,6 +71,11 @@ def load_weights(
     is_path = isinstance(path_or_state, (str, Path))
     where = str(path_or_state) if is_path else "the given state"
     state = read_weights(path_or_state)
+    with fitted(where):
+        _load(model, state, where, rehead, partial)
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], where: str, rehead: bool, partial: bool) -> None:
     names = key_map(model)
     if any(key.startswith(("model.pixel_level_module.", "network.model.")) for key in state):
         state = _from_transformers(state, names)
@@ -91,7 +96,7 @@ def load_weights(
 def class_count(state: Mapping[str, Tensor]) -> int:
     """Number of classes that the weights know, without "no object"; 0 when they hold no class layer."""
     for key, value in state.items():
-        if key.endswith(("predictor.class_embed.bias", "class_predictor.bias")):
+        if key.endswith(("predictor.class_embed.bias", "class_predictor.bias")) and value.dim():
             return len(value) - 1
     return 0
 
