@@ -111,7 +111,7 @@ def test_chains_of_dino_files_end(known, tmp_path, capsys):  # noqa: F811
 
 CLASSES = ["5", "null", "[]", "{}", "{", '{"classes": 5}', '{"classes": []}', '{"classes": ["a"], "ignore_index": "x"}', '{"classes": [1]}',
            '{"classes": ["a"], "ignore_index": null}', '{"classes": {"x": "a"}}', '{"classes": ["a"], "splits": 5}', DEEP, "\x00\xff",
-           '{"classes": {"0": "a", "00": "b"}}', '{"classes": {"-1": "a", "0": "b"}}', '{"classes": {"0": "a", "0_1": "b"}}',
+           json.dumps({"classes": [f"c{i}" for i in range(300)]}), '{"classes": {"0": "a", "00": "b"}}', '{"classes": {"-1": "a", "0": "b"}}', '{"classes": {"0": "a", "0_1": "b"}}',
            '{"classes": ["a"]}', '{"classes": ["a", "a", "b", "c", "d", "e", "f"]}', '["a"]']  # fmt: skip
 
 

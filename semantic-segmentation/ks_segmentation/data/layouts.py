@@ -149,7 +149,7 @@ def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
         raise UserError(f"the classes of {root} have no names; write classes.json there or give --data-classes.")
     ids = [i for i in listed if i != ignore]
     classes = tuple(listed[i] for i in ids)
-    table = Table({i: n for n, i in enumerate(ids)} | {ignore: IGNORE, 255: IGNORE})
+    table = Table({ignore: IGNORE, 255: IGNORE} | {i: n for n, i in enumerate(ids)})
     found: dict[str, list[MaskItem]] = {}
     annotations = _first(root, MASKS)
     for split, options in SPLITS.items():

@@ -15,6 +15,12 @@ from common.images import open_ids
 IGNORE = 255  # no class, in our arrays whatever a file uses
 
 
+def check_count(count: int, what: str) -> None:
+    """Raises UserError for more classes than our masks can hold."""
+    if count > IGNORE:
+        raise UserError(f"{what} have {count} classes; masks hold at most {IGNORE}, so train on some of them.")
+
+
 class UnknownId(UserError):
     """A mask holds an `id` that is not in the class list."""
 

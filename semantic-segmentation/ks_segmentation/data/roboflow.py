@@ -30,7 +30,7 @@ def read_roboflow(root: Path) -> MaskSet:
         raise UserError(f"{root} holds no train/ and valid/.")
     if any(other != lists[0] for other in lists):
         raise UserError(f"{root}: the {LIST} of its parts differ; export the data again.")
-    table = Table({id: row for row, id in enumerate(lists[0])} | {255: IGNORE})
+    table = Table({255: IGNORE} | {id: row for row, id in enumerate(lists[0])})
     parts = [_items(place, table) if place else [] for place in places]
     return MaskSet(tuple(lists[0].values()), parts[0], parts[1])
 

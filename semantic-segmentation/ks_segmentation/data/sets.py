@@ -79,6 +79,9 @@ class MaskSet:
     train: list[Item] = field(default_factory=list)
     test: list[Item] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        masks.check_count(len(self.classes), "the masks")
+
 
 def from_datasets(data: Any, names: Sequence[str]) -> MaskSet:
     """The set of (train, test), two torch Datasets of (image, mask [H, W] of class ids, 255 for no class).
