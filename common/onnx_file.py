@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,25 +121,37 @@ class OnnxFile:
         """The settings as `kind`. Raises UserError where they are of another form."""
         return typed(self.settings, kind, f"metadata of {self.path}", AGAIN)
 
-    def __call__(self, images: Tensor, count: int = 0) -> list[Tensor]:
-        """The outputs for images [N, 3, H, W], on the CPU; `count` of them, where that is said.
+    def __call__(self, images: Tensor, *forms: tuple[int, ...]) -> list[Tensor]:
+        """The outputs for images [N, 3, H, W], on the CPU.
+
+        Args:
+            forms: of each output the sizes behind N; 0 is any. Without them outputs are as they come.
 
         Raises:
-            UserError: the graph is of another form.
+            UserError: the graph is of another form, or an output holds values that are no numbers.
         """
         try:
             values = self._session.run(None, {INPUT: images.detach().cpu().float().numpy()})
         except Exception as error:  # onnxruntime's errors have no common class but this
             raise UserError(f"{self.path} cannot be run: {str(error).splitlines()[0]}; {AGAIN}.") from None
         found = [torch.from_numpy(value) for value in values]
-        if len(found) != (count or len(found)) or any(len(value) != len(images) for value in found):
-            raise UserError(f"{self.path} does not give {count} outputs with an entry per image; {AGAIN}.")
+        for value, form in zip_longest(found, forms if forms else [None] * len(found)):
+            if not (isinstance(value, Tensor) and (form is None or _fits(value, (len(images), *form)))):
+                raise UserError(
+                    f"{self.path} does not give the outputs of a model for its {len(self.classes)} classes; {AGAIN}."
+                )
         return found
 
     @staticmethod
     def placeholder() -> nn.Parameter:
         """An empty parameter, by which a module around the file says that it is on the CPU."""
         return nn.Parameter(torch.zeros(0), requires_grad=False)
+
+
+def _fits(value: Tensor, form: tuple[int, ...]) -> bool:
+    """Whether a tensor has this shape (0 is any size) and holds numbers."""
+    same = value.ndim == len(form) and all(want in (0, own) for own, want in zip(value.shape, form, strict=True))
+    return same and value.is_floating_point() and bool(value.isfinite().all())
 
 
 def write(graph: Graph, path: Path, notes: Mapping[str, Any]) -> None:

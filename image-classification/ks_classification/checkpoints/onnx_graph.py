@@ -26,7 +26,7 @@ class OnnxClassifier(nn.Module):
         self.place = file.placeholder()
 
     def forward(self, images: Tensor) -> Tensor:
-        self.head.logits, embedding = self.file(images, 2)
+        self.head.logits, embedding = self.file(images, (len(self.file.classes),), (0,))
         return self.head(embedding)
 
 

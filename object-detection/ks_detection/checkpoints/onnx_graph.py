@@ -78,5 +78,5 @@ class OnnxDetector(Detector):
             batch = image[None]
             if self.size:
                 batch = nn.functional.interpolate(batch, self.size, mode="bilinear", antialias=self.smooth)
-            found.append(self.file(batch, len(OUTPUTS)))
+            found.append(self.file(batch, (0, len(self.file.classes)), (0, 4)))
         return {name: torch.cat(parts) for name, parts in zip(OUTPUTS, zip(*found, strict=True), strict=True)}

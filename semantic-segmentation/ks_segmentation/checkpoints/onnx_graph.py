@@ -89,12 +89,22 @@ class FromFile(Segmenter):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         if self.side:
             images = nn.functional.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
-        return dict(zip(self.answered, self.file(images, len(self.answered)), strict=True))
+        return dict(zip(self.answered, self.file(images, *self.forms()), strict=True))
+
+    def forms(self) -> list[tuple[int, ...]]:
+        """Of the outputs, behind the number of images."""
+        raise NotImplementedError
 
 
 class FromQueries(FromFile, QuerySegmenter):
     """A file whose outputs are queries."""
 
+    def forms(self) -> list[tuple[int, ...]]:
+        return [(0, self.num_classes + 1), (0, 0, 0)]  # of each query the logits and the mask
+
 
 class FromPixels(FromFile, PixelSegmenter):
     """A file whose output is a map of classes."""
+
+    def forms(self) -> list[tuple[int, ...]]:
+        return [(self.num_classes, 0, 0)]
