@@ -75,14 +75,10 @@ class Plan:
     gone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for kind, names in (
-            ("plan", [self.name]),
-            ("group", self.groups),
-            ("class", (c for classes in self.groups.values() for c in classes)),
-        ):
-            for name in names:
-                if not name.strip() or len(name) > LONGEST or CONTROL.search(name):
-                    raise UserError(f"{kind} name {name[:40]!r}: a name is one line of 1 to {LONGEST} characters.")
+        named = [("plan", self.name), *(("group", name) for name in self.groups)]
+        for kind, name in [*named, *(("class", c) for classes in self.groups.values() for c in classes)]:
+            if not name.strip() or len(name) > LONGEST or CONTROL.search(name):
+                raise UserError(f"{kind} name {name[:40]!r}: a name is one line of 1 to {LONGEST} characters.")
         empty = [name for name, classes in self.groups.items() if not classes]
         if empty:
             raise UserError(f"group {empty[0]!r} of plan {self.name!r} holds no class; name some or leave it out.")

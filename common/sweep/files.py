@@ -32,7 +32,10 @@ class Tune(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """Raises UserError for a range that nothing lies in."""
         for pattern, flags in self.range.items():
             for name, values in flags.items():
-                log, bounds = values[-1:] == ["log"], [v for v in values if type(v) in (int, float)]
+                log, bounds = (
+                    values[-1:] == ["log"],
+                    [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)],
+                )
                 numbers = len(bounds) == 2 and len(values) == 2 + log
                 low, high = bounds if numbers else (0, 1)
                 odd = log and (not numbers or low <= 0)
