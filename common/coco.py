@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from common.errors import UserError
 from common.images import MAX_SIDE
 from common.pictures import IMAGES, TEST, TRAIN, Pictures, first_folder
 
@@ -55,11 +56,16 @@ class Runs(msgspec.Struct):
         top, bottom = (0, height) if whole else ((first % height).min(), (last % height).max() + 1)
         return float(first[0] // height), float(top), float(last[-1] // height + 1), float(bottom)
 
-    def mask(self) -> np.ndarray | None:
-        """[H, W] of True and False; None where `runs` gives none."""
+    def area(self) -> int:
+        """Number of pixels; 0 where `runs` gives none."""
+        first, last = self.runs() or (np.zeros(0, np.int64),) * 2
+        return int((last - first + 1).sum())
+
+    def mask(self) -> np.ndarray:
+        """[H, W] of True and False. Raises UserError where `runs` gives none."""
         found = self.runs()
         if found is None:
-            return None
+            raise UserError("the run lengths of a shape do not fill its size; mend the annotations.")
         height, width = map(int, self.size)
         pixels = np.zeros(width * height, bool)
         for first, last in zip(*found, strict=True):

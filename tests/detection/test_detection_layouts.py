@@ -392,4 +392,6 @@ def test_run_lengths_are_read_as_pycocotools_reads_them():
 )
 def test_run_lengths_that_do_not_fill_their_size_are_no_mask(counts):
     runs = Runs((4, 5), counts)
-    assert runs.runs() is None and runs.box() is None and runs.mask() is None
+    assert runs.runs() is None and runs.box() is None and runs.area() == 0
+    with pytest.raises(UserError, match="do not fill"):
+        runs.mask()

@@ -77,6 +77,21 @@ def test_parts_may_hold_images_and_masks_and_ids_may_have_gaps(tmp_path):
     assert found.classes == ("road", "car") and classes_of(found.train[0]) == classes_of(found.test[0]) == [0, 1]
 
 
+@pytest.mark.parametrize("corners", [[0, 0, 1e9, 0, 1e9, 1e9], [0, 0, float("nan"), 0, 5, 5], [1, 1, 5, 1, 5, 5, 3]])
+def test_polygons_far_outside_an_image_are_refused(corners, tmp_path):
+    for part in ("train", "valid"):
+        picture(tmp_path / part / "a.jpg")
+        shape = {"id": 1, "image_id": 7, "category_id": 1, "segmentation": [corners]}
+        content = {
+            "images": [{"id": 7, "file_name": "a.jpg"}],
+            "annotations": [shape],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (tmp_path / part / "_annotations.coco.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="annotation 1"):
+        layouts.load(str(tmp_path))
+
+
 def test_masks_of_roboflow(tmp_path):
     for part in ("train", "valid"):
         picture(tmp_path / part / "a.jpg")

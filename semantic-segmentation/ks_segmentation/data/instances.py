@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.coco import Coco, Entry, Runs, category_names, files_of_parts, images_of, lone_file
 from common.errors import UserError
-from common.images import size_of
+from common.images import MAX_SIDE, size_of
 from common.pictures import IMAGES, Pictures, first_folder, parts_of
 from common.schema import read_json
 from ks_segmentation.data.sets import MaskItem, MaskSet
 
 GROUND = "background"
+FARTHEST = 2 * MAX_SIDE  # of a corner: pycocotools walks along every edge, pixel by pixel
 MADE = np.zeros((0, 0), np.int16)  # in the place of a mask that is made when it is asked for
 Shape = list[list[float]] | Runs
 
@@ -49,13 +51,14 @@ class ShapeItem(MaskItem):
         drawn = []
         for row, shape in self.shapes:
             if isinstance(shape, Runs):
-                inside = shape.mask()
+                drawn.append((shape.area(), row, shape.mask))
             else:
-                inside = mask.decode(mask.merge(mask.frPyObjects(shape, *self.size))).astype(bool)
-            if inside is None:
-                raise UserError(f"{self.name}: the run lengths of a shape do not fill its size.")
-            drawn.append((row, inside))
-        for row, inside in sorted(drawn, key=lambda one: -int(one[1].sum())):
+                packed = mask.merge(mask.frPyObjects(shape, *self.size))
+                drawn.append((int(mask.area(packed)), row, partial(mask.decode, packed)))
+        for _, row, unpacked in sorted(
+            drawn, key=lambda one: -one[0]
+        ):  # one at a time: a mask is as large as its image
+            inside = unpacked().astype(bool)
             if inside.shape != self.size:
                 raise UserError(f"{self.name}: a shape of {inside.shape[1]}x{inside.shape[0]} pixels in another image.")
             ids[inside] = row
@@ -101,11 +104,11 @@ def _items(data: Shapes, file: Path, pictures: Pictures, classes: tuple[str, ...
         if str(entry.image_id) not in shapes or key not in names:
             raise UserError(f"{where}: image_id {entry.image_id} or category_id {key} is not listed in the file.")
         shape = entry.segmentation
-        if not shape or (isinstance(shape, list) and min(map(len, shape)) < 6):
+        if not shape or (isinstance(shape, list) and any(len(one) < 6 or len(one) % 2 for one in shape)):
             raise UserError(f"{where} has no polygon of three corners and no run lengths; boxes alone are no masks.")
-        if shape.runs() is None if isinstance(shape, Runs) else not np.isfinite(np.concatenate(shape)).all():
+        if shape.runs() is None if isinstance(shape, Runs) else not (np.abs(np.concatenate(shape)) <= FARTHEST).all():
             raise UserError(
-                f"{where}: its run lengths do not fill its size, or its polygon holds no numbers; mend the file."
+                f"{where}: its run lengths do not fill its size, or its polygon lies far outside any image; mend the file."
             )
         shapes[str(entry.image_id)].append((classes.index(names[key]), shape))
     items: list[MaskItem] = []
