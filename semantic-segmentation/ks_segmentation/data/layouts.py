@@ -22,7 +22,7 @@ import msgspec
 from common.errors import UserError
 from common.files import read_text, user_path
 from common.notes import note
-from common.pictures import first_folder, is_hidden, visible
+from common.pictures import Pictures, first_folder, is_hidden, visible
 from common.schema import read_json, typed
 from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
@@ -194,9 +194,8 @@ def voc(root: Path, names: tuple[str, ...]) -> MaskSet:
     def read(split: str) -> list[MaskItem]:
         path = root / "ImageSets/Segmentation" / f"{split}.txt"
         stems = read_text(path).split() if path.is_file() else []
-        return [
-            MaskItem(s, root / "JPEGImages" / f"{s}.jpg", root / "SegmentationClass" / f"{s}.png", table) for s in stems
-        ]
+        pictures, found = (Pictures([root / place]) for place in ("JPEGImages", "SegmentationClass"))
+        return [MaskItem(s, pictures.find(f"{s}.jpg"), found.find(f"{s}.png"), table) for s in stems]
 
     return MaskSet(class_lists.VOC, read("train"), read("val"))
 
@@ -256,11 +255,11 @@ def coco(root: Path, names: tuple[str, ...]) -> MaskSet:
         categories = categories or sorted(data.categories, key=lambda c: c.id)
         index = {c.id: i for i, c in enumerate(categories)}
         images = {i.id: i.file_name for i in data.images}
+        pictures, drawn = Pictures([root / year]), Pictures([path.with_suffix("")])
         try:
             for entry in data.annotations:
                 table = {s.id: index[s.category_id] for s in entry.segments_info} | {0: IGNORE}
-                image = root / year / images[entry.image_id]
-                mask = path.with_suffix("") / entry.file_name
+                image, mask = pictures.find(images[entry.image_id]), drawn.find(entry.file_name)
                 found[split].append(MaskItem(image.name, image, mask, Table(table, masks._rgb_codes)))
         except KeyError as error:
             raise UserError(f"{path} is no COCO panoptic file: there is no image or category {error}.") from None
@@ -299,14 +298,15 @@ def pet(root: Path, names: tuple[str, ...]) -> MaskSet:
     }
     classes = names or tuple(sorted({s.rpartition("_")[0] for stems in lines.values() for s in stems}, key=str.lower))
 
+    pictures, trimaps = (Pictures([root / place]) for place in ("images", "annotations/trimaps"))
+
     def read(split: str) -> list[MaskItem]:
         items = []
         for stem in lines.get(split, []):
             breed = stem.rpartition("_")[0]
             if breed in classes:  # trimap: 1 animal, 2 background, 3 border
                 table = Table({0: IGNORE, 1: classes.index(breed), 2: IGNORE, 3: IGNORE})
-                mask = root / "annotations/trimaps" / f"{stem}.png"
-                items.append(MaskItem(stem, root / "images" / f"{stem}.jpg", mask, table))
+                items.append(MaskItem(stem, pictures.find(f"{stem}.jpg"), trimaps.find(f"{stem}.png"), table))
         return items
 
     return MaskSet(classes, read("train"), read("test"))
