@@ -10,6 +10,7 @@ from common.cli import main
 from common.config import Parser
 from common.record import write_json, write_text
 from common.report.columns import COLUMNS
+from common.report.forms import consistent
 from common.report.page import render
 from common.report.runs import find_runs, summary
 from common.report.table import markdown
@@ -39,11 +40,14 @@ def body(argv: list[str]) -> int:
     parser.add_argument("--columns", default="", metavar="A,B", help=text)
     args = parser.parse_args(argv)
     runs, columns = find_runs(args.results), args.columns.split(",") if args.columns else []
-    print(markdown(runs, columns), end="")
+    with consistent(", ".join(args.results)):
+        table, figures = markdown(runs, columns), [summary(run) for run in runs]
+        page = render(runs, args.title, columns, place=Path(args.html).parent) if args.html else ""
+    print(table, end="")
     if args.json:
-        write_json(Path(args.json), [summary(run) for run in runs])
+        write_json(Path(args.json), figures)
     if args.html:
-        write_text(Path(args.html), render(runs, args.title, columns, place=Path(args.html).parent))
+        write_text(Path(args.html), page)
         print(f"page in {args.html}", file=sys.stderr)
     return 0
 

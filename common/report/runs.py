@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from common.errors import UserError
 from common.evaluation.run_measures import groups_of, pooled, weights_of
 from common.evaluation.scores import drop, h_mean
 from common.plan import ACTIONS, Phase, standing
 from common.record import DETAILS, METRICS, STEPS, read_lines, read_run_config
-from common.schema import checked_json
+from common.report.forms import Axes, Config, Detail, DoneFile, MetricLine, Picture, ProofFile, StepLine
+from common.schema import checked_json, typed
 
 PROOF, PROOF_PAGE = "proof.json", "proof.html"  # of `prove`
 
@@ -214,73 +213,6 @@ def forgetting(run: RunRecord, index: int) -> Forgetting | None:
     return Forgetting(tuple(groups), *drops, *(h_mean(retain, d) for d in drops))
 
 
-class Picture(msgspec.Struct):
-    """An entry of gallery.json: see `common.domain.GalleryItem`; the picture in base64."""
-
-    name: str
-    picture: str
-    truth: str
-    answer: str
-    correct: bool | None
-
-
-class MetricLine(msgspec.Struct):
-    """A line of metrics.jsonl, as far as it must be there."""
-
-    phase: int
-    epoch: int | None = None
-    step: int | None = None
-    end: bool = False
-    weight: float = 0
-    adapter_norm: dict[str, float] = {}
-    adapter_moved: dict[str, float] = {}
-    zero_groups: float = 0
-    spill: dict[str, Any] = {}
-    from_peak: dict[str, float | None] = {}
-    measures: dict[str, Any] = {}
-    guard: dict[str, Any] = {}
-    sample: dict[str, float | None] = {}
-    action: str = ""
-    group: str | None = None
-    score: float | None = None
-    per_class: dict[str, float | None] = {}
-
-
-class StepLine(msgspec.Struct):
-    """A line of steps.jsonl, likewise."""
-
-    phase: int
-    step: int
-    loss: float
-
-
-class DoneFile(msgspec.Struct):
-    """done.json, likewise."""
-
-    seconds: float = 0
-    cpu_seconds: float = 0
-    peak_memory: float | None = 0
-
-
-class Detail(msgspec.Struct):
-    """What is behind the scores of a group: see `common.domain.Evaluation`."""
-
-    figures: dict[str, dict[str, float | None]]
-    curves: dict[str, list[float | None]] = {}
-
-
-Axes = Annotated[list[str], msgspec.Meta(min_length=2, max_length=2)]
-
-
-class ProofFile(msgspec.Struct):
-    """proof.json, likewise."""
-
-    verdicts: list[dict[str, Any]]
-    figures: list[dict[str, Any]]
-    budget: dict[str, Any]
-    forgotten: list[str]
-
-
 def read_proof(folder: Path) -> dict[str, Any] | None:
     """proof.json of a run folder, where there is one. Raises UserError where it is damaged."""
     path = folder / PROOF
@@ -299,6 +231,7 @@ def read_run(folder: str | Path) -> RunRecord:
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.json; name the --output-dir of a finished swap.")
     config = read_run_config(folder)
+    typed(config, Config, str(path), "it is not the record of a run; name the --output-dir of a finished run")
     kinds = {
         "gallery.json": dict[str, list[Picture]],
         "done.json": DoneFile,

@@ -152,7 +152,9 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         (f"phase {line['phase']} {line['action']}", ended(line["ended"])) for line in run.lines if "ended" in line
     ]
     if "outputs_read" in done:
-        told = f"{done['outputs_read']:,.0f} outputs read from the cache, {done['outputs_computed']:,.0f} computed"
+        told = (
+            f"{done['outputs_read']:,.0f} outputs read from the cache, {done.get('outputs_computed', 0):,.0f} computed"
+        )
         found.append(("parts that do not train", told))
     if data.get("fast"):
         found.append(("--fast", FAST))
