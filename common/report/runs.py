@@ -232,6 +232,9 @@ def read_run(folder: str | Path) -> RunRecord:
         raise UserError(f"{folder} is no run folder: it has no config.json; name the --output-dir of a finished swap.")
     config = read_run_config(folder)
     typed(config, Config, str(path), "it is not the record of a run; name the --output-dir of a finished run")
+    groups = config["identity"]["plan"]["groups"]
+    if strange := [g for phase in config.get("phases", []) for g in phase["groups"] if g not in groups]:
+        raise UserError(f"{path} is damaged: a phase trains group {strange[0]!r}, which its plan lacks.")
     kinds = {
         "gallery.json": dict[str, list[Picture]],
         "done.json": DoneFile,

@@ -10,7 +10,8 @@ from refusals import CLASSIFICATION, DEEP, ids_of, offline, refused  # noqa: F40
 from safetensors.torch import save as to_bytes
 from test_scripts import place as classified  # noqa: F401
 
-from common import adapters, commands
+from common import adapters, cli, commands
+from common.report.__main__ import body as report
 
 # ---- prove -----------------------------------------------------------------------------------------------------------
 
@@ -119,3 +120,28 @@ def test_threads_of_a_record(threads, classified, tmp_path, capsys):  # noqa: F8
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(record | {"threads": threads}))
     refused(capsys, tmp_path, lambda: commands.main(CLASSIFICATION, "evaluate", [str(run), "--device", "cpu"]))
+
+
+# ---- reports -----------------------------------------------------------------------------------------------------------
+
+EDITS = [
+    ("config.json", ["phases", 0, "target"], 5), ("config.json", ["phases", 1, "groups", 0], 7), ("config.json", ["phases", 1, "index"], 9),
+    ("config.json", ["phases", 0, "action"], "drop"), ("config.json", ["phases", 1, "groups"], ["nothing"]), ("config.json", ["versions"], [1]),
+    ("config.json", ["parameters", "total"], 0), ("config.json", ["identity", "train"], 5), ("config.json", ["machine"], "x"),
+    ("details.json", ["0", "learn", "answers", "white"], [None]), ("details.json", ["1", "retain", "answers", "green", "green"], {}),
+    ("details.json", ["axes"], ["x"]), ("done.json", ["outputs_computed"], "x"), ("done.json", ["seconds"], None),
+    ("metrics.jsonl", [0, "step"], None), ("metrics.jsonl", [0, "per_class"], [1]), ("metrics.jsonl", [-1, "spill", "red"], 5),
+    ("metrics.jsonl", [-1, "measures"], {"h_mean": "x"}), ("steps.jsonl", [0, "loss"], "x"), ("gallery.json", ["before", 0, "correct"], "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, place, value", EDITS, ids=ids_of(EDITS))
+def test_reports_of_records_changed_by_hand(file, place, value, classified, tmp_path, capsys):  # noqa: F811
+    run = shutil.copytree(classified / "run", tmp_path / "run")
+    text = (run / file).read_text()
+    content = entry = list(map(json.loads, text.splitlines())) if file.endswith("l") else json.loads(text)
+    for key in place[:-1]:
+        entry = entry.setdefault(key, {}) if isinstance(entry, dict) else entry[key]
+    entry[place[-1]] = value
+    (run / file).write_text("\n".join(map(json.dumps, content)) + "\n" if file.endswith("l") else json.dumps(content))
+    refused(capsys, tmp_path, lambda: cli.main(report, [str(run), "--html", str(tmp_path / "page.html")]))
