@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common import distributed
 from common.errors import UserError
+from common.names import check_names
 from common.plan import Plan
 from common.splits import shorten
 from common.streams import Stream
@@ -57,6 +58,7 @@ class ClassTable:
     ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_names("class", self.names)
         twice = sorted(n for n, count in Counter(self.names).items() if count > 1)
         if twice:
             raise UserError(f"class name {twice[0]!r} stands for two logit rows; names must differ.")

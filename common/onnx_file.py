@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import torch
@@ -81,7 +80,7 @@ def batches(fixed: tuple[int, int] | None, sizes: Sequence[tuple[int, ...]] = ()
 class Notes(msgspec.Struct):
     """The metadata of a file."""
 
-    classes: list[str]
+    classes: Annotated[list[str], msgspec.Meta(min_length=1)]
     groups: dict[str, list[str]]
     flags: dict[str, Any]
     settings: dict[str, Any]
@@ -135,8 +134,9 @@ class OnnxFile:
         except Exception as error:  # onnxruntime's errors have no common class but this
             raise UserError(f"{self.path} cannot be run: {str(error).splitlines()[0]}; {AGAIN}.") from None
         found = [torch.from_numpy(value) for value in values]
-        for value, form in zip_longest(found, forms if forms else [None] * len(found)):
-            if not (isinstance(value, Tensor) and (form is None or _fits(value, (len(images), *form)))):
+        if forms:
+            pairs = zip(found, forms, strict=False)
+            if len(found) != len(forms) or not all(_fits(value, (len(images), *form)) for value, form in pairs):
                 raise UserError(
                     f"{self.path} does not give the outputs of a model for its {len(self.classes)} classes; {AGAIN}."
                 )

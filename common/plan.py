@@ -5,12 +5,12 @@ A run is a plan: a list of phases, each of which learns or forgets named groups 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.errors import UserError
+from common.names import check_names
 
 ORDERS = {
     "fltf": ("learn", "forget"),
@@ -21,8 +21,6 @@ ORDERS = {
     "forget": ("forget",),
 }
 ACTIONS = ("learn", "forget")
-LONGEST = 200  # characters of a name
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,9 @@ class Plan:
     gone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        named = [("plan", self.name), *(("group", name) for name in self.groups)]
-        for kind, name in [*named, *(("class", c) for classes in self.groups.values() for c in classes)]:
-            if not name.strip() or len(name) > LONGEST or CONTROL.search(name):
-                raise UserError(f"{kind} name {name[:40]!r}: a name is one line of 1 to {LONGEST} characters.")
+        check_names("plan", [self.name])
+        check_names("group", self.groups)
+        check_names("class", (c for classes in self.groups.values() for c in classes))
         empty = [name for name, classes in self.groups.items() if not classes]
         if empty:
             raise UserError(f"group {empty[0]!r} of plan {self.name!r} holds no class; name some or leave it out.")
