@@ -93,6 +93,11 @@ def test_safetensors_and_half_precision_become_float32(tmp_path):
     assert weight.dtype == torch.float32 and torch.equal(weight, state["head.weight"].float())
 
 
+def test_as_many_names_as_rows_travel_with_a_file():
+    with pytest.raises(UserError, match="names 1 classes and has 5 logit rows"):
+        load_checkpoint({"model": tiny_bird(5), "classes": ["a"]})
+
+
 def test_class_names_travel_with_the_file():
     table = load_checkpoint({"model": tiny_bird(2), "classes": ["cat", "dog"]}).class_table
     assert table.names == ("cat", "dog")

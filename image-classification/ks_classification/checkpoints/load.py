@@ -82,6 +82,10 @@ def load_checkpoint(
             "adapters are added to the weights; if the file was saved merged (GS-LoRA's are), pass lora_merged=True"
         )
     model.class_table = _class_table(beside)
+    if model.class_table is not None and len(model.class_table) != arguments["num_classes"]:
+        raise UserError(
+            f"checkpoint: names {len(model.class_table)} classes and has {arguments['num_classes']} logit rows; one is wrong."
+        )
     return model.eval()
 
 

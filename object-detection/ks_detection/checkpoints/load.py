@@ -61,6 +61,10 @@ def load_checkpoint(
         if adapted:
             inject(model, adapted, state[f"{adapted[0]}.lora_A"].shape[0], config.lora_alpha)
         put_state(model, state)
+    if checkpoint.classes is not None and len(checkpoint.classes) > config.num_classes:
+        raise UserError(
+            f"checkpoint: names {len(checkpoint.classes)} classes and has {config.num_classes} logit rows; one is wrong."
+        )
     model.class_table = checkpoint.classes
     return model.eval()
 

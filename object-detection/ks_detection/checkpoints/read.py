@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from torch import Tensor
 
 from common.domain import ClassTable
 from common.errors import UserError
+from common.schema import typed
 from common.weights import read_file, read_weights
 
 
@@ -17,6 +19,17 @@ class Checkpoint(NamedTuple):
     state: dict[str, Tensor]
     config: dict | None
     classes: ClassTable | None
+
+
+class Names(msgspec.Struct):
+    """`classes` of a file written here."""
+
+    names: list[str]
+    ids: list[int] = []
+
+    def __post_init__(self) -> None:
+        if len(self.ids) > len(self.names):
+            raise ValueError("more ids than names")
 
 
 def read_checkpoint(source: str | Path | Mapping[str, Any], ema: bool = False) -> Checkpoint:
@@ -37,7 +50,8 @@ def read_checkpoint(source: str | Path | Mapping[str, Any], ema: bool = False) -
     state = read_weights(data["ema_model"] if ema else data).state
     config, classes = data.get("config"), data.get("classes")
     if isinstance(classes, dict):
-        classes = ClassTable(tuple(classes["names"]), tuple(classes.get("ids", ())))
+        told: Names = typed(classes, Names, "checkpoint: `classes`", "give --class-names and take it out")
+        classes = ClassTable(tuple(told.names), tuple(told.ids))
     return Checkpoint(
         state,
         config if isinstance(config, dict) else None,
