@@ -55,6 +55,8 @@ def read(run: str | Path) -> Swap:
     info, tensors = adapters.read(Path(run) / "adapter")
     if missing := [key for key in ("base_sha256", "plan", "classes") if not info.get(key)]:
         raise UserError(f"{run} does not say its {missing[0]}, as older files do not; start its swap again to add it.")
+    if max((row for rows in info["rows"].values() for row in rows), default=0) >= len(info["classes"]):
+        raise UserError(f"{run}: {adapters.SWAP} names fewer classes than it has rows; {adapters.AGAIN}.")
     return Swap(Path(run), info, tensors)
 
 
