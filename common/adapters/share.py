@@ -61,7 +61,7 @@ def public(record: Mapping[str, Any]) -> dict[str, Any]:
 def _harmless(name: str, value: Any) -> bool:
     texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     local = any(
-        isinstance(t, str) and (t.startswith(("/", "~", ".", "@")) or os.sep in t or Path(t).exists())
+        isinstance(t, str) and (t.startswith(("/", "~", ".", "@")) or os.sep in t or os.path.exists(t))
         for t in texts
         if t
     )
