@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from common import adapters, cli, devices, distributed, launch, lora, notes, precision
+from common import adapters, cli, devices, distributed, knobs, launch, lora, notes, precision
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.domain import Evaluation
 from common.errors import UserError
@@ -201,6 +201,7 @@ def check(session: Session, argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text, all problems in it")
     parser.add_argument("--fix", metavar="OUT", help="also write a cleaned copy of the data into this new folder")
     args = parser.parse_args(argv)
+    knobs.check("`--limit`", args.limit, {"least": 0})
     if args.fix and len(args.data) > 1:
         raise UserError("--fix takes one data set; join several with commas.")
     found = [(text, *session.check(text)) for text in args.data]

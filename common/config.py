@@ -26,6 +26,12 @@ class Parser(argparse.ArgumentParser):
 
     everyday: Collection[str] = ()
 
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse's; numbers are read as those of `add_flags` are."""
+        if options.get("type") in (int, float):
+            options["type"] = _reader(options["type"])
+        return super().add_argument(*names, **options)
+
     def show_first(self, names: Collection[str]) -> None:
         """Leaves --help the flags of these names, and adds --help-all."""
         self.everyday = {*names, "help", "help_all"}

@@ -10,6 +10,7 @@ from common.app.panels import Panels
 from common.cli import main
 from common.config import Parser
 from common.domains import session_of
+from common.knobs import check
 
 
 def body(argv: list[str]) -> int:
@@ -19,6 +20,7 @@ def body(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", default="", help="its base model, where that has moved")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     args = parser.parse_args(argv)
+    check("`--port`", args.port, {"least": 1, "most": 65_535})
     run = Path(args.run)
     given = {"checkpoint": args.checkpoint} if args.checkpoint else {}
     serve(build(Panels(session_of(run), run, given), run), args.port)

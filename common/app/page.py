@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.app.panels import Panels
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.images import open_image
 from common.report.runs import PROOF
 from common.schema import read_json
@@ -66,9 +66,14 @@ def serve(page: Any, port: int | None) -> None:
     import gradio
 
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no fonts from elsewhere
-    _, address, _ = page.launch(
-        server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, theme=theme,
-        footer_links=[], ssr_mode=False, enable_monitoring=False, show_error=True,
-    )  # fmt: skip
+    try:
+        _, address, _ = page.launch(
+            server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, theme=theme,
+            footer_links=[], ssr_mode=False, enable_monitoring=False, show_error=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(
+            f"port {port or 'from 7860 on'} cannot be used ({first_line(error)}); choose another --port."
+        ) from None
     print(f"page on {address} (Ctrl-C ends it)", flush=True)
     page.block_thread()

@@ -8,6 +8,7 @@ from common.cli import main
 from common.config import Parser
 from common.evaluation.prove import one_thread
 from common.evaluation.validate import HELD_OUT, lines, table
+from common.knobs import check
 
 
 def body(argv: list[str]) -> int:
@@ -16,6 +17,7 @@ def body(argv: list[str]) -> int:
     parser.add_argument("what", choices=["validate"], help="the table of known answers")
     parser.add_argument("--models", type=int, default=HELD_OUT, help="held-out models that never saw the classes")
     args = parser.parse_args(argv)
+    check("`--models`", args.models, {"least": 2, "most": 1000})
     with one_thread():
         found = list(lines(args.models))
     print(table(found))
