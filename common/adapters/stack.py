@@ -53,8 +53,9 @@ class Swap:
 def read(run: str | Path) -> Swap:
     """The adapter of a run folder. Raises UserError where there is none, or one from before bases were recorded."""
     info, tensors = adapters.read(Path(run) / "adapter")
-    if missing := [key for key in ("base_sha256", "plan", "classes") if not info.get(key)]:
-        raise UserError(f"{run} does not say its {missing[0]}, as older files do not; start its swap again to add it.")
+    told = {"base_sha256": "which base it belongs to", "plan": "what it learned", "classes": "the names of its rows"}
+    if missing := [key for key in told if not info.get(key)]:
+        raise UserError(f"{run} does not say {told[missing[0]]} ({missing[0]}); start its swap again to add it.")
     if max((row for rows in info["rows"].values() for row in rows), default=0) >= len(info["classes"]):
         raise UserError(f"{run}: {adapters.SWAP} names fewer classes than it has rows; {adapters.AGAIN}.")
     return Swap(Path(run), info, tensors)

@@ -23,9 +23,8 @@ from common.knobs import Checked, knob
 from common.progress import watched
 from common.streams import Draw, Stream, derive, load_batches
 from ks_segmentation.checkpoints.record import save_config
-from ks_segmentation.data import masks
 from ks_segmentation.data.augment import scoring_view, train_view
-from ks_segmentation.data.masks import IGNORE
+from ks_segmentation.data.masks import IGNORE, check_count
 from ks_segmentation.data.scan import scan
 from ks_segmentation.data.sets import Item, MaskItem, MaskSet
 from ks_segmentation.forgetting import miss_loss
@@ -108,7 +107,7 @@ class SegmentationDomain(Domain):
         self.classes = ClassTable(tuple(known)).extended(wanted)
         spare = [f"spare_{i}" for i in range(len(self.classes), base.num_classes)]
         self.classes = self.classes.extended(spare)
-        masks.check_count(len(self.classes), "the model and the data")
+        check_count(len(self.classes), "the model and the data")
         offered = [c for s in sets for c in s.classes]
         missing = [c for c in wanted if c not in offered]
         if missing:
