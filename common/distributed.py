@@ -57,6 +57,8 @@ def wrap(module: nn.Module, device: torch.device, unused: bool = False) -> nn.Mo
     if not active():
         return module
     ids = [device.index] if device.type == "cuda" else None
+    # a gradient of a kernel with one channel or one place says its strides in another way, in the same order in memory
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", FutureWarning

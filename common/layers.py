@@ -72,6 +72,11 @@ def feed_forward(
     return second(F.dropout(hidden, dropout) if dropout else hidden)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """The same images or maps [B, C, H, W], laid out as convolutions on this device want them."""
+    return fast.channels_last(images) if fast else images
+
+
 def use_fast_linears(model: nn.Module) -> None:
     """Makes every plain linear layer of `model` a `Linear`; parameters, names and answers stay."""
     if fast:

@@ -1,4 +1,4 @@
-"""Everything that exists for speed on a CPU only: products by oneDNN, a fused feed-forward net, attention, memory kept for reuse, outputs kept on disk.
+"""Everything that exists for speed on a CPU only: products by oneDNN, a fused feed-forward net, attention, maps with channels last, memory kept for reuse, outputs kept on disk.
 
 `common.layers` is the only module that imports this package. Without the package, or with KS_FAST=0 in the
 environment, plain torch computes the same up to rounding.
@@ -7,6 +7,7 @@ environment, plain torch computes the same up to rounding.
 from common.fast.allocator import keep_freed_memory
 from common.fast.attention import attention
 from common.fast.ffn import feed_forward
+from common.fast.layout import channels_last
 from common.fast.products import Linear, linear, short_softmax, switch, use_fast_linears
 from common.fast.store import Store, check_folder
 
@@ -14,6 +15,7 @@ __all__ = [
     "Linear",
     "Store",
     "attention",
+    "channels_last",
     "feed_forward",
     "keep_freed_memory",
     "linear",

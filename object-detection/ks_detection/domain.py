@@ -262,7 +262,7 @@ class DetectionDomain(Domain):
             return model([image.to(device) for image in batch.images], targets)
 
         def compute(positions: list[int]) -> list[list[Tensor]]:
-            return [[level[0] for level in model.backbone(batch.images[i][None].to(device))] for i in positions]
+            return [[level[0] for level in model.maps(batch.images[i][None].to(device))] for i in positions]
 
         maps = self.frozen.outputs(model, parts, keys, compute)
         return model.decode(*pad_maps([[m.float() for m in levels] for levels in maps], batch.sizes, device), targets)

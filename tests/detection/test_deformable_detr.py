@@ -218,7 +218,7 @@ def test_maps_of_the_backbone_give_the_same_outputs():
     model = lively(tiny_deformable()).eval()
     padded = pad_images(some_images())
     with torch.no_grad():
-        same(model.decode(model.backbone(padded.pixels), padded.mask), model(padded), rtol=0, atol=0)
+        same(model.decode(model.maps(padded.pixels), padded.mask), model(padded), rtol=0, atol=0)
 
 
 def test_errors_say_what_does_not_fit(tmp_path):

@@ -13,6 +13,8 @@ def gradients(rank, world):
     from ks_segmentation.models.parts.criterion import Criterion
     from tiny_mask2former import RESNET, model
 
+    from common import distributed
+
     torch.set_num_threads(1)
     line = torch.rand(100_000, 2, generator=torch.Generator().manual_seed(1))
     torch.rand, drawn = lambda *shape, **_: line[: shape[-2]].expand(shape).clone(), torch.rand
@@ -24,9 +26,7 @@ def gradients(rank, world):
             for k in range(i + 1):
                 labels[i, 16 * k :] = k
         part = slice(rank * 4 // world, (rank + 1) * 4 // world)
-        wrapped = made
-        if world > 1:
-            wrapped = torch.nn.parallel.DistributedDataParallel(made)
+        wrapped = distributed.wrap(made, torch.device("cpu"))
         Criterion(made.config)(wrapped(images[part]), labels[part]).total.backward()
         return {n: p.grad.numpy() for n, p in made.named_parameters() if p.grad is not None}
     finally:

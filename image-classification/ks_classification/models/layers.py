@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.layers import channels_last
 from common.lora import positions
 from common.rows import set_rows
 
@@ -42,7 +43,7 @@ def forward(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     caught: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     try:
-        out = model(images)
+        out = model(channels_last(images))
     finally:
         hook.remove()
     return (out, caught[0]) if caught else (head(out), out)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common import frozen
-from common.layers import Linear, fast, feed_forward, heads_of, linear
+from common.layers import Linear, channels_last, fast, feed_forward, heads_of, linear
 from common.layers import attention as attend
 from ks_classification.models import layers
 from ks_classification.models.face import FaceTransformer
@@ -40,6 +40,7 @@ class Chain(NamedTuple):
 
     def run(self, x: Tensor, first: int, last: int) -> Tensor:
         """The output of the stages `first` up to `last` (not included)."""
+        x = channels_last(x)
         for number in range(first, last):
             x = self.stages[number].run(x, number >= self.narrow)
         return x

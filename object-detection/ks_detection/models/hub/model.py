@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from common import adapters, hub, lora
 from common.errors import UserError
-from common.layers import use_fast_linears
+from common.layers import channels_last, use_fast_linears
 from common.lora.positions import positions
 from ks_detection.data.transforms import MEAN, STD
 from ks_detection.models.hub.config import HubConfig
@@ -83,7 +83,7 @@ class HubDetector(Detector):
     def alike(self, images: Tensor) -> dict:
         mask = {"pixel_mask": torch.ones_like(images[:, 0], dtype=torch.long)} if self.config.family.padded else {}
         with hub.open_batch(self.network):
-            found = self.network(pixel_values=self._coloured(images), **mask)
+            found = self.network(pixel_values=channels_last(self._coloured(images)), **mask)
         return {"pred_logits": found.logits, "pred_boxes": found.pred_boxes}
 
     def graph_size(self, side: int) -> tuple[int, int]:
@@ -101,14 +101,14 @@ class HubDetector(Detector):
         images = [self._coloured(image) for image in images]
         if self.config.family.padded:
             padded = pad_images(images)
-            return {"pixel_values": padded.pixels, "pixel_mask": (~padded.mask).long()}
+            return {"pixel_values": channels_last(padded.pixels), "pixel_mask": (~padded.mask).long()}
         cell = self.config.family.cells(self.network.config)
         size = self.config.size or [-(-max(image.shape[i] for image in images) // cell) * cell for i in (1, 2)]
         whole = [
             image if image.shape[1:] == tuple(size) else F.interpolate(image[None], tuple(size), mode="bilinear")[0]
             for image in images
         ]
-        return {"pixel_values": torch.stack(whole)}
+        return {"pixel_values": channels_last(torch.stack(whole))}
 
     def _coloured(self, image: Tensor) -> Tensor:
         """The image normalised as the network wants it, from ImageNet's statistics."""

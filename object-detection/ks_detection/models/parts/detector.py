@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.domain import ClassTable
 from common.errors import UserError
+from common.layers import channels_last
 from common.rows import set_rows
 from ks_detection.checkpoints import plain
 from ks_detection.checkpoints.export import export_official
@@ -65,7 +66,11 @@ class Detector(nn.Module):
             reads), `aux_outputs` list of {pred_logits, pred_boxes} of the layers before, and what the criterion wants.
         """
         padded = images if isinstance(images, Padded) else pad_images(images)
-        return self.decode(self.backbone(padded.pixels), padded.mask, targets)
+        return self.decode(self.maps(padded.pixels), padded.mask, targets)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Maps of the backbone for [B, 3, H, W], finest first."""
+        return self.backbone(channels_last(pixels))
 
     def decode(self, maps: list[Tensor], mask: Tensor, targets: list[dict] | None = None) -> dict:
         """The outputs from backbone maps and the pixel mask [B, H, W], True on padding."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.bounded import Bounded
-from common.layers import use_fast_linears
+from common.layers import channels_last, use_fast_linears
 from ks_segmentation.checkpoints.export import export_detectron2
 from ks_segmentation.config.load import Config, load_config
 from ks_segmentation.models.mask2former import architecture
@@ -37,7 +37,7 @@ class Mask2Former(QuerySegmenter):
 
     def _pixels(self, images: Tensor) -> PixelFeatures:
         module = self.network.model.pixel_level_module
-        maps = module.encoder(images)
+        maps = module.encoder(channels_last(images))
         features = maps if isinstance(maps, list) else list(maps.feature_maps)  # of transformers' backbones
         return pixel_features(module.decoder, features)
 

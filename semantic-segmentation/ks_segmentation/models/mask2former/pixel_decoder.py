@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
-from common.layers import feed_forward, kept, short_softmax
+from common.layers import channels_last, feed_forward, kept, short_softmax
 
 
 class PixelFeatures(NamedTuple):
@@ -82,7 +82,7 @@ def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
     kind = features[0].device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.bfloat16
     with torch.autocast(kind, torch.bfloat16, enabled=half):
-        features = [feature.float() for feature in features]
+        features = [channels_last(feature.float()) for feature in features]
         maps = [project(feature) for project, feature in zip(decoder.input_projections, features[:0:-1], strict=True)]
         shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
         attention = decoder.encoder.layers[0].self_attn
@@ -100,7 +100,9 @@ def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
         levels = [t.transpose(1, 2).unflatten(2, shape) for t, shape in zip(split, shapes, strict=True)]
         lateral = decoder.adapter_1(features[0])
         # in one memory format with `lateral`, or the largest maps would be copied back and forth
-        finest = F.interpolate(levels[-1].contiguous(), size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        finest = channels_last(levels[-1])
+        finest = finest.contiguous() if finest is levels[-1] else finest
+        finest = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return PixelFeatures(levels, decoder.mask_projection(decoder.layer_1(lateral + finest)).float())
 
 

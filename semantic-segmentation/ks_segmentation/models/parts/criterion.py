@@ -73,12 +73,12 @@ class Criterion:
         Raises:
             UserError: an id that no class has.
         """
-        logits, embeddings, features = self.read(outputs, slice(None) if self.deep else slice(-1, None))
+        logits, embeddings, maps = self.read(outputs, slice(None) if self.deep else slice(-1, None))
         targets = segments(labels, self.ignore, logits.shape[-1] - 1)
         with torch.autocast(logits.device.type, enabled=False):
-            matched = self.matched(logits, embeddings, features, targets)
+            matched = self.matched(logits, embeddings, maps, targets)
             ce = self.class_loss(logits, targets, matched)
-            mask, dice = self.mask_loss(embeddings, features, targets, matched)  # [L, sum of N] each
+            mask, dice = self.mask_loss(embeddings, maps, targets, matched)  # [L, sum of N] each
         count = distributed.total(mask.new_tensor(float(sum(len(t.classes) for t in targets)))) / distributed.world()
         count = count.clamp(min=1)
         terms = {"ce": ce, "mask": mask.sum(1) / count, "dice": dice.sum(1) / count}
@@ -87,20 +87,20 @@ class Criterion:
 
     def answered(self, outputs: dict[str, Tensor], labels: Tensor) -> tuple[list[Matched], list[Segments]]:
         """The pairs of the last output alone, the same as in the loss, and the segments; per image."""
-        logits, embeddings, features = self.read(outputs, slice(-1, None))
+        logits, embeddings, maps = self.read(outputs, slice(-1, None))
         targets = segments(labels, self.ignore, logits.shape[-1] - 1)
         with torch.autocast(logits.device.type, enabled=False):
-            return self.matched(logits, embeddings, features, targets), targets
+            return self.matched(logits, embeddings, maps, targets), targets
 
-    def read(self, outputs: dict[str, Tensor], some: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [L, B, Q, K + 1], mask embeddings [L, B, Q, C] and mask features [B, F, C, h, w] of some outputs."""
-        features = outputs["mask_features"].float()
-        features = features[:, None] if features.dim() == 4 else features[some].transpose(0, 1)
-        return outputs["logits"][some].float(), outputs["mask_embeddings"][some].float(), features
+    def read(self, outputs: dict[str, Tensor], some: slice) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits [L, B, Q, K + 1], mask embeddings [L, B, Q, C] and per image mask features [F, C, h, w] of some outputs."""
+        maps = outputs["mask_features"].float().unbind(-4)  # one gradient is put together of theirs, not one per image
+        maps = [features[None] if features.dim() == 3 else features[some] for features in maps]
+        return outputs["logits"][some].float(), outputs["mask_embeddings"][some].float(), maps
 
-    def matched(self, logits: Tensor, embeddings: Tensor, features: Tensor, targets: list[Segments]) -> list[Matched]:
+    def matched(self, logits: Tensor, embeddings: Tensor, maps: list[Tensor], targets: list[Segments]) -> list[Matched]:
         """`match` of every image."""
-        return [self.match(logits[:, b], embeddings[:, b], features[b], target) for b, target in enumerate(targets)]
+        return [self.match(logits[:, b], embeddings[:, b], maps[b], target) for b, target in enumerate(targets)]
 
     @torch.no_grad()
     def match(self, logits: Tensor, embeddings: Tensor, features: Tensor, target: Segments) -> Matched:
@@ -160,20 +160,20 @@ class Criterion:
         return (each * weight).sum((1, 2)) / norm
 
     def mask_loss(
-        self, embeddings: Tensor, features: Tensor, targets: list[Segments], matched: list[Matched]
+        self, embeddings: Tensor, maps: list[Tensor], targets: list[Segments], matched: list[Matched]
     ) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy and dice loss of every matched mask at its own points, [L, sum of N] each."""
         losses = []
-        for b, (target, pair) in enumerate(zip(targets, matched, strict=True)):
+        for b, (target, pair, features) in enumerate(zip(targets, matched, maps, strict=True)):
             number, outputs = pair.query.shape[1], pair.query.shape[0]
             if not number:
                 continue
             index = pair.query.T[..., None].expand(-1, -1, embeddings.shape[-1])
             chosen = embeddings[:, b].transpose(0, 1).gather(0, index)  # [N, L, C]
-            if features.shape[1] == 1:
-                masks = chosen @ features[b, 0].flatten(1)
+            if len(features) == 1:
+                masks = chosen @ features.squeeze(0).flatten(1)
             else:
-                masks = (chosen.transpose(0, 1) @ features[b].flatten(2)).transpose(0, 1)
+                masks = (chosen.transpose(0, 1) @ features.flatten(2)).transpose(0, 1)
             masks = masks.reshape(number * outputs, *features.shape[-2:])
             points = uncertain_points(masks, self.points, self.oversample, self.importance)
             x = sample(masks[:, None], points)[:, 0]  # [N * L, P]
@@ -184,7 +184,7 @@ class Criterion:
             dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
             losses.append(torch.stack([mask, dice]).view(2, number, outputs).transpose(1, 2))
         if not losses:  # nothing but ignored pixels: zero, with a path to every parameter
-            nothing = (embeddings.sum() + features.sum()) * 0
+            nothing = (embeddings.sum() + sum(m.sum() for m in maps)) * 0
             return nothing.expand(len(embeddings), 1), nothing.expand(len(embeddings), 1)
         mask, dice = torch.cat(losses, 2)
         return mask, dice

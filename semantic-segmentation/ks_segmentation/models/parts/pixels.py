@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import distributed
+from common.layers import channels_last
 from ks_segmentation.models.parts.segmenter import Outputs, Regions, Resize, Rows, Segmenter
 from ks_segmentation.models.parts.targets import UNKNOWN, Segments, segments
 
@@ -42,7 +43,7 @@ class PixelSegmenter(Segmenter):
 
     def forward(self, images: Tensor) -> Outputs:
         """`logits`, `features` and perhaps `auxiliary`; see `Maps`."""
-        return {name: value for name, value in self.maps(images)._asdict().items() if value is not None}
+        return {name: value for name, value in self.maps(channels_last(images))._asdict().items() if value is not None}
 
     def judge(self, outputs: Outputs, labels: Tensor) -> tuple[Tensor, list[Rows]]:
         """The row of a segment is the mean over its cells, of logits and of features."""

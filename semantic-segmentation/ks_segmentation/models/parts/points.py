@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUPS = 8  # grid_sample is parallel over maps, and slow on wide ones: a single map of many channels goes as so many
+GROUPS = (
+    8  # grid_sample is parallel over maps, and slow on wide ones whose channels lie apart: these go as so many maps
+)
 
 
 def random_points(*shape: int, device: torch.device) -> Tensor:
@@ -21,7 +23,8 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
     """
     count, channels = maps.shape[:2]
     grid = torch.add(points.new_tensor(-1.0), points[:, None], alpha=2)
-    if count == 1 and channels and channels % GROUPS == 0:
+    together = maps.is_contiguous(memory_format=torch.channels_last)
+    if count == 1 and channels and channels % GROUPS == 0 and not together:
         maps, grid = maps.unflatten(1, (GROUPS, -1))[0], grid.expand(GROUPS, -1, -1, -1)
     values = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return values.reshape(count, channels, points.shape[1])

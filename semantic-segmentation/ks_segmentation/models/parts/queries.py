@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.layers import channels_last
 from ks_segmentation.models.parts.criterion import Criterion, Matched
 from ks_segmentation.models.parts.inference import class_scores
 from ks_segmentation.models.parts.segmenter import Outputs, Regions, Resize, Rows, Segmenter
@@ -53,7 +54,7 @@ class QuerySegmenter(Segmenter):
             embedding: [B, Q, D], what the class layer reads.
             logits, mask_embeddings, mask_features: see `Queries`.
         """
-        return self.outputs(self.queries(images))
+        return self.outputs(self.queries(channels_last(images)))
 
     def outputs(self, found: Queries) -> Outputs:
         """See `forward`."""
