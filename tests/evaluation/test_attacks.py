@@ -182,7 +182,9 @@ def test_the_radius_of_a_linear_model_is_the_distance_to_its_border():
     class Lines:
         def predict(self, model, batch):
             mean = batch.images.mean((1, 2, 3))
-            return Prediction(mean.sum(), torch.stack([mean, 0 * mean], 1), mean, torch.zeros(4, dtype=torch.long))
+            return Prediction(
+                mean.sum(), torch.stack([mean, 0 * mean], 1), mean, torch.zeros(len(mean), dtype=torch.long)
+            )
 
     found = radius.radii(Lines(), None, Batch(images), [1.0])
     assert found[:2] == pytest.approx([0.01, 0.02], abs=1e-3) and found[2] == 0 and found[3] == float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,6 +36,10 @@ def recovered(
     found = []
     for draw in range(draws):
         own = few(y, shots, seed + draw)
-        head = LogisticRegression(C=COST, max_iter=STEPS).fit((x[own] - mean) / deviation, y[own])
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "The number of unique classes is greater", UserWarning
+            )  # so it is with one shot
+            head = LogisticRegression(C=COST, max_iter=STEPS).fit((x[own] - mean) / deviation, y[own])
         found.append(head.predict(target) == labels[asked])
     return np.array(found, dtype=float)

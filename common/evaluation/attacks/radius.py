@@ -32,13 +32,14 @@ def radii(
 
     Source: Madry et al., 2018, arXiv:1706.06083 for the search.
     """
-    search = _Search(domain, model, batch, torch.tensor(deviation).view(-1, 1, 1).to(batch.images), leave, seed)
+    search = _Search(domain, model, torch.tensor(deviation).view(-1, 1, 1).to(batch.images), leave, seed)
     low = torch.zeros(len(batch.images), device=batch.images.device)
-    at_once, reached = search.within(low), search.within(torch.full_like(low, LARGEST))
+    at_once = search.within(batch, low, torch.ones_like(low, dtype=torch.bool))
+    reached = search.within(batch, torch.full_like(low, LARGEST), ~at_once)
     high = torch.full_like(low, LARGEST)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        hit = search.within(middle)
+        hit = search.within(batch, middle, reached)
         low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
     found = torch.where(reached, high, torch.full_like(high, float("inf")))
     return torch.where(at_once, torch.zeros_like(found), found).cpu()
@@ -79,40 +80,65 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return type(batches[0])(*map(together, zip(*batches, strict=True)))
 
 
+def picked(batch: Batch, kept: Tensor) -> Batch:
+    """The batch with the items [N] that are kept: rows of tensors, members of lists and tuples."""
+
+    def part(column: Any) -> Any:
+        if isinstance(column, Tensor):
+            return column[kept.to(column.device)]
+        if isinstance(column, list | tuple):
+            return type(column)(one for one, own in zip(column, kept.tolist(), strict=True) if own)
+        return column
+
+    return type(batch)(*map(part, batch))
+
+
 @dataclass
 class _Search:
-    """The perturbations of one batch."""
+    """What is looked for; an image that has reached the aim is not moved any further."""
 
     domain: Domain
     model: nn.Module
-    batch: Batch
     deviation: Tensor
     leave: bool
     seed: int
 
-    def within(self, eps: Tensor) -> Tensor:
-        """[N] whether the aim is reached within `eps` [N] of each image."""
-        images = self.batch.images
+    def within(self, batch: Batch, eps: Tensor, among: Tensor) -> Tensor:
+        """[N] whether the aim is reached within `eps` [N] of each image; of those `among` [N] only."""
+        images = batch.images
         generator = torch.Generator(images.device).manual_seed(self.seed)
         reach = eps.view(-1, 1, 1, 1) / self.deviation
         moves = bool(eps.any())
-        hit = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        hit = torch.zeros_like(among)
         for restart in range(RESTARTS if moves else 1):
             start = 2 * torch.rand(images.shape, generator=generator, device=images.device) - 1
-            moved = start * reach if restart else torch.zeros_like(images)
-            for _ in range(STEPS if moves else 0):
-                moved.requires_grad_(True)
-                loss, done = self._look(moved)
-                hit |= done
-                (slope,) = torch.autograd.grad(loss, moved)
-                moved = (moved.detach() - 2.5 / STEPS * reach * slope.sign()).clamp(-reach, reach)
-            with torch.no_grad():
-                hit |= self._look(moved)[1]
+            left = among & ~hit
+            if left.any():
+                moved = (start * reach if restart else torch.zeros_like(images))[left]
+                hit[left] = self._descend(picked(batch, left), moved, reach[left], STEPS if moves else 0)
         return hit
 
-    def _look(self, moved: Tensor) -> tuple[Tensor, Tensor]:
+    def _descend(self, batch: Batch, moved: Tensor, reach: Tensor, steps: int) -> Tensor:
+        """[N] whether the aim is reached in some step."""
+        hit = torch.zeros(len(moved), dtype=torch.bool, device=moved.device)
+        left = torch.arange(len(moved), device=moved.device)
+        for _ in range(steps):
+            moved.requires_grad_(True)
+            loss, done = self._look(batch, moved)
+            (slope,) = torch.autograd.grad(loss, moved)
+            moved = (moved.detach() - 2.5 / STEPS * reach * slope.sign()).clamp(-reach, reach)
+            hit[left[done]] = True
+            if done.all():
+                return hit
+            if done.any():
+                left, moved, reach, batch = left[~done], moved[~done], reach[~done], picked(batch, ~done)
+        with torch.no_grad():
+            hit[left] = self._look(batch, moved)[1]
+        return hit
+
+    def _look(self, batch: Batch, moved: Tensor) -> tuple[Tensor, Tensor]:
         """(what is descended, [N] whether the aim is reached)."""
-        prediction = self.domain.predict(self.model, self.batch._replace(images=self.batch.images + moved))
+        prediction = self.domain.predict(self.model, batch._replace(images=batch.images + moved))
         loss = F.cross_entropy(prediction.scores, prediction.labels, reduction="sum")
         named = prediction.scores.argmax(-1) == prediction.labels
         return (-loss, ~named) if self.leave else (loss, named)
