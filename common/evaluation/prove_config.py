@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import jobs
+from common import devices, jobs
 from common.evaluation.budget import BUDGETS
 from common.evaluation.retrained import COUNT, PLACE
 from common.knobs import Checked, knob
@@ -36,7 +36,8 @@ def imports(session: Session) -> list[str]:
 
 def begin(session: Session, config: ProveConfig, folder: Path) -> None:
     """Where references will be trained side by side, their processes' imports begin, beside those of this process."""
-    if config.jobs == 1 or not config.references or config.reference_runs or not session.is_run(folder):
+    alone = config.jobs == 1 or (not config.jobs and devices.choose_device(config.device, 0).type != "cpu")
+    if alone or not config.references or config.reference_runs or not session.is_run(folder):
         return
     base = read_run_config(folder)["flags"].get("checkpoint")
     if base and session.is_run(Path(base)) and not (Path(base) / PLACE).exists():
