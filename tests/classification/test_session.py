@@ -194,7 +194,8 @@ def test_a_swap_is_checked_before_its_images_are_read(files, tmp_path, monkeypat
 def test_folders_without_a_result_are_one_line(tmp_path, name, word):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text(
-        '{"flags": {}, "identity": {"plan": {"name": "p", "groups": {}, "steps": [], "keep_until_forgotten": true}}}'
+        '{"flags": {}, "identity": {"plan": {"name": "p", "groups": {"forget": ["0"], "retain": ["1"]},'
+        ' "steps": [["forget", ["forget"]]], "keep_until_forgotten": true}}}'
     )
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text('{"flags": {}}')
