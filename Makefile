@@ -5,6 +5,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 DONE   := $(VENV)/.installed
 TOOLS  := $(VENV)/.tools
+# compiled files are kept: the tests start many processes
+TEST   := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup op demo demo-detection demo-segmentation app test test-fast lint format clean
@@ -46,10 +48,10 @@ app: setup  ## a page on this machine to try a run on: make app RUN=results/demo
 	$(PY) -m common.app $(or $(RUN),results/demo-classification)
 
 test: setup $(TOOLS)  ## all tests, in two processes
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TEST)
 
 test-fast: setup $(TOOLS)  ## tests that take less than ten seconds each
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(TEST) -m "not slow"
 
 lint: $(TOOLS)  ## style and types
 	$(PY) -m ruff check .
