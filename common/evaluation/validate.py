@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 from common import adapters, lora
@@ -39,6 +40,7 @@ LR = 1e-2
 ALLOWED = (
     0.2  # share of the held-out models that may be flagged: each is one draw from the cloud that it is compared with
 )
+CERTAIN = 0.975  # one-sided: how sure it is that a known rate of false alarms gives no more in so many models
 CHOICES = 1000  # of references and one held-out model, among all held-out ones
 
 
@@ -140,9 +142,10 @@ def _held_out(bank: Bank, models: int) -> Iterator[Line]:
     most = round(ALLOWED * models)
     yield Line("held-out retrained models", f"at most {most} flagged", told, len(flagged) <= most)
     for count in (n for n in verdict.FALSE_ALARMS if n < models):
-        alarms, expected = false_alarms(found, count), ALLOWED if count == REFERENCES else ALLOWED / 2
-        told = f"{100 * alarms:.1f} %"
-        yield Line(f"false alarms with {count} references", f"at most {100 * expected:.0f} %", told, alarms <= expected)
+        alarms, known = false_alarms(found, count), verdict.FALSE_ALARMS[count]
+        most = stats.binom.ppf(CERTAIN, models, known / 100) / models  # so few models tell the rate no closer
+        expected = f"about {known} %, at most {100 * most:.0f} %"
+        yield Line(f"false alarms with {count} references", expected, f"{100 * alarms:.1f} %", alarms <= most)
     indices = [f.index for f in found if f.index is not None]
     middle = float(np.median(indices)) if indices else float("nan")
     told = f"{middle:.2f}, median of {len(indices)}"
