@@ -10,18 +10,17 @@ from typing import Any
 from common.app.panels import Panels
 from common.errors import UserError, first_line
 from common.images import open_image
-from common.report.runs import PROOF
-from common.schema import read_json
+from common.report.runs import read_proof
 
 HOST = "127.0.0.1"
 
 
 def proof_of(run: Path) -> str:
     """The verdicts of proof.json as a list in Markdown; says how to get one where there is none."""
-    if not (run / PROOF).is_file():
+    found = read_proof(run)
+    if found is None:
         return "No proof yet: the verb `prove` attacks what the run says it forgot."
-    verdicts = read_json(run / PROOF)["verdicts"]
-    return "\n".join(["**Proof**", "", *(f"- **{v['headline']}** {v['text']}" for v in verdicts)])
+    return "\n".join(["**Proof**", "", *(f"- **{v['headline']}** {v['text']}" for v in found["verdicts"])])
 
 
 def build(panels: Panels, run: Path) -> Any:

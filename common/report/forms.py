@@ -90,10 +90,17 @@ class Detail(msgspec.Struct):
     answers: dict[str, dict[str, float]] = {}
 
 
+class VerdictEntry(msgspec.Struct):
+    """A verdict of proof.json, as far as it must be there."""
+
+    headline: str
+    text: str
+
+
 class ProofFile(msgspec.Struct):
     """proof.json, likewise."""
 
-    verdicts: list[dict[str, Any]]
+    verdicts: list[VerdictEntry]
     figures: list[dict[str, Any]]
     budget: dict[str, Any]
     forgotten: list[str]

@@ -1,11 +1,14 @@
 """The page: each state of a run answers as that state does, it listens here alone, and a browser can use it."""
 
+import json
+
 import pytest
 import torch
 from browser import drop_and_click, needs_browser
 from colours import picture
 from PIL import Image
 from test_prove import HERE, place, started  # noqa: F401  # a fixture
+from vit_files import one_line
 
 from common import adapters
 from common.app import page as pages
@@ -65,8 +68,19 @@ def test_a_run_of_an_unknown_domain_is_refused(swapped, tmp_path):
 
 def test_the_proof_stands_beside_the_answers(tmp_path):
     assert "No proof yet" in pages.proof_of(tmp_path)
-    (tmp_path / "proof.json").write_text('{"verdicts": [{"headline": "Gone.", "text": "0 of 9."}]}')
+    proof = {"verdicts": [{"headline": "Gone.", "text": "0 of 9."}], "figures": [], "budget": {}, "forgotten": ["0"]}
+    (tmp_path / "proof.json").write_text(json.dumps(proof))
     assert "**Gone.** 0 of 9." in pages.proof_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "5", "[]", "{", '{"verdicts": [{}], "figures": [], "budget": {}, "forgotten": []}']
+)
+def test_a_damaged_proof_is_one_line(text, tmp_path):
+    (tmp_path / "proof.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        pages.proof_of(tmp_path)
+    one_line(error)
 
 
 def test_a_missing_package_is_one_line(panels, swapped, monkeypatch):
