@@ -37,7 +37,7 @@ class Mask2Former(QuerySegmenter):
 
     def _pixels(self, images: Tensor) -> PixelFeatures:
         module = self.network.model.pixel_level_module
-        maps = module.encoder(channels_last(images))
+        maps = module.encoder(images)
         features = maps if isinstance(maps, list) else list(maps.feature_maps)  # of transformers' backbones
         return pixel_features(module.decoder, features)
 
@@ -50,7 +50,7 @@ class Mask2Former(QuerySegmenter):
         return (self.network.model.pixel_level_module,)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        pixels = self._pixels(images)
+        pixels = self._pixels(channels_last(images))
         return [*pixels.levels, pixels.mask_features]
 
     def from_features(self, features: Sequence[Tensor]) -> Outputs:
