@@ -1,5 +1,6 @@
 """Sweeps: rows follow from the file, what is done is skipped, what was killed goes on, what fails is named."""
 
+import contextlib
 import csv
 import json
 import os
@@ -17,7 +18,8 @@ from common import cli
 from common.errors import UserError
 from common.sweep import engines
 from common.sweep.__main__ import body
-from common.sweep.rows import read_sweep
+from common.sweep.check import check_flags
+from common.sweep.rows import HERE, Row, read_sweep
 
 FILE = """
 output_dir: {out}
@@ -216,6 +218,23 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
     assert "failed: bad-fltf-seed0: this row is bad; take another.\n" in err
     assert "failed: wrong-fftl-seed0: " in err and "unrecognized arguments: --nonsense" in err
     assert "good-fltf" in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--lrr 0.1", r"row one: unrecognized arguments: --lrr 0.1 \(did you mean --lr\?\)"),
+        ("--lr fast", "row one: argument --lr: takes a number, got 'fast'"),
+        ("--order xftl", "row one: `--order` must be one of"),
+        ("--order fltf", ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["-m ks_classification swap", "image-classification/swap.py"])
+def test_flags_that_there_are_not_are_found_before_anything_runs(command, flags, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(HERE)
+    row = Row("one", "one", (*command.split(), "--learn", "a", *flags.split(), "--output-dir", "x"), tmp_path / "x")
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        check_flags([row])
 
 
 def test_a_done_row_of_another_command_is_not_taken_for_this_one(tmp_path):
