@@ -135,7 +135,7 @@ def _references(session: Session, demo: Demo, base: Path, anew: bool) -> list[Ro
     learned, forgotten = read_list(asked["learn"]), read_list(asked["forget"])
     classes = [*(c for c in read_list(flags["classes"]) if c not in forgotten), *learned]
     base.mkdir(parents=True, exist_ok=True)
-    found = References(session, flags, classes, base, base)
+    found = References(session, [flags], classes, forgotten, base, base / "proof")
     if anew:
         shutil.rmtree(found.place, ignore_errors=True)
-    return found.rows(COUNT)
+    return [row for rows in found.rows(COUNT) for row in rows]

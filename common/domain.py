@@ -169,10 +169,11 @@ class Domain(Protocol):
         """
         ...
 
-    def freeze(self, model: nn.Module, like: nn.Module | None = None) -> None:
+    def freeze(self, model: nn.Module, like: nn.Module | None = None, again: bool = False) -> None:
         """Called when it is known what trains: notes on the model which first part of it never changes (`common.frozen`).
 
-        like: a model whose adapters tell it, for one that has none.
+        like: a model whose adapters tell it, for one that has none. again: whether every training view will be drawn
+            again, by another run of the loop with the same seed.
         """
         return
 

@@ -19,22 +19,31 @@ def blocks(domain: Domain, model: nn.Module) -> list[str]:
     return list(dict.fromkeys(block_of(name) for name, _ in model.named_modules() if name in names))
 
 
+class Keeper:
+    """A forward hook that reads a module's output and nothing else, so that whoever computes this output without calling
+    the module can tell it: keeper(output). See `keepers`."""
+
+    def __init__(self, name: str, seen: dict[str, Tensor]) -> None:
+        self.name, self.seen = name, seen
+
+    def __call__(self, *told: Any) -> None:
+        out = told[-1][0] if isinstance(told[-1], tuple) else told[-1]
+        if isinstance(out, Tensor) and out.dim() >= 2:
+            rows = out.flatten(1, -2).mean(1) if out.dim() > 2 else out
+            self.seen[self.name] = torch.cat([self.seen[self.name], rows]) if self.name in self.seen else rows
+
+
+def keepers(module: nn.Module) -> list[Keeper]:
+    """Those that listen to a module."""
+    return [hook for hook in module._forward_hooks.values() if isinstance(hook, Keeper)]
+
+
 @contextmanager
 def watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Inside, the outputs of the named modules: [B, D] as they are, [B, ..., D] as means over what lies between; those of
     several forward passes one below the other."""
     seen: dict[str, Tensor] = {}
-
-    def keeper(name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, out: Any) -> None:
-            out = out[0] if isinstance(out, tuple) else out
-            if isinstance(out, Tensor) and out.dim() >= 2:
-                rows = out.flatten(1, -2).mean(1) if out.dim() > 2 else out
-                seen[name] = torch.cat([seen[name], rows]) if name in seen else rows
-
-        return keep
-
-    hooks = [model.get_submodule(name).register_forward_hook(keeper(name)) for name in names]
+    hooks = [model.get_submodule(name).register_forward_hook(Keeper(name, seen)) for name in names]
     try:
         yield seen
     finally:

@@ -43,12 +43,12 @@ def prove(
 class Reference(NamedTuple):
     """A model that never saw the classes.
 
-    cache: where its attacks lie for every run of this base; None: with the proof. row: what trains it; None if given.
+    cache: where its attacks lie for every run of this base; None: with the proof. rows: what trains it; () if given.
     """
 
     folder: Path
     cache: Path | None = None
-    row: Row | None = None
+    rows: tuple[Row, ...] = ()
 
 
 class Proof:
@@ -108,31 +108,39 @@ class Proof:
         if self.config.reference_runs:
             folders = self.case.given_references([Path(text) for text in read_list(self.config.reference_runs)])
             return [Reference(folder) for folder in folders], ""
-        found, reason = self.case.references() if self.config.references else (None, "none was wanted")
+        if not self.config.references:
+            return [], verdict.UNWANTED
+        found, reason = self.case.references()
         if found is None:
             return [], reason
-        return [Reference(row.folder, found.place / "cache", row) for row in found.rows(self.config.references)], ""
+        every = found.rows(self.config.references)
+        return [Reference(rows[-1].folder, found.place / "cache", rows) for rows in every], ""
 
     def _prepare(self, references: Sequence[Reference]) -> None:
         """Trains the references that are missing; on a CPU side by side, and the attacks too where they take long."""
-        rows = [one.row for one in references if one.row is not None and not one.row.done]
+        missing = [one.rows for one in references if one.rows and not one.rows[-1].done]
+        rows = [row for own in missing for row in own if not row.done]
         if rows:
-            cost = retrained.cost(self.case.flags["checkpoint"])
-            print(f"proof: training {len(rows)} models that never saw the forgotten classes{cost}", file=sys.stderr)
+            cost = retrained.cost(self.case.session, self.case.flags["checkpoint"])
+            print(f"proof: training {len(missing)} models that never saw the forgotten classes{cost}", file=sys.stderr)
         most = self.config.jobs or (1 if self.device.type != "cpu" else (os.cpu_count() or 1) + 1)
         case, objects = self.case, self.case.model is not None or self.case.data is not None
         if most == 1 or objects or not (rows or self.budget.radius):
             for row in rows:
                 retrained.train(case.session, row)
             return
-        jobs = [
-            Job(row.name, partial(retrained.train, case.session, row), row.folder.with_suffix(".txt")) for row in rows
-        ]
+        jobs = []
+        for own in missing:
+            for before, row in zip((None, *own), own, strict=False):
+                needs = [before.name] if before in rows else []
+                jobs.append(
+                    Job(row.name, partial(retrained.train, case.session, row), row.folder.with_suffix(".txt"), needs)
+                )
         models: list[tuple[int, Reference | None]] = [(0, None), (1, None), *enumerate(references, 1)]
         for number, one in models:
             name = f"attacks on {(ORIGINAL, RESULT)[number] if one is None else f'{REFERENCE} {number}'}"
             call = partial(_attack, case.session, case.folder, case.given, self.config, number, one)
-            needs = [one.row.name] if one is not None and one.row in rows else []
+            needs = [one.rows[-1].name] if one is not None and one.rows in missing else []
             jobs.append(Job(name, call, self.folder / f"{name}.txt", needs))
         left, began = len(jobs), time.monotonic()
 

@@ -141,9 +141,9 @@ class Case:
 
     def shared(self) -> list[str]:
         """The flags of the base's recipe that name weights from elsewhere: the references begin with them too."""
-        base = Path(str(self.flags.get("checkpoint") or "?"))
-        flags = read_run_config(base)["flags"] if self.session.is_run(base) else {}
-        return [flag(name) for name in self.session.shared_flags if flags.get(name)]
+        found, _ = recipe(self.session, Path(str(self.flags.get("checkpoint") or "?")))
+        given = {name for flags in (found.stages if found else ()) for name, value in flags.items() if value}
+        return [flag(name) for name in self.session.shared_flags if name in given]
 
     def references(self) -> tuple[References | None, str]:
         """(the models that the base's recipe gives without the forgotten classes, or None, why there are none).
@@ -153,19 +153,20 @@ class Case:
         if self.model is not None or not self.flags.get("checkpoint"):
             return None, "the base model was given from Python or fetched by name"
         base = Path(str(self.flags["checkpoint"]))
-        flags, reason = recipe(self.session, base)
-        if flags is None:
+        found, reason = recipe(self.session, base)
+        if found is None:
             return None, reason
+        flags = found.stages[0]
         missing = "" if "data" in self.given else self.session.to_be_fetched(flags)
         if missing:
             raise UserError(
                 f"the references are trained on {missing}, as {base} records, which is not here: give --data {missing} to "
                 "fetch it, or --references 0."
             )
-        same_data = not any(self.flags.get(name) for name in self.session.data_flags)
-        known = read_run_config(base)["identity"]["plan"]["groups"]["base"]
-        classes = [c for c in known if c not in self.forgotten] + (self.learned if same_data else [])
-        return References(self.session, flags, classes, base, self.folder / "proof"), ""
+        same_data = Path(str(self.record["flags"].get("data"))).resolve() == Path(str(flags.get("data"))).resolve()
+        same_data = same_data and not any(self.flags.get(name) for name in self.session.data_flags)
+        classes = [c for c in found.classes if c not in self.forgotten] + (self.learned if same_data else [])
+        return References(self.session, found.stages, classes, self.forgotten, base, self.folder), ""
 
     def reference(self, number: int, folder: Path) -> Subject:
         """A reference with rows for the classes that it never saw; those rows are as a swap would start them."""
@@ -174,7 +175,9 @@ class Case:
         changes = {"checkpoint": str(folder), "learn": write_list(new), "forget": "", "plan": "", "order": "learn",
                    "retain": write_list(c for c in (*self.forgotten, *self.known) if c in seen)}  # fmt: skip
         domain = self._domain(changes)
-        return Subject(f"{REFERENCE}-{number}", domain, self._built(domain), folder=folder)
+        model = self._built(domain)
+        domain.freeze(model)
+        return Subject(f"{REFERENCE}-{number}", domain, model, folder=folder)
 
 
 def _shared(model: nn.Module, other: nn.Module | None, domain: Domain) -> nn.Module:

@@ -15,6 +15,7 @@ ENOUGH = 3  # references
 WIDE = 0.15  # half-width of an interval above which a figure decides nothing
 LEVEL = 0.025  # one-sided, of all headline figures together
 FALSE_ALARMS = {3: 9, 5: 5, 8: 3}  # references -> percent; `python -m common.evaluation validate --models 40`
+UNWANTED = "none was wanted"
 FEW_ITEMS = 10  # test items of a class below which a warning is due
 
 
@@ -117,7 +118,7 @@ def _open(headlines: Sequence[Figure], not_run: Mapping[str, str], budget: str, 
     wide = [f for f in compared if (f.result.high - f.result.low) / 2 > WIDE]
     headline = "Inconclusive."
     if not compared:
-        return Verdict(INCONCLUSIVE, headline, f"No clean reference: {no_reference or 'none was wanted'}.")
+        return Verdict(INCONCLUSIVE, headline, f"No clean reference: {no_reference or UNWANTED}.{advice(no_reference)}")
     if count < ENOUGH:
         return Verdict(
             INCONCLUSIVE, headline, f"{count} reference{'' if count == 1 else 's'}: at least {ENOUGH} are needed."
@@ -132,6 +133,16 @@ def _open(headlines: Sequence[Figure], not_run: Mapping[str, str], budget: str, 
     if not_run:
         text += f" Not run: {', '.join(not_run)}."
     return Verdict(NOT_RECOVERED, "Not recovered beyond retrained models.", text)
+
+
+def advice(no_reference: str) -> str:
+    """What to give where no reference can be trained; "" where none was wanted."""
+    if no_reference in ("", UNWANTED):
+        return ""
+    return (
+        f" To compare, train {ENOUGH} models of this kind on the same data without the forgotten classes and name their "
+        "folders: --reference-runs A,B,C."
+    )
 
 
 def percent(e: Estimate) -> str:

@@ -155,11 +155,12 @@ class ClassificationDomain(Domain):
         parts = [p for p in ("weight", "bias") if getattr(head, p, None) is not None]
         return {f"{name}.{part}": rows for part in parts}
 
-    def freeze(self, model: nn.Module, like: nn.Module | None = None) -> None:
+    def freeze(self, model: nn.Module, like: nn.Module | None = None, again: bool = False) -> None:
         depth = stages.constant(model if like is None else like) if self.frozen.on else 0
         model.frozen_stages = depth  # type: ignore[assignment]  # copies of the model have it too
         for pixels in self.pixels.values():
-            pixels.deferred = pixels.deferred or bool(depth and pixels.repeat())
+            pixels.deferred = pixels.deferred or bool(depth and (again or pixels.repeat()))
+            pixels.constant = pixels.constant or depth > 0
 
     # ---- batches -----------------------------------------------------------------------------------------
 
@@ -216,8 +217,9 @@ class ClassificationDomain(Domain):
     def _computed(self, model: nn.Module, batches: Sequence[Images], deferred: bool) -> tuple[Tensor, Tensor]:
         device, depth = next(model.parameters()).device, getattr(model, "frozen_stages", 0)
         found = stages.chain(model) if depth and deferred else None
+        depth = found.kept(depth) if found is not None else 0
         parts = [stage.parts for stage in found.stages[:depth]] if found is not None else []
-        if found is None or not self.frozen.usable(model, parts):
+        if found is None or not depth or not self.frozen.usable(model, parts):
             images = torch.cat([b.images for b in map(self.shown, batches)]).to(device, non_blocking=True)
             return stages.forward(model, images)
         drawn = [(self.pixels[b.part], draw) for b in batches for draw in b.draws]

@@ -94,7 +94,7 @@ class DetectionDomain(Domain):
         self.recipe = config.recipe()
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = base.class_table.extended(wanted)
-        self.records = {"train": data.train, "test": data.test} if training else {"test": data.test}
+        self.records = {"train": self._wanted(data.train), "test": data.test} if training else {"test": data.test}
         self.frozen = Frozen(frozen, "detection", config.test_size, config.longest)
         self._digests: dict[str | int, bytes] = {}
         self._transforms = {
@@ -117,14 +117,20 @@ class DetectionDomain(Domain):
         every = list({(r.path, r.width, r.height): r for r in self._all_used() if r.path is not None}.values())
         told([problem for problem in in_threads(image_problem, every, "checking images") if problem])
 
+    def _wanted(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+        """Those that show nothing of `--without`."""
+        unwanted = set(splits.read_list(self.config.without))
+        return [record for record in records if not any(a.label in unwanted for a in record.annotations)]
+
     def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:
         for part, records in self.records.items():
             shown = {a.label for record in records for a in record.annotations if not a.crowd}
             missing = [name for name in wanted if name not in shown]
             if missing:
                 part = "training" if part == "train" else part
+                left = f" but those that `--without {self.config.without}` leaves out" if self.config.without else ""
                 raise UserError(
-                    f"there is no {part} image with class {missing[0]!r}; the data has: {splits.shorten(data.classes)}."
+                    f"there is no {part} image with class {missing[0]!r}{left}; the data has: {splits.shorten(data.classes)}."
                 )
 
     # ---- which images -----------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ class DetectionDomain(Domain):
     def lora_targets(self, model: nn.Module) -> dict[str, list[str]]:
         return model.adapter_targets()
 
-    def freeze(self, model: nn.Module, like: nn.Module | None = None) -> None:
+    def freeze(self, model: nn.Module, like: nn.Module | None = None, again: bool = False) -> None:
         like = model if like is None else like
         split = self.frozen.on and type(like).decode is not Detector.decode  # else it has no backbone of its own
         model.frozen_stages = constant(like, [(like.backbone,)]) if split else 0
@@ -383,7 +389,7 @@ class DetectionDomain(Domain):
         found = fingerprint((path for path, _ in files), repr([annotations for _, annotations in files]))
         return {
             **({"files": found} if found else {}), "model": self.base.config.to_dict(), "classes": list(self.classes.names), "ids": list(self.classes.ids),
-            "images": counts, **self.frozen.describe(), **{key: getattr(self.config, key) for key in keep},
+            "images": counts, **self.frozen.describe(), **({"without": self.config.without} if self.config.without else {}), **{key: getattr(self.config, key) for key in keep},
         }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ class ImageConfig(Checked):
         "or the image is not used",
         RULES,
     )
+    without: str = knob("", "training images that show an object of these classes are not used: a,b,c or @file")
     forget_part: str = knob(
         "all",
         "with --no-bound-per-item: reverse the whole loss (Knowledge Swapping) or only its class part, boxes being "

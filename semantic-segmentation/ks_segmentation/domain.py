@@ -47,6 +47,7 @@ class MaskConfig(Checked):
         "(published: it is told 'no object'), drop (leave such images out)",
         OTHERS,
     )
+    without: str = knob("", "training images with a pixel of these classes are not used: a,b,c or @file")
     augment: bool = knob(True, "train on random scales, crops, colours and mirror images")
     eval_batch: int = knob(1, "test images per batch; those of one size are joined", least=1, most=65_536)
     workers: int = knob(0, "processes that prepare batches; 0 does it in this one", least=0, most=256)
@@ -125,12 +126,13 @@ class SegmentationDomain(Domain):
 
     def _known(self, sets: Sequence[MaskSet], part: str) -> list[Known]:
         found = []
+        unwanted = set(splits.read_list(self.config.without)) if part == "train" else set()
         for one in sets:
             rows = np.array([self.classes.row(c) if c in self.classes.names else -1 for c in one.classes])
             items = getattr(one, part)
             for item, counts in zip(items, scan(items, self.config.cache_dir), strict=True):
                 present = frozenset(int(rows[c]) for c in counts) - {-1}
-                if present & self.wanted:
+                if present & self.wanted and not any(one.classes[c] in unwanted for c in counts):
                     found.append(Known(item, rows, present))
         return found
 
@@ -237,7 +239,7 @@ class SegmentationDomain(Domain):
         normalised = self.base.normalise(torch.stack(images).to(self.base.pixel_mean.device))
         return Scenes(normalised, torch.stack(labels), list(names), repeat=True)
 
-    def freeze(self, model: Segmenter, like: Segmenter | None = None) -> None:
+    def freeze(self, model: Segmenter, like: Segmenter | None = None, again: bool = False) -> None:
         like = model if like is None else like
         part = like.frozen_part() if self.frozen.on else ()
         model.frozen_stages = constant(like, [part]) if part else 0  # type: ignore[assignment]
@@ -373,7 +375,7 @@ class SegmentationDomain(Domain):
         files = fingerprint(place for place in places if isinstance(place, Path))
         return {
             **({"files": files} if files else {}), "config": self.base.config.plain(), "classes": list(self.classes.names), "others": self.config.others,
-            "augment": self.config.augment, **self.frozen.describe(),
+            "augment": self.config.augment, **self.frozen.describe(), **({"without": self.config.without} if self.config.without else {}),
             "images": {"train": len(self.train_items), "test": len(self.test_items)},
         }  # fmt: skip
 

@@ -18,6 +18,7 @@ from common import adapters, commands, lora
 from common import layers as speed
 from common.errors import UserError
 from common.evaluation.attacks.radius import radii
+from common.features import watched
 from common.frozen import Frozen, FrozenConfig
 from common.methods._base import Position
 from common.plan import make_plan
@@ -25,7 +26,8 @@ from common.report.runs import read_run
 from common.report.sections import facts
 from common.schema import read_json
 from common.settings import settings_from
-from common.streams import Stream
+from common.sparsity import block_of
+from common.streams import Ordered, Stream
 from common.teacher import Teacher
 
 NAMES = ["red", "green", "blue", "yellow"]
@@ -95,6 +97,47 @@ def test_a_model_that_somebody_listens_to_is_run_as_it_is():
     stages.forward(model, torch.randn(2, 3, 16, 16))
     hook.remove()
     assert seen[0].shape == (2, 5, 32) and stages.chain(model) is not None
+
+
+@pytest.mark.parametrize("kind", ["timm", "averaging", "torchvision", "hybrid"])
+def test_stages_tell_those_who_watch_blocks_what_the_blocks_give(kind):
+    model, side = MODELS[kind](), 32 if kind == "hybrid" else 16
+    images = torch.randn(3, 3, side, side)
+    names = list(dict.fromkeys(map(block_of, layers.adapter_targets(model)["ffn"])))
+    with watched(model, names) as told:
+        stages.forward(model, images)
+        chain = stages.chain(model)
+        heard = next(i for i, stage in enumerate(chain.stages) if stage.keepers)
+        assert chain.kept(len(chain.stages)) <= heard, "nothing is heard of what comes from a cache"
+    with watched(model, names) as seen:
+        layers.forward(model, images)
+    assert list(told) == list(seen) == names and len(names) >= 2
+    for name in names:
+        same(told[name], seen[name])
+
+
+def test_a_watched_model_reads_its_stem_from_what_is_kept(tmp_path):
+    """Every model on one stem reads the same outputs; the blocks behind it are heard."""
+    like = ModelSpec("hybrid_mobilenetv2", {"img_size": 32, "embed_dim": 48, "depth": 2}, KNOWN, size=32)
+    images, counts = image_set([*KNOWN, "white"], train=2, test=2), []
+    base = build.build(like)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(base.blocks[0].mlp.fc1.weight)
+        frozen = FrozenConfig(views=0, feature_cache=str(tmp_path))
+        domain = ClassificationDomain(like, images, PLAN.groups, ImageConfig(), base=base, frozen=frozen)
+        domain.freeze(model := domain.build_model().eval())
+        stream = Ordered(0, 8)
+        (batch,) = domain.loader(["red"], train=True, stream=stream)
+        assert batch.images is None, "drawn as in tests, it comes again"
+        with torch.inference_mode(), watched(model, ["blocks.0", "blocks.1"]) as told:
+            found = domain.predict(model, batch)
+        with torch.inference_mode(), watched(model, ["blocks.0", "blocks.1"]) as seen:
+            same(layers.forward(model, domain.shown(batch).images)[0], found.scores)
+        for name in seen:
+            same(told[name], seen[name])
+        counts.append(domain.frozen.computed)
+    assert counts == [2, 0]
 
 
 def make(folder, base=None, views=2, fast=False, **config):

@@ -43,6 +43,18 @@ def test_rule_for_pictures_that_show_other_groups_too(rule, expected):
     assert names_and_labels(batch) == expected and own.size(("b",), train=True) == len(expected)
 
 
+def test_pictures_that_show_an_unwanted_class_train_nothing():
+    def own(**changes):
+        return DetectionDomain(base(), pictures(), {"base": ("a", "c")}, ImageConfig(**SMALL, **changes))
+
+    left, all_of = own(without="b"), own()
+    assert left.size(("a",), train=True) == 1 and all_of.size(("a",), train=True) == 3
+    assert left.size(("a",), train=False) == 3, "test pictures stay"
+    assert left.describe()["without"] == "b" and "without" not in all_of.describe()
+    with pytest.raises(UserError, match="no training image with class 'a' but those that .--without a,b"):
+        own(without="a,b")
+
+
 def test_excluding_everything_is_a_clear_error():
     with pytest.raises(UserError, match="leaves no training image"):
         data = DetectionSet([picture(0, "a", "b")], [picture(0, "a", "b")], ["a", "b"])

@@ -18,6 +18,10 @@ def test_the_proof_finds_the_references_of_the_demonstration(tmp_path):
     rows = demo._references(SESSION, DEMO, base, anew=False)
     argv = demo._pretrain(SESSION, DEMO, base, 0, "--overwrite")
     recorded = json.loads(json.dumps(parsed(SESSION, "pretrain", argv).flags))
-    asked = References(SESSION, recorded, ["2", "3", "4", "5", "8", "9", "6", "7"], base, tmp_path / "run")
+    base.mkdir(exist_ok=True)
+    (base / "config.json").write_text("{}")  # it is a run by then
+    asked = References(
+        SESSION, [recorded], ["2", "3", "4", "5", "8", "9", "6", "7"], ["0", "1"], base, tmp_path / "run"
+    )
     assert [row.folder for row in rows] == [asked.place / f"seed{i}" for i in (1, 2, 3)]
     assert all(row.words[:3] == ("-m", "ks_classification", "pretrain") for row in rows)

@@ -10,6 +10,7 @@ from colours import save_folders
 from ks_classification.session import SESSION
 
 from common import commands
+from common.errors import UserError
 from common.evaluation import retrained
 from common.evaluation.attacks import relearn
 from common.jobs import Job, carry_out
@@ -82,19 +83,48 @@ def test_references_never_saw_the_class_and_learned_all_others(place):
 def test_references_lie_where_every_run_of_the_base_looks(place):
     base = json.loads((place / "base/config.json").read_text())["flags"]
     classes = ["green", "blue", "black", "white"]
-    found = retrained.References(SESSION, base, classes, place / "base", place)
-    assert found.place == references(place / "base")[0].parent
+
+    def asked(flags, classes=classes):
+        return retrained.References(SESSION, [flags], classes, ["red"], place / "base", place / "run").place
+
+    assert asked(base) == references(place / "base")[0].parent
     other = {**base, "seed": 7, "output_dir": "elsewhere", "device": "cuda"}
-    assert retrained.References(SESSION, other, classes, place / "base", place).place == found.place
-    assert retrained.References(SESSION, base, classes[:3], place / "base", place).place != found.place
-    assert retrained.References(SESSION, {**base, "lr": 1.0}, classes, place / "base", place).place != found.place
+    assert asked(other) == asked(base)
+    assert asked(base, classes[:3]) != asked(base) != asked({**base, "lr": 1.0})
+
+
+def test_a_recipe_of_two_runs_is_followed_run_by_run(place, tmp_path):
+    """What a file beside shipped weights says is what a run's own record would say, and the second run goes on."""
+    words = ["--data", place / "data", *MODEL, *HERE, "--classes", "red,green", "--epochs", "1", "--batch-size", "8"]
+    found = {"commands": [" ".join(map(str, words))] * 2, "classes": ["red", "green"]}
+    (tmp_path / "base.pth").touch()
+    (tmp_path / "runs").mkdir()
+    assert (
+        retrained.recipe(SESSION, tmp_path / "base.pth")[1]
+        == f"nothing records how {tmp_path / 'base.pth'} was trained"
+    )
+    (tmp_path / "base.recipe.json").write_text(json.dumps(found))
+    recipe, reason = retrained.recipe(SESSION, tmp_path / "base.pth")
+    assert not reason and [flags["data"] for flags in recipe.stages] == [str(place / "data")] * 2
+    rows = retrained.References(
+        SESSION, recipe.stages, ["green"], ["red"], tmp_path / "base.pth", tmp_path / "runs/run"
+    )
+    ((first, second),) = rows.rows(1)
+    assert "--checkpoint" not in first.words and second.words[second.words.index("--checkpoint") + 1] == str(
+        first.folder
+    )
+    assert second.folder == rows.place / "seed1" and rows.place.parent == tmp_path / "runs/references"
+    (tmp_path / "base.recipe.json").write_text(json.dumps(found | {"commands": ["--no-such-flag"]}))
+    with pytest.raises(UserError, match="no-such-flag"):
+        retrained.recipe(SESSION, tmp_path / "base.pth")
 
 
 @pytest.mark.slow
 def test_a_reference_of_its_own_process_equals_one_of_this(place, tmp_path):
     base = json.loads((place / "base/config.json").read_text())["flags"]
-    found = retrained.References(SESSION, base, ["green", "blue", "black", "white"], tmp_path, tmp_path)
-    (row,) = found.rows(1)
+    classes = ["green", "blue", "black", "white"]
+    found = retrained.References(SESSION, [base], classes, ["red"], tmp_path, tmp_path)
+    ((row,),) = found.rows(1)
     job = Job(row.name, partial(retrained.train, SESSION, row), tmp_path / "log.txt")
     carry_out([job], 2, print, print)
     mine, theirs = (f / "model/model.safetensors" for f in (row.folder, references(place / "base")[0]))

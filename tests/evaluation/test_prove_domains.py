@@ -93,7 +93,7 @@ def test_a_detector_without_a_recorded_recipe_is_inconclusive(known, finished, c
     assert found["domain"] == "detection" and set(figures) >= PLACES
     assert found["curve"] == "AP50 (%)" and found["curves"]["relearn, 5 shots"]["result"]["share"][0] <= 1
     assert_pictures(finished)
-    assert "no record" in found["no_reference"] and found["verdicts"][0]["level"] == "reversible"
+    assert "nothing records how" in found["no_reference"] and found["verdicts"][0]["level"] == "reversible"
     assert {f["attack"] for f in figures.values()} >= {"output", "probe", "prototype", "relearn", "weights"}
     assert_few_items_are_told(found)
     assert_a_killed_proof_goes_on(prove, finished, monkeypatch)

@@ -93,6 +93,14 @@ def test_drop_leaves_out_pictures_with_other_groups():
         d.size(("a",), train=True)
 
 
+def test_pictures_with_a_pixel_of_an_unwanted_class_train_nothing():
+    d, every = (domain(groups={"base": ("a", "b", "e")}, without=text) for text in ("d", ""))
+    assert [len(one.train_items) for one in (d, every)] == [8, 10]
+    assert len(d.test_items) == len(every.test_items), "test pictures stay"
+    assert "s2" not in [known.item.name for known in d.train_items], "its right half is d"
+    assert d.describe()["without"] == "d" and "without" not in every.describe()
+
+
 def test_the_same_draw_gives_the_same_batch_in_this_process_or_another():
     a, b = (next(iter(domain(workers=n).loader(("b", "c"), train=True, stream=Stream(3, 4)))) for n in (0, 1))
     assert (

@@ -155,6 +155,10 @@ class FewItems:
         """A copy of the attacked model, every parameter free."""
         return copy.deepcopy(self.model).requires_grad_(True)
 
+    def freeze(self, model: nn.Module, like: nn.Module | None = None, again: bool = False) -> None:
+        """All rates and all models are attacked with the same views."""
+        self.domain.freeze(model, like, again=True)
+
     def loader(self, classes: Sequence[str], *, train: bool, stream: Stream | None = None) -> Iterable[Batch]:
         """The domain's own, but for the forgotten classes' training items."""
         if train and stream is not None and self.positions is not None and tuple(classes) == self.forgotten:

@@ -37,7 +37,7 @@ class FrozenStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] == CHANNELS:
             return x
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):  # of an attacked picture
             return self.features(x)
 
 

@@ -1,13 +1,13 @@
 """A ViT as stages that are run one after the other: its embedding, then attention and feed-forward net of each block.
 
 The first ones may be left to a cache. In the last block only the class token is computed, where nothing else is read.
-Answers are those of the model itself, up to rounding; models of other kinds, and models with hooks on their blocks,
-are run as they are.
+Answers are those of the model itself, up to rounding; models of other kinds, and models with hooks inside their blocks,
+are run as they are. Hooks that read a block's output alone (`common.features`) are told it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common import frozen
+from common.features import Keeper, keepers
 from common.layers import Linear, channels_last, fast, feed_forward, heads_of, linear
 from common.layers import attention as attend
 from ks_classification.models import layers
@@ -25,10 +26,14 @@ WORTH = 4  # at least this share of the stages, one in four, must be constant fo
 
 
 class Stage(NamedTuple):
-    """What a stage reads, and run(x, first): x with its output; only the first token of it where `first` is set."""
+    """What a stage reads, and run(x, first): x with its output; only the first token of it where `first` is set.
+
+    keepers: hooks of the block that ends here.
+    """
 
     parts: frozen.Part
     run: Callable[[Tensor, bool], Tensor]
+    keepers: Sequence[Keeper] = ()
 
 
 class Chain(NamedTuple):
@@ -42,8 +47,20 @@ class Chain(NamedTuple):
         """The output of the stages `first` up to `last` (not included)."""
         x = channels_last(x)
         for number in range(first, last):
-            x = self.stages[number].run(x, number >= self.narrow)
+            stage = self.stages[number]
+            x = stage.run(x, number >= self.narrow and not self.stages[-1].keepers)
+            for keeper in stage.keepers:
+                keeper(x)
         return x
+
+    def kept(self, count: int) -> int:
+        """How many of `count` leading stages that never change are to be kept: none behind the first to which a hook
+        listens, and 0 where they are too few."""
+        count = next((number for number, stage in enumerate(self.stages[:count]) if stage.keepers), count)
+        stem = any(isinstance(part, FrozenStem) for part in self.stages[0].parts)
+        if stem and WORTH * (count - 2) < len(self.stages) - 2:
+            return min(count, 1)  # behind it little would be saved; so all models on this stem share what is kept
+        return count if WORTH * count >= len(self.stages) else 0
 
 
 def chain(model: nn.Module) -> Chain | None:
@@ -59,9 +76,7 @@ def constant(model: nn.Module) -> int:
     found = chain(model)
     if found is None:
         return 0
-    count = frozen.constant(model, [stage.parts for stage in found.stages])
-    stem = any(isinstance(part, FrozenStem) for part in found.stages[0].parts)
-    return count if stem or WORTH * count >= len(found.stages) else 0
+    return found.kept(frozen.constant(model, [stage.parts for stage in found.stages]))
 
 
 def forward(model: nn.Module, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
@@ -77,9 +92,10 @@ def forward(model: nn.Module, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor
     return layers.classifier(model)(embedding), embedding
 
 
-def _plain(*modules: nn.Module) -> bool:
-    """Whether nothing listens to what goes on inside."""
-    return not any(m._forward_hooks or m._forward_pre_hooks for module in modules for m in module.modules())
+def _plain(module: nn.Module, blocks: Iterable[nn.Module]) -> bool:
+    """Whether nothing listens to what goes on inside a module; `keepers` of its blocks' outputs may."""
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+    return hooks == sum(len(keepers(block)) for block in blocks)
 
 
 # ---- timm ----------------------------------------------------------------------------------------------------
@@ -90,8 +106,8 @@ def _timm(model: nn.Module) -> Chain | None:
     from timm.models.vision_transformer import Attention, Block
 
     parts = (Block, Attention, Mlp)
-    plain = all((type(b), type(b.attn), type(b.mlp)) == parts for b in model.blocks) and _plain(*model.blocks)
-    if not plain or model.attn_pool is not None or model.grad_checkpointing:
+    usual = all((type(b), type(b.attn), type(b.mlp)) == parts for b in model.blocks)
+    if not usual or not _plain(model.blocks, model.blocks) or model.attn_pool is not None or model.grad_checkpointing:
         return None
     tokens = [p for p in (model.cls_token, model.reg_token, model.pos_embed) if p is not None]
     around = (model.patch_embed, model.pos_drop, model.patch_drop, model.norm_pre, *tokens)
@@ -100,8 +116,12 @@ def _timm(model: nn.Module) -> Chain | None:
     if isinstance(stem, FrozenStem):
         stages.insert(0, Stage((stem,), lambda x, first: stem(x)))
     for block in model.blocks:
-        stages.append(Stage((block.norm1, block.attn, block.ls1, block.drop_path1), partial(_timm_attend, block)))
-        stages.append(Stage((block.norm2, block.mlp, block.ls2, block.drop_path2), partial(_timm_feed, block)))
+        attention, feeding = (
+            (block.norm1, block.attn, block.ls1, block.drop_path1),
+            (block.norm2, block.mlp, block.ls2, block.drop_path2),
+        )
+        stages.append(Stage(attention, partial(_timm_attend, block)))
+        stages.append(Stage(feeding, partial(_timm_feed, block), keepers(block)))
     narrow = len(stages) - 2 if model.global_pool == "token" else len(stages)
     return Chain(stages, narrow, lambda x: model.forward_head(model.norm(x), pre_logits=True))
 
@@ -151,7 +171,7 @@ def _first_query(layer: nn.Module, x: Tensor, width: int) -> tuple[Tensor, Tenso
 
 def _torchvision(model: nn.Module) -> Chain | None:
     encoder = model.encoder
-    if not _plain(encoder):
+    if not _plain(encoder, encoder.layers):
         return None
 
     def tokens(images: Tensor, first: bool) -> Tensor:
@@ -162,7 +182,8 @@ def _torchvision(model: nn.Module) -> Chain | None:
     stages = [Stage((model.conv_proj, model.class_token, encoder.pos_embedding, encoder.dropout), tokens)]
     for block in encoder.layers:
         stages.append(Stage((block.ln_1, block.self_attention, block.dropout), partial(_torchvision_attend, block)))
-        stages.append(Stage((block.ln_2, block.mlp), lambda x, first, block=block: x + block.mlp(block.ln_2(x))))
+        feed = lambda x, first, block=block: x + block.mlp(block.ln_2(x))  # noqa: E731
+        stages.append(Stage((block.ln_2, block.mlp), feed, keepers(block)))
     return Chain(stages, len(stages) - 2, lambda x: model.heads[:-1](encoder.ln(x)[:, 0]))
 
 
@@ -177,13 +198,14 @@ def _torchvision_attend(block: nn.Module, x: Tensor, first: bool) -> Tensor:
 
 
 def _face(model: nn.Module) -> Chain | None:
-    if not _plain(model.transformer) or model.head is None:
+    if not _plain(model.transformer, model.transformer.layers) or model.head is None:
         return None
     stages = [Stage((model.patch_to_embedding, model.cls_token, model.pos_embedding, model.dropout),
                     lambda x, first: model.tokens(x))]  # fmt: skip
-    for attention, feeding in model.transformer.layers:
+    for block in model.transformer.layers:
+        attention, feeding = block
         stages.append(Stage((attention,), partial(_face_attend, attention)))
-        stages.append(Stage((feeding,), lambda x, first, feeding=feeding: feeding(x)))
+        stages.append(Stage((feeding,), lambda x, first, feeding=feeding: feeding(x), keepers(block)))
     return Chain(stages, len(stages) - 2, lambda x: model.mlp_head(x[:, 0]))
 
 
