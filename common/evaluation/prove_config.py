@@ -7,9 +7,9 @@ from pathlib import Path
 
 from common import devices, jobs
 from common.evaluation.budget import BUDGETS
-from common.evaluation.retrained import COUNT, PLACE
+from common.evaluation.retrained import COUNT
 from common.knobs import Checked, knob
-from common.record import read_run_config
+from common.record import PROOF_MODELS, read_run_config
 from common.session import Session
 
 LATE = ("torchvision.transforms.v2", "sklearn.svm", "sklearn.linear_model")  # what attacks and domains import
@@ -40,5 +40,5 @@ def begin(session: Session, config: ProveConfig, folder: Path) -> None:
     if alone or not config.references or config.reference_runs or not session.is_run(folder):
         return
     base = read_run_config(folder)["flags"].get("checkpoint")
-    if base and session.is_run(Path(base)) and not (Path(base) / PLACE).exists():
+    if base and session.is_run(Path(base)) and not (Path(base) / PROOF_MODELS).exists():
         jobs.begin(imports(session))

@@ -19,14 +19,13 @@ import yaml
 from common import hub, run_flags, trainer
 from common.claim import in_use
 from common.errors import UserError
-from common.record import read_run_config, write_text
+from common.record import PROOF_MODELS, read_run_config, write_text
 from common.schema import read_json
 from common.session import Session
 from common.splits import write_list
 from common.sweep.engines import POLL
 from common.sweep.rows import Row
 
-PLACE = "references"
 RECIPE = "recipe.json"
 COUNT = 3  # that a proof trains where nothing else is asked for
 UNSAID = ("seed", "output_dir", "overwrite", "report", "config", "help_all", "gallery", "save_every", "device", "threads", "num_gpus",
@@ -111,7 +110,7 @@ class References:
         text = json.dumps([*told, list(self.classes), *self._unwanted()], sort_keys=True, default=str)
         places = (self.base if self.session.is_run(self.base) else self.folder.parent, self.folder / "proof")
         parent = next((place for place in places if os.access(place, os.W_OK)), places[-1])
-        return parent / PLACE / hashlib.sha256(text.encode()).hexdigest()[:12]
+        return parent / PROOF_MODELS / hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def rows(self, count: int) -> list[tuple[Row, ...]]:
         """Of each model the commands that train it, one for each stage; writes the recipes that they read."""

@@ -131,9 +131,13 @@ def fronts(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Plot]:
             continue
         lines = [Line("Pareto front", -1, _front([(x, y) for _, x, y in known]), dash="2 3")]
         legend = []
+        tags: dict[tuple[float, float], list[str]] = {}  # runs in one place share a text
+        for name, x, y in known:
+            tags.setdefault((x, y), []).append(str(called.index(name) + 1))
         for number, name in enumerate(called, 1):
             hue = 360 * (number - 1) / len(called) + 10
-            own = [Line(name, hue, [(x, y)], True, tag=str(number)) for n, x, y in known if n == name]
+            own = [Line(name, hue, [(x, y)], True, tag=", ".join(dict.fromkeys(tags[x, y])))
+                   for n, x, y in known if n == name]  # fmt: skip
             lines += own
             legend += [(f"{number} {name}", hue, "dot")] if own else []
         label = runs[0].metric_label

@@ -80,7 +80,8 @@ def _row(figure: Mapping[str, Any]) -> dict[str, Any]:
     leak = figure["leak"]
     cells = {"original": text(figure["original"]), "result": text(figure["result"]), "never saw": text(mean)}
     return {
-        "name": figure["name"] + (" (%)" if share else f" ({figure['unit']})"),
+        "name": figure["name"]
+        + (" (%)" if share else "" if figure["unit"] in figure["name"] else f" ({figure['unit']})"),
         "cells": cells,
         "leak": "{value:.2f} [{low:.2f}, {high:.2f}]".format(**leak) if leak else "none",
         "n": figure["n"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.evaluation.run_measures import groups_of, pooled, weights_of
 from common.evaluation.scores import drop, h_mean
 from common.plan import ACTIONS, Phase, standing
-from common.record import DETAILS, METRICS, STEPS, read_lines, read_run_config
+from common.record import DETAILS, METRICS, PROOF_MODELS, STEPS, read_lines, read_run_config
 from common.report.forms import Axes, Config, Detail, DoneFile, MetricLine, Picture, ProofFile, StepLine
 from common.schema import checked_json, typed
 
@@ -272,7 +272,7 @@ def summary(run: RunRecord) -> dict[str, Any]:
 
 
 def find_runs(places: Sequence[str | Path]) -> list[RunRecord]:
-    """The runs in these folders and below them, each once, in order.
+    """The runs in these folders and below them, each once, in order; not the models that proofs trained beside a base.
 
     Raises:
         UserError: a place does not exist or holds no run.
@@ -281,13 +281,20 @@ def find_runs(places: Sequence[str | Path]) -> list[RunRecord]:
     for place in map(Path, places):
         if not place.is_dir():
             raise UserError(f"{place} is no folder; name run folders, or a folder of them such as results/.")
-        folders = [Path(top) for top, _, files in sorted(os.walk(place)) if {"config.json", METRICS} <= set(files)]
+        folders = sorted(_run_folders(place))
         if not folders:
             raise UserError(f"no run in {place}: no folder there holds config.json and {METRICS}.")
         for folder in folders:
             if folder.resolve() not in found:
                 found[folder.resolve()] = read_run(folder)
     return list(found.values())
+
+
+def _run_folders(place: Path) -> Iterator[Path]:
+    for top, folders, files in os.walk(place):
+        if {"config.json", METRICS} <= set(files):
+            yield Path(top)
+            folders[:] = [name for name in folders if name != PROOF_MODELS]
 
 
 def _number(value: Any) -> bool:

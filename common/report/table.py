@@ -162,9 +162,9 @@ def labels(sets: Sequence[Sequence[RunRecord]]) -> list[str]:
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Dotted key -> plain setting; seeds, lists and image counts left out."""
+    """Dotted key -> plain setting; seeds, lists, image counts and the base's checksum left out."""
     if isinstance(value, Mapping):
-        items = [(k, v) for k, v in value.items() if k not in ("seed", "images")]
+        items = [(k, v) for k, v in value.items() if k not in ("seed", "images", "base")]
         return {a: b for k, v in items for a, b in _flat(v, f"{key}.{k}" if key else str(k)).items()}
     return {} if isinstance(value, list) else {key: value}
 

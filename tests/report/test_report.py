@@ -16,7 +16,7 @@ from common import report
 from common.errors import UserError
 from common.evaluation.scores import drop, h_mean
 from common.plan import Plan, make_plan
-from common.record import METRICS, STEPS, write_json
+from common.record import METRICS, PROOF_MODELS, STEPS, write_json
 from common.report import details
 from common.report.__main__ import body
 from common.report.runs import find_runs, forgetting, read_run, summary
@@ -269,6 +269,13 @@ def test_a_page_with_details_loads_nothing_and_one_without_has_no_empty_section(
 
 def test_details_that_lack_a_moment_are_not_shown(tmp_path):
     assert read_run(with_details(make_run(tmp_path / "run"), phases=1)).details == []
+
+
+def test_models_that_a_proof_trained_beside_a_base_are_no_rows(tmp_path):
+    base = make_run(tmp_path / "base")
+    reference = make_run(base / PROOF_MODELS / "key" / "seed1", seed=1)
+    assert [run.folder for run in find_runs([tmp_path])] == [base]
+    assert [run.folder for run in find_runs([reference])] == [reference]  # unless they are asked for
 
 
 def test_what_is_no_run_is_named(tmp_path):
