@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, forkserver, get_all_start_methods, get_context, set_forkserver_preload
@@ -42,8 +43,8 @@ def begin(imports: Sequence[str]) -> None:
 def carry_out(
     jobs: Sequence[Job], most: int, begins: Callable[[Job], object], ends: Callable[[Job], object],
     imports: Sequence[str] = (),
-) -> None:  # fmt: skip
-    """Runs jobs, `most` at a time, the first that can be begun first.
+) -> dict[str, float]:  # fmt: skip
+    """Runs jobs, `most` at a time, the first that can be begun first; the CPU seconds that each took.
 
     Args:
         begins, ends: told of each job.
@@ -58,32 +59,34 @@ def carry_out(
     if forks:
         context.set_forkserver_preload(list(imports))
     left, stop = list(jobs), Stop()
-    done: set[str] = set()
-    running: dict[Any, tuple[Any, Job]] = {}
+    spent: dict[str, float] = {}
+    running: dict[Any, tuple[Any, Job, connection.Connection]] = {}
     try:
         with stop.listening():
             while left or running:
-                for job in [job for job in left if done.issuperset(job.needs)][: most - len(running)]:
+                for job in [job for job in left if spent.keys() >= set(job.needs)][: most - len(running)]:
                     left.remove(job)
                     begins(job)
-                    process = context.Process(target=_run, args=(job,))
+                    reader, writer = context.Pipe(duplex=False)
+                    process = context.Process(target=_run, args=(job, writer))
                     with _no_main():
                         process.start()
-                    running[process.sentinel] = process, job
+                    running[process.sentinel] = process, job, reader
                 for sentinel in connection.wait(list(running), POLL):
-                    process, job = running.pop(sentinel)
+                    process, job, reader = running.pop(sentinel)
                     process.join()
                     if process.exitcode:
                         raise UserError(f"{job.name}: {first_error(job.log, process.exitcode)}")
-                    done.add(job.name)
+                    spent[job.name] = reader.recv()
                     ends(job)
                 if stop.asked:
                     raise Interrupted("stopped; the same command goes on from there.", stop.code)
     finally:
-        for process, _ in running.values():
+        for process, *_ in running.values():
             process.terminate()
-        for process, _ in running.values():
+        for process, *_ in running.values():
             process.join()
+    return spent
 
 
 @contextlib.contextmanager
@@ -97,7 +100,7 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = own
 
 
-def _run(job: Job) -> None:
+def _run(job: Job, told: connection.Connection) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
@@ -105,4 +108,5 @@ def _run(job: Job) -> None:
         except Exception:
             traceback.print_exc()  # into the log as well
             code = 1
+    told.send(time.process_time())
     sys.exit(code)

@@ -67,7 +67,7 @@ class Proof:
         case = self.case
         own = case.own()  # what is damaged in the run is found before references are trained
         references, no_reference = self._references()
-        self._prepare(references)
+        jobs = self._prepare(references)
         self.bench.watch = Watch(3 * (2 + len(references)) + 4)
         for subject in own:
             self.bench.attack(moved_to(subject, self.device))
@@ -75,7 +75,11 @@ class Proof:
             self.attack(number, one)
         self._shadows()
         found = self._record([one.folder for one in references], no_reference)
-        found["seconds"] = {"wall": time.monotonic() - began[0], "cpu": time.process_time() - began[1]}
+        found["seconds"] = {
+            "wall": time.monotonic() - began[0],
+            "cpu": time.process_time() - began[1] + sum(jobs.values()),
+        }
+        found["seconds"]["jobs"] = jobs
         write_json(self.case.folder / "proof.json", found)
         page.write(found, self.case.folder / "proof.html", self.bench.pictures)
         if (self.case.folder / "report.html").exists():
@@ -116,8 +120,9 @@ class Proof:
         every = found.rows(self.config.references)
         return [Reference(rows[-1].folder, found.place / "cache", rows) for rows in every], ""
 
-    def _prepare(self, references: Sequence[Reference]) -> None:
-        """Trains the references that are missing; on a CPU side by side, and the attacks too where they take long."""
+    def _prepare(self, references: Sequence[Reference]) -> dict[str, float]:
+        """Trains the references that are missing; on a CPU side by side, and the attacks too where they take long. The
+        CPU seconds of the processes that did it."""
         missing = [one.rows for one in references if one.rows and not one.rows[-1].done]
         rows = [row for own in missing for row in own if not row.done]
         if rows:
@@ -128,7 +133,7 @@ class Proof:
         if most == 1 or objects or not (rows or self.budget.radius):
             for row in rows:
                 retrained.train(case.session, row)
-            return
+            return {}
         jobs = []
         for own in missing:
             for before, row in zip((None, *own), own, strict=False):
@@ -151,7 +156,7 @@ class Proof:
                 f"proof: {job.name}: done after {spent:.0f} s; {left} of {len(jobs)} left", file=sys.stderr, flush=True
             )
 
-        carry_out(jobs, most, lambda job: None, ends, imports(case.session))
+        return carry_out(jobs, most, lambda job: None, ends, imports(case.session))
 
     def _record(self, references: list[Path], no_reference: str) -> dict[str, Any]:
         case, bench = self.case, self.bench
