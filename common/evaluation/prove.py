@@ -114,11 +114,15 @@ class Proof:
             return [Reference(folder) for folder in folders], ""
         if not self.config.references:
             return [], verdict.UNWANTED
-        found, reason = self.case.references()
+        found, reason = self.case.references(self.config.reference_share)
         if found is None:
             return [], reason
         every = found.rows(self.config.references)
         return [Reference(rows[-1].folder, found.place / "cache", rows) for rows in every], ""
+
+    def _share(self) -> float:
+        """Of the recipe's steps that trained the references."""
+        return 1.0 if self.config.reference_runs else self.config.reference_share
 
     def _prepare(self, references: Sequence[Reference]) -> dict[str, float]:
         """Trains the references that are missing; on a CPU side by side, and the attacks too where they take long. The
@@ -173,7 +177,8 @@ class Proof:
             "forgotten": case.forgotten,
             "known": case.known,
             "verdicts": verdict.plain(found),
-            "warnings": verdict.warnings(counts, len(references), case.shared()),
+            "warnings": verdict.warnings(counts, len(references), case.shared(), self._share()),
+            "reference_share": self._share(),
             "errors": verdict.errors(len(references)),
             "curve": bench.unit,
             "figures": [f.record() | ({"above": f in flagged} if f.headline else {}) for f in figures],

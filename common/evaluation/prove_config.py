@@ -21,6 +21,9 @@ class ProveConfig(Checked):
 
     references: int = knob(COUNT, "models without the forgotten classes to train and compare with; 0: none", most=1000)
     reference_runs: str = knob("", "run folders of such models, comma separated, instead of training some")
+    reference_share: float = knob(
+        1.0, "share of the recorded recipe's steps that train them; below 1 they are weaker models", above=0, most=1
+    )
     shadow_runs: str = knob("", "base models that know the forgotten classes but not all their pictures, for RMIA")
     jobs: int = knob(
         0, "processes that train references and attack; 0: one more than the CPU has cores, one on a GPU", most=256

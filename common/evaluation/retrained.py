@@ -78,6 +78,14 @@ def recipe(session: Session, base: Path) -> tuple[Recipe | None, str]:
     return Recipe([flags], list(record["identity"]["plan"]["groups"]["base"]), seconds or 0.0), ""
 
 
+def shortened(flags: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """A stage with a share of its steps, or of its epochs where it has no number of steps."""
+    if share == 1:
+        return dict(flags)
+    name = "steps" if flags.get("steps") else "epochs"
+    return {**flags, name: max(1, round(share * flags[name]))}
+
+
 def _written(session: Session, path: Path) -> Recipe:
     found = read_json(path, Written, advice="mend it")
     here = shlex.quote(str(path.parent))

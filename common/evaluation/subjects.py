@@ -16,7 +16,7 @@ from common.config import flag
 from common.domain import Domain
 from common.errors import UserError
 from common.evaluation.figures import ORIGINAL, REFERENCE, RESULT
-from common.evaluation.retrained import References, recipe
+from common.evaluation.retrained import References, recipe, shortened
 from common.plan import from_record, standing
 from common.record import read_run_config
 from common.session import Session
@@ -145,10 +145,10 @@ class Case:
         given = {name for flags in (found.stages if found else ()) for name, value in flags.items() if value}
         return [flag(name) for name in self.session.shared_flags if name in given]
 
-    def references(self) -> tuple[References | None, str]:
+    def references(self, share: float = 1.0) -> tuple[References | None, str]:
         """(the models that the base's recipe gives without the forgotten classes, or None, why there are none).
 
-        They see what the result has seen besides: learned classes too, where those lie in the same data.
+        share: of the recipe's steps. They see what the result has seen besides: learned classes too, where those lie in the same data.
         """
         if self.model is not None or not self.flags.get("checkpoint"):
             return None, "the base model was given from Python or fetched by name"
@@ -166,7 +166,8 @@ class Case:
         same_data = Path(str(self.record["flags"].get("data"))).resolve() == Path(str(flags.get("data"))).resolve()
         same_data = same_data and not any(self.flags.get(name) for name in self.session.data_flags)
         classes = [c for c in found.classes if c not in self.forgotten] + (self.learned if same_data else [])
-        return References(self.session, found.stages, classes, self.forgotten, base, self.folder), ""
+        stages = [shortened(flags, share) for flags in found.stages]
+        return References(self.session, stages, classes, self.forgotten, base, self.folder), ""
 
     def reference(self, number: int, folder: Path) -> Subject:
         """A reference with rows for the classes that it never saw; those rows are as a swap would start them."""

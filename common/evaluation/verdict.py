@@ -163,10 +163,13 @@ def _interval(e: Estimate, factor: float) -> str:
     return f"[{form.format(factor * e.low)}, {form.format(factor * e.high)}]"
 
 
-def warnings(counts: Mapping[str, int], references: int, shared: Sequence[str] = ()) -> list[str]:
+def warnings(
+    counts: Mapping[str, int], references: int, shared: Sequence[str] = (), share: float = 1.0
+) -> list[str]:  # fmt: skip
     """What limits every figure: classes with few test items, few references, and those that are not clean.
 
-    counts: forgotten class -> test items; shared: flags that name weights from elsewhere in every model.
+    counts: forgotten class -> test items; shared: flags that name weights from elsewhere in every model; share: of the
+        recipe's steps that trained the references.
     """
     few = [f"{name} ({count})" for name, count in counts.items() if count < FEW_ITEMS]
     found = [f"Few test items, so that intervals are wide: {', '.join(few)}."] if few else []
@@ -174,6 +177,12 @@ def warnings(counts: Mapping[str, int], references: int, shared: Sequence[str] =
         found.append(
             f"Models that never saw the classes: {references}, where {ENOUGH} are needed to know their spread; what is called above "
             "them may be chance."
+        )
+    if share < 1 and references:
+        found.append(
+            f"The models that never saw the classes were trained for {100 * share:.0f} % of the base model's steps "
+            "(--reference-share). They are weaker than it: their figures may be too low, and what is called above them "
+            "may be so for this reason."
         )
     if shared and references:
         told = f"The models that never saw the classes begin with weights from elsewhere ({', '.join(shared)})"

@@ -11,7 +11,7 @@ from ks_classification.session import SESSION
 
 from common import commands
 from common.errors import UserError
-from common.evaluation import retrained
+from common.evaluation import retrained, verdict
 from common.evaluation.attacks import relearn
 from common.jobs import Job, carry_out
 from common.report import proof as page
@@ -222,3 +222,11 @@ def test_the_page_escapes_names_and_shows_every_attack(place):
         and "http" not in text.split("</style>")[1]
     )
     assert "Reversible by construction" in text and found["sha256"]["data"]["list"] in text
+
+
+def test_references_of_fewer_steps_are_said_to_be_weaker():
+    assert retrained.shortened({"steps": 300, "epochs": 9}, 0.4) == {"steps": 120, "epochs": 9}
+    assert retrained.shortened({"steps": 0, "epochs": 9}, 0.4)["epochs"] == 4
+    assert verdict.warnings({"0": 50}, 3, share=1.0) == []
+    (told,) = verdict.warnings({"0": 50}, 3, share=0.4)
+    assert "40 % of the base model's steps (--reference-share)" in told and "weaker" in told
