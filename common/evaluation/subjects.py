@@ -150,8 +150,10 @@ class Case:
 
         share: of the recipe's steps. They see what the result has seen besides: learned classes too, where those lie in the same data.
         """
-        if self.model is not None or not self.flags.get("checkpoint"):
-            return None, "the base model was given from Python or fetched by name"
+        if self.model is not None:
+            return None, "nothing records how the model that was given from Python was trained"
+        if not self.flags.get("checkpoint"):
+            return None, f"nothing records how the base model {self.flags.get('model')} was trained"
         base = Path(str(self.flags["checkpoint"]))
         found, reason = recipe(self.session, base)
         if found is None:

@@ -15,7 +15,7 @@ ENOUGH = 3  # references
 WIDE = 0.15  # half-width of an interval above which a figure decides nothing
 LEVEL = 0.025  # one-sided, of all headline figures together
 FALSE_ALARMS = {3: 9, 5: 5, 8: 3}  # references -> percent; `python -m common.evaluation validate --models 40`
-UNWANTED = "none was wanted"
+UNWANTED = "none was wanted (--references 0)"
 FEW_ITEMS = 10  # test items of a class below which a warning is due
 
 
@@ -75,6 +75,8 @@ def above(figures: Sequence[Figure]) -> list[Figure]:
 
 def errors(references: int) -> str:
     """What is known of false alarms, in words."""
+    if not references:
+        return ""
     text = f"They are tested together against the highest reference (Holm, {100 * LEVEL:g} %)."
     measured = [share for count, share in FALSE_ALARMS.items() if count <= references]
     if not measured:

@@ -31,6 +31,22 @@ ATTACKS = {
 }
 
 
+NOTES = {
+    "output": "Nothing is changed: the answers of the models as they are.",
+    "membership": "Answers about images of the forgotten classes, over the classes that are kept, beside those of the other models.",
+    "probe": "A fresh linear classifier is trained on what the model computes inside, with a few labelled items of each class (shots).",
+    "prototype": "The mean feature of a few items becomes the class's row of the classifier (alpha 1) or is averaged with it (alpha 0.5). Nothing is trained.",
+    "relearn": "The model is trained again for a few steps, with a few items of each forgotten class (shots), or with the retained classes alone.",
+    "weights": "The weights are rounded to fewer bits, or the adapter is made weaker or stronger: does the class come back by itself?",
+    "radius": "Each pixel is moved by at most 8/255 so that the model names the class; the same on retained images, by way of comparison.",
+    "rmia": "Asked of the single pictures that the model was trained on.",
+}  # fmt: skip
+FOUND = (
+    "An item is found where any prediction covers it, however low its score: models that never saw a class may find its "
+    "items too, so that only the difference to them counts."
+)
+
+
 def write(found: Mapping[str, Any], path: Path, pictures: Pictures = MappingProxyType({})) -> Path:
     """Writes the page of the content of proof.json; its path. pictures: see `render`."""
     write_text(path, render(found, pictures))
@@ -65,7 +81,9 @@ def _attack(found: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     if not own:
         return None
     curves = _curves(found["curves"], found.get("curve", "test items named (%)")) if name == "relearn" else []
-    return {"title": ATTACKS[name], "rows": [_row(f) for f in own], "curves": curves}
+    located = any("found" in f["name"] for f in own)
+    note = f"{NOTES[name]} {FOUND}" if located else NOTES[name]
+    return {"title": ATTACKS[name], "note": note, "rows": [_row(f) for f in own], "curves": curves}
 
 
 def _row(figure: Mapping[str, Any]) -> dict[str, Any]:
