@@ -10,18 +10,22 @@ import builtins
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from common.bounded import Bounded
 from common.errors import UserError, first_line
 from common.files import user_path
+from common.hub_form import Index, Processor, check_config, without_forms
+from common.names import check_names
 from common.record import write_bytes
-from common.schema import read_json
+from common.schema import read_json, typed
 
 PREFIX = "hf:"
 CONFIG = "config.json"
@@ -30,7 +34,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 BESIDE = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
           "merges.txt", "special_tokens_map.json", "spiece.model")  # fmt: skip
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-PLAIN = re.compile(r"[\w.-]*")  # of a timm model within a config: no scheme (hf-hub:, local-dir:), no path
+OWN_TIMM = ("deformable_detr",)  # for which transformers knows what a timm backbone that is only named gives out
+WHOLE = ("BOOL", "U8", "I8", "I16", "I32", "I64")  # safetensors' names of types that are no fractions
 
 
 def is_hub(text: str) -> bool:
@@ -117,10 +122,10 @@ def make_config(table: Mapping[str, Any], where: str) -> Any:
     kind = _kind(table)
     if kind not in CONFIG_MAPPING:
         raise UserError(f"{where}: model_type {kind!r} is unknown to the installed transformers.")
-    _refuse_strange(table, where)
+    check_config(table, where)
     table = _stated_backbone(table, where)
     with one_line(f"{where}: its {CONFIG} cannot be used"):
-        return CONFIG_MAPPING[kind].from_dict({key: value for key, value in table.items() if key != "auto_map"})
+        return CONFIG_MAPPING[kind].from_dict(without_forms(table))
 
 
 def _stated_backbone(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -132,20 +137,7 @@ def _stated_backbone(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         raise UserError(f"{where}: backbone {name!r} would be downloaded; only built-in ones are read.")
     stated = {"model_type": "timm_backbone", "backbone": name, "use_pretrained_backbone": False, **others}
     kept = {n: v for n, v in table.items() if n not in ("backbone", "backbone_kwargs", "use_timm_backbone")}
-    return kept | {"backbone_config": stated} if others else table
-
-
-def _refuse_strange(table: Any, where: str) -> None:
-    """Raises UserError for a timm model within a config that would be fetched or read from elsewhere."""
-    entries = table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else ()
-    for key, value in entries:
-        if key in ("architecture", "backbone") and isinstance(value, str) and not PLAIN.fullmatch(value):
-            raise UserError(f"{where}: {key} {value!r} is no plain model name, and is not built.")
-        if key == "model_args" and isinstance(value, Mapping):
-            odd = [n for n, v in value.items() if isinstance(v, str | Mapping) or re.search("path|pretrain|url|cfg", n)]
-            if odd:
-                raise UserError(f"{where}: model_args {odd[0]!r} is not allowed; only sizes and switches are.")
-        _refuse_strange(value, where)
+    return kept | {"backbone_config": stated} if others or _kind(table) not in OWN_TIMM else table
 
 
 @contextmanager
@@ -157,7 +149,9 @@ def one_line(what: str) -> Iterator[None]:
     remarks.set_verbosity_error()
     remarks.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except UserError:
         raise
     except Exception as error:
@@ -189,6 +183,7 @@ def load(kind: str, folder: Path, config: Any, spare: Sequence[str] = ()) -> nn.
 
     if not has_weights(folder):
         raise UserError(f"{folder} holds a config but no weights ({' or '.join(WEIGHTS[::2])}).")
+    files = _weight_files(folder)
     with one_line(f"{folder} cannot be read as a {kind}"):
         model, found = getattr(transformers, kind).from_pretrained(
             folder, config=config, local_files_only=True, output_loading_info=True, dtype="float32",
@@ -198,7 +193,35 @@ def load(kind: str, folder: Path, config: Any, spare: Sequence[str] = ()) -> nn.
     wrong += [str(key) for key in found["missing_keys"] if not str(key).startswith(tuple(spare))]
     if wrong:
         raise UserError(f"{folder} lacks {len(wrong)} tensors of a {kind}, or has them in another shape: {wrong[0]}.")
+    if whole := _whole_numbers(files, {name for name, _ in model.named_parameters()}):
+        raise UserError(f"{folder} holds {whole} as whole numbers; name a folder of weights that are not quantised.")
+    if bad := [name for name, value in model.state_dict().items() if not value.isfinite().all()]:
+        raise UserError(f"{folder} is damaged: {bad[0]} holds values that are no numbers.")
     return model.eval()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of weights of a folder. Raises UserError for an index that names others than files in it."""
+    first = next(folder / name for name in WEIGHTS if (folder / name).is_file())
+    if first.suffix != ".json":
+        return [first]
+    index: Index = read_json(first, Index, "name a folder that `save_pretrained` wrote")
+    files = [folder / name for name in dict.fromkeys(index.weight_map.values())]
+    for file in files:
+        if file.parent != folder or not file.is_file():
+            raise UserError(f"{first} names {file.name!r}, which is no file beside it; the folder is not whole.")
+    return files
+
+
+def _whole_numbers(files: Sequence[Path], parameters: Set[str]) -> str:
+    """The name of a parameter that a .safetensors file holds as whole numbers; "" where there is none."""
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                for name in parameters & set(opened.keys()):
+                    if opened.get_slice(name).get_dtype() in WHOLE:
+                        return name
+    return ""
 
 
 def beside(folder: Path) -> dict[str, bytes]:
@@ -207,12 +230,19 @@ def beside(folder: Path) -> dict[str, bytes]:
 
 
 def processor(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """The settings of the image processor among the files beside a model; {} where there is none."""
+    """The settings of the image processor among the files beside a model; {} where there is none.
+
+    Raises:
+        UserError: no JSON, or values that no processor has.
+    """
+    advice = "mend it or take it away"
     try:
         found = json.loads(files.get(BESIDE[0]) or b"{}")
-        return found or json.loads(files.get(BESIDE[1]) or b"{}").get("image_processor") or {}
-    except (ValueError, AttributeError):
-        raise UserError(f"{BESIDE[0]} of the model is no JSON table; mend it or take it away.") from None
+        found = found or json.loads(files.get(BESIDE[1]) or b"{}").get("image_processor") or {}
+    except (ValueError, AttributeError, RecursionError):
+        raise UserError(f"{BESIDE[0]} of the model is no JSON table; {advice}.") from None
+    typed(found, Processor, f"{BESIDE[0]} of the model", advice)
+    return found
 
 
 def statistics(settings: Mapping[str, Any]) -> tuple[list[float], list[float]] | None:
@@ -236,8 +266,12 @@ def side(size: Any) -> int:
 
 
 def row_names(config: Any) -> list[str]:
-    """Names of the class rows of a config's `id2label`; [] where they are only numbered."""
-    names = [str(config.id2label[i]) for i in range(len(config.id2label)) if i in config.id2label]
+    """Names of the class rows of a config's `id2label`; [] where they are only numbered. Raises UserError for odd ones."""
+    stated = [config.id2label[i] for i in range(len(config.id2label)) if i in config.id2label]
+    if odd := [name for name in stated if not isinstance(name, str | int)]:
+        raise UserError(f"{CONFIG} calls a class {str(odd[0])[:40]}, which is no name; mend its id2label.")
+    names = [str(name) for name in stated]
+    check_names("class", names)
     numbered = all(name == f"LABEL_{i}" for i, name in enumerate(names))
     return [] if numbered or len(names) != len(config.id2label) else names
 

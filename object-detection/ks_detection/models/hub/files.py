@@ -57,8 +57,8 @@ def _pictures(files: Mapping[str, bytes], normalised: bool) -> dict[str, Any]:
     if said.get("do_normalize", normalised):
         result["mean"], result["std"] = hub.statistics(said) or (MEAN, STD)
     size = said.get("size")
-    if isinstance(size, dict) and {"height", "width"} <= set(size):
-        result["size"] = (int(size["height"]), int(size["width"]))
+    if isinstance(size, dict) and size.get("height") and size.get("width"):
+        result["size"] = (size["height"], size["width"])
     return result
 
 
