@@ -116,7 +116,7 @@ class _Frame:
         self.y = axes.y_range or ((low * 1.05, high * 1.05) if high > low else (low, low + 1))
         self.y_values = ticks(*self.y, count=5 if axes.height > 200 else 3)
         self.left, self.right = 30 + LETTER * max(len(_short(value)) for value in self.y_values), axes.width - 16
-        self.top, self.bottom = (26 if axes.bands else 12), axes.height - 40
+        self.top, self.bottom = (26 if axes.bands or any(line.tag for line in lines) else 12), axes.height - 40
 
     def at_x(self, value: float) -> float:
         return self.left + (value - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left)

@@ -11,11 +11,14 @@ from ks_segmentation.config.defaults import leaf_values
 
 LARGEST = 2**20  # of a number under MODEL
 SIZE = (16, MAX_SIDE)
+WEIGHTS = ("NO_OBJECT", "CLASS", "MASK", "DICE")  # of the terms of the loss
 LIMITS: dict[str, tuple[float, float]] = {
     "INPUT.MIN_SIZE_TRAIN": SIZE, "INPUT.MAX_SIZE_TRAIN": SIZE, "INPUT.MIN_SIZE_TEST": SIZE, "INPUT.MAX_SIZE_TEST": SIZE,
     "INPUT.CROP.SIZE": SIZE, "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": (1e-6, 1.0), "TEST.AUG.MIN_SIZES": SIZE,
     "TEST.AUG.MAX_SIZE": SIZE, "TEST.SLIDING_WINDOW": (32, MAX_SIDE), "MODEL.PIXEL_MEAN": (-1e4, 1e4),
-    "MODEL.PIXEL_STD": (1e-6, 1e4),
+    "MODEL.PIXEL_STD": (1e-6, 1e4), **{f"MODEL.MASK_FORMER.{name}_WEIGHT": (0, 1e4) for name in WEIGHTS},
+    "MODEL.MASK_FORMER.DROPOUT": (0, 1), "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": (1, LARGEST),
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": (1, 100), "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": (0, 1),
 }  # fmt: skip
 COUNTS = {"INPUT.CROP.SIZE": 2, "MODEL.PIXEL_MEAN": 3, "MODEL.PIXEL_STD": 3}
 OFF = {"TEST.SLIDING_WINDOW": 0}  # the value that switches something off
@@ -29,7 +32,8 @@ def check(config: dict[str, Any]) -> None:
         values = value if isinstance(value, tuple) else (value,)
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         count = COUNTS.get(key, max(1, len(values)))
-        if value != OFF.get(key) and not (numbers and len(values) == count and all(least <= v <= most for v in values)):
+        off = key in OFF and value == OFF[key]
+        if not off and not (numbers and len(values) == count and all(least <= v <= most for v in values)):
             many = f"{count} values" if key in COUNTS else "values" if isinstance(value, tuple) else "a value"
             raise UserError(f"{key} takes {many} from {least:g} to {most:g}, got {value!r}.")
     for key, value in leaf_values(config.get("MODEL", {}), "MODEL."):

@@ -65,7 +65,7 @@ def stated(argv: Sequence[str], words_only: bool = False) -> dict[str, object]:
 
     words_only: just the latter.
     """
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = Parser(add_help=False, allow_abbrev=False)
     peek.add_argument("--config-file", default="")
     peek.add_argument(*SET, nargs="+", action="extend", dest="opts", default=[])
     known, _ = peek.parse_known_args(list(argv))

@@ -84,9 +84,11 @@ def read_instances(root: Path) -> tuple[MaskSet, bool]:
     """(the set, whether its files state a split; else every fifth image tests). Crowd regions count as their class.
 
     Raises:
-        UserError: an annotation without a shape, or of an unknown image or category.
+        UserError: no such files, or an annotation without a shape, or of an unknown image or category.
     """
     found = found_in(root)
+    if not found:
+        raise UserError(f"{root} holds no COCO files, such as annotations/instances_train2017.json beside train2017/.")
     data = [(read_json(file, Shapes, "COCO has the lists `images`, `annotations` and `categories`"), file, pictures)
             for file, pictures in found]  # fmt: skip
     names = dict.fromkeys(name for one, _, _ in data for name in category_names(one).values())
