@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,10 @@ def from_values(config: type, values: Mapping[str, Any]) -> Any:
         UserError: a value of another type (a run folder's record may hold anything).
     """
     hints = typing.get_type_hints(config)
-    given = {f.name: values[f.name] for f in dataclasses.fields(config) if f.name in values}
+    fields = {f.name: f for f in dataclasses.fields(config) if f.name in values}
+    given = {name: values[name] for name in fields}
     for name, value in given.items():
-        if value is not None:
+        if value is not None or fields[name].default is not None:
             typed(value, hints[name], f"`{flag(name)}` {value!r}")
     return config(**given)
 
@@ -193,7 +195,7 @@ def _text(value: str) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML's safe loader with a bound on what aliases (`*name`) may unfold to."""
+    """YAML's safe loader with a bound on what aliases (`*name`) may unfold to; no key stands twice in a table."""
 
     def get_single_data(self) -> Any:
         node = self.get_single_node()
@@ -205,6 +207,10 @@ def _bounded(node: yaml.Node, left: list[int], depth: int) -> yaml.Node:
     left[0] -= 1
     if left[0] < 0 or depth < 0:
         raise yaml.YAMLError("its aliases or its nesting make it too large")
+    if isinstance(node, yaml.MappingNode):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise yaml.YAMLError(f"{twice[0][:80]!r} stands in it twice")
     for inner in node.value if isinstance(node, yaml.CollectionNode) else ():
         for child in inner if isinstance(inner, tuple) else (inner,):
             _bounded(child, left, depth - 1)

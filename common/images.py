@@ -34,6 +34,7 @@ LOSSY = ("JPEG", "MPO", "JPEG2000")  # no format for class ids
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused here, in one line
+warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # the picture is whole; it counts as upright
 
 
 class ImageError(UserError):

@@ -168,6 +168,8 @@ class Session:
         path = str(flags.get("checkpoint") or "")
         if not path or not (Path(path) / "adapter").is_dir():
             return self.base_model(flags)
+        if not self.is_run(path):
+            raise UserError(f"{path} holds a result without its record (config.json); name the whole folder of a run.")
         base = self.load(path, {name: flags[name] for name in self.base_flags if name in flags}).base
         return base._replace(model=adapters.merge(base.model))
 

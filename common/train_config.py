@@ -84,7 +84,7 @@ class TrainConfig(Checked):
         8, "times a phase scores a small sample of test items, for the report's curves; 0: never", least=0
     )
     save_every: float = knob(60.0, "seconds between saved states (a killed run goes on from the last)", least=0)
-    gallery: int = knob(4, "test pictures per group in the report", least=0)
+    gallery: int = knob(4, "test pictures per group in the report", least=0, most=1000)
 
     def __post_init__(self) -> None:
         super().__post_init__()

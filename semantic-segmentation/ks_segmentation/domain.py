@@ -363,7 +363,7 @@ class SegmentationDomain(Domain):
         """Test images that hold as many of the classes as possible."""
         by_class = [[k for k in self.test_items if row in k.present] for row in self.classes.rows(classes)]
         picked: dict[str, Known] = {}
-        for turn in range(count):
+        for turn in range(min(count, len(self.test_items))):
             for found in by_class:
                 if turn < len(found) and len(picked) < count:
                     picked.setdefault(found[turn].item.name, found[turn])

@@ -26,7 +26,7 @@ EVERY = """
 --epochs 0|--epochs 1.5|--steps -1|--steps x|--steps 1e3|--forget-steps -1|--batch-size 0|--batch-size -3
 --batch-size 1000000|--accumulate 0|--accumulate 1000000|--schedule linear|--warmup 1|--warmup -0.1|--warmup nan
 --weight-decay -1|--clip -1|--clip nan|--average-decay 1|--precision int8|--device gpu|--device cuda:999|--threads -1
---threads 100000|--seed -1|--seed 12345678901234567890|--seed x|--eval-every -1|--save-every -1|--save-every nan|--gallery -1
+--threads 100000|--seed -1|--seed 12345678901234567890|--seed x|--eval-every -1|--save-every -1|--save-every nan|--gallery -1|--gallery 100000000
 --lora-rank 0|--lora-rank -1|--lora-rank 99999|--lora-alpha -1|--lora-alpha inf|--lora-position head|--lora-targets nothing.*
 --lora-blocks 99|--lora-blocks x-y|--lora-init zero|--lora-between-phases both|--method nothing|--method ../x|--order xyz
 --plan /nonexistent.yaml|--config /nonexistent.yaml|--keep-weight -5|--keep-weight nan|--forget-weight -1|--bound 0|--bound nan
@@ -143,7 +143,7 @@ def test_plans(text, classified, tmp_path, capsys):  # noqa: F811
 
 CONFIGS = ["", "[]", "lr: x", "lr: [1]", "lr: {a: b}", "lr: true", "augment: 5", "nothing: 1", "learn: {a: b}", "steps: 2001-01-01",
            "lr: .nan", "lr: .inf", "seed: -1", "batch_size: 1000000", "a: " + DEEP, "!!python/object/apply:os.system [x]",
-           "learn: &a [b, b]\nx: &b [*a, *a, *a]", "\ufeff\x01", "? [a]\n: b", "1: 2", "threads: 100000", 'output_dir: "a\\0b"']  # fmt: skip
+           "steps: 1\nsteps: 2", "augment: {a: 1, a: 2}", "learn: &a [b, b]\nx: &b [*a, *a, *a]", "\ufeff\x01", "? [a]\n: b", "1: 2", "threads: 100000", 'output_dir: "a\\0b"']  # fmt: skip
 
 
 @pytest.mark.parametrize("text", CONFIGS, ids=ids_of(range(len(CONFIGS))))
@@ -199,7 +199,7 @@ def test_run_folders(name, file, text, run_copy, photo, tmp_path, capsys):
 
 
 FLAGS = [{"data": 5}, {"data": None}, {"data": ["x"]}, {"checkpoint": 5}, {"checkpoint": "/nonexistent"}, {"eval_batch": "x"},
-         {"eval_batch": -1}, {"eval_batch": 0}, {"checkpoint": ""}]  # fmt: skip
+         {"eval_batch": -1}, {"eval_batch": 0}, {"checkpoint": ""}, {"checkpoint": None}, {"eval_batch": None}]  # fmt: skip
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=ids_of(FLAGS))
@@ -210,6 +210,15 @@ def test_recorded_flags_of_another_form(name, flags, run_copy, tmp_path, capsys)
     record["flags"] |= flags
     (run / "config.json").write_text(json.dumps(record))
     refused(capsys, tmp_path, lambda: commands.main(SESSIONS[name], "evaluate", [str(run), "--device", "cpu"]))
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "export"])
+@pytest.mark.parametrize("name", SESSIONS)
+def test_a_result_without_the_record_of_its_run(name, verb, run_copy, photo, tmp_path, capsys):
+    run = run_copy(name)
+    (run / "config.json").unlink()
+    words = [str(run), *{"predict": [photo], "evaluate": [], "export": [str(tmp_path / "x.pth")]}[verb]]
+    assert "config.json" in refused(capsys, tmp_path, lambda: commands.main(SESSIONS[name], verb, words))
 
 
 HOSTILE = [
@@ -303,6 +312,13 @@ def test_pictures(name, run_copy, tmp_path, capsys):
         assert file.name in refused(
             capsys, tmp_path, lambda words=words: commands.main(SESSIONS[name], "predict", words)
         )
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_thin_pictures_have_answers(name, run_copy, tmp_path, capsys):
+    Image.new("RGB", (1, 99)).save(tmp_path / "a.png")
+    words = [str(run_copy(name)), str(tmp_path / "a.png"), "--device", "cpu"]
+    assert commands.main(SESSIONS[name], "predict", words) == 0, capsys.readouterr().err
 
 
 def test_a_hidden_file_beside_pictures_is_passed_over(run_copy, photo, tmp_path, capsys):

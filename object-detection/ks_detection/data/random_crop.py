@@ -1,4 +1,4 @@
-"""A random crop whose sides are drawn from a range."""
+"""torchvision's transforms, as detection needs them: a crop whose sides are drawn, sizes for thin images."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ class RandomSizeCrop(v2.Transform):
         return self._call_kernel(v2.functional.crop, inpt, **params)
 
     _transform = transform
+
+
+class ShortestSize(v2.RandomShortestSize):
+    """torchvision's, which would leave nothing of the short side of a thin image: here it has a pixel."""
+
+    def make_params(self, flat_inputs: list) -> dict[str, tuple[int, ...]]:
+        return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
 
 
 def _draw(low: int, high: int) -> int:

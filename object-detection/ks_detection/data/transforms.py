@@ -31,19 +31,19 @@ class Recipe:
 
 def train_transform(recipe: Recipe) -> v2.Compose:
     """Mirror image, then either a resize or a resize, a crop and a resize."""
-    from ks_detection.data.random_crop import RandomSizeCrop  # its base class is torchvision's
+    from ks_detection.data.random_crop import RandomSizeCrop, ShortestSize  # their base classes are torchvision's
 
-    resize = v2.RandomShortestSize(list(recipe.sizes), recipe.longest, antialias=True)
-    cropped = v2.Compose(
-        [v2.RandomShortestSize(list(recipe.before_crop), antialias=True), RandomSizeCrop(*recipe.crop), resize]
-    )
+    resize = ShortestSize(list(recipe.sizes), recipe.longest, antialias=True)
+    cropped = v2.Compose([ShortestSize(list(recipe.before_crop), antialias=True), RandomSizeCrop(*recipe.crop), resize])
     steps = [v2.RandomHorizontalFlip()] if recipe.flip else []
     return v2.Compose([*steps, v2.RandomChoice([resize, cropped]), *_cleaning()])
 
 
 def test_resize(recipe: Recipe) -> v2.Transform:
     """The resize that scores are taken with."""
-    return v2.RandomShortestSize([recipe.test_size], recipe.longest, antialias=True)
+    from ks_detection.data.random_crop import ShortestSize
+
+    return ShortestSize([recipe.test_size], recipe.longest, antialias=True)
 
 
 def test_transform(recipe: Recipe) -> v2.Compose:
