@@ -108,6 +108,18 @@ def xml_apart(root):
         (root / part / "annotations/a.xml").write_text(XML.format(name="a", w=100, h=80))
 
 
+def xml_labels(root, parts=("",), images="images", labels="labels"):
+    for part in parts:
+        pictures(root / images / part, "a b.JPG", "c.jpg")
+        (root / labels / part).mkdir(parents=True)
+        for name in ("a b", "c"):
+            (root / labels / part / f"{name}.xml").write_text(XML.format(name=f"{name}.jpg", w=100, h=80))
+
+
+def xml_labels_of_parts(root):
+    xml_labels(root, ("Train", "Val"), "Images", "Labels")
+
+
 def one_coco_file(root):
     (root / "images").mkdir(parents=True)
     names = [f"{i}.jpg" for i in range(5)]
@@ -211,7 +223,7 @@ def saved_with_corners(root):
 
 MAKERS = [one_part_of_coco, strange_coco, training_part_only, xml_by_class, voc_without_val, yolo_without_parts, excel_csv,
           saved_by_datasets, labelimg, roboflow_coco, roboflow_voc, roboflow_yolo, yolo_polygons, yolo_beside, roboflow_csv, bare_csv,
-          image_folder, xml_apart, one_coco_file]  # fmt: skip
+          image_folder, xml_apart, one_coco_file, xml_labels, xml_labels_of_parts]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -225,7 +237,7 @@ def test_every_layout_gives_the_same_box_on_every_image(make, tmp_path):
         assert record.open().size == (record.width, record.height) == (100, 80)
     assert not {p.path or p.name for p in data.train} & {p.path or p.name for p in data.test}
     unsplit = make not in (roboflow_coco, roboflow_voc, roboflow_yolo, yolo_polygons, roboflow_csv, bare_csv, image_folder,
-                           xml_apart, strange_coco, voc_without_val, saved_by_datasets)  # fmt: skip
+                           xml_apart, strange_coco, voc_without_val, saved_by_datasets, xml_labels_of_parts)  # fmt: skip
     assert unsplit == any("no split is given" in note for note in data.notes)
     assert not [p for p in check(str(tmp_path / "set"))[1] if p.fatal]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from common.coco import files_of_parts, images_of, lone_file
@@ -83,15 +84,29 @@ def _voc(folder: Path) -> DetectionSet | None:
 
 
 def _yolo(folder: Path) -> DetectionSet | None:
-    """images/{train,val} and labels/{train,val}, or the two without parts."""
-    images, labels = folder / "images", folder / "labels"
-    if not (images.is_dir() and labels.is_dir()):
+    """images/{train,val} and labels/{train,val}, or the two without parts; labels are .txt, or VOC's .xml."""
+    images, labels = (first_folder(folder, [name]) for name in ("images", "labels"))
+    if not (images and labels):
         return None
-    names = class_list(folder, labels, labels / "train")
     pair = parts_of([place.name for place in images.iterdir() if place.is_dir()])
+    read = _xml if visible(labels, "*.xml") and not _label_files(labels) else _txt(folder, labels)
     if pair is None:
-        return split(read_yolo(images, labels, names))
-    return DetectionSet.of_parts(*(read_yolo(images / part, labels / part, names) for part in pair))
+        return split(read(images, labels))
+    return DetectionSet.of_parts(*(read(images / part, labels / part) for part in pair))
+
+
+def _label_files(folder: Path) -> list[Path]:
+    """YOLO's, without lists of classes and notes to the reader."""
+    every = visible(folder, "*.txt")
+    return [file for file in every if file.name not in LISTS and not file.name.lower().startswith("readme")]
+
+
+def _xml(images: Path, labels: Path) -> DetectionSet:
+    return read_files(visible(labels, "*.xml"), Pictures([images]), all_of_them=True)
+
+
+def _txt(folder: Path, labels: Path) -> Callable[[Path, Path], DetectionSet]:
+    return partial(read_yolo, names=class_list(folder, labels, labels / "train"))
 
 
 def _by_parts(folder: Path) -> DetectionSet | None:
@@ -132,7 +147,7 @@ def _beside(folder: Path, root: Path) -> DetectionSet | None:
         if len(tables := [file for file in sorted(folder.glob(pattern)) if not file.name.startswith(".")]) == 1:
             return _table(read, tables[0], folder)
     images, labels = (folder / "images", folder / "labels") if (folder / "labels").is_dir() else (folder, folder)
-    if any(file.name not in LISTS and not file.name.lower().startswith("readme") for file in visible(labels, "*.txt")):
+    if _label_files(labels):
         try:
             names = class_list(folder, labels, root)
         except UserError:
