@@ -32,7 +32,7 @@ from ks_segmentation.checkpoints.read_file import read_weights
 from ks_segmentation.checkpoints.record import MODEL_FILE
 from ks_segmentation.config import words as config_words
 from ks_segmentation.config.load import load_config
-from ks_segmentation.data import layouts
+from ks_segmentation.data.own_folders import SUFFIXES
 from ks_segmentation.data.sets import MaskSet, from_datasets
 from ks_segmentation.domain import MaskConfig, SegmentationDomain
 from ks_segmentation.models.mask2former.model import build_mask2former
@@ -100,7 +100,7 @@ class SegmentationSession(Session):
     base_flags = ("opts",)
     own_flags = cache_flags = ("cache_dir",)
     lists = ("opts",)
-    suffixes = layouts.SUFFIXES
+    suffixes = SUFFIXES
     formats = ("detectron2", "folder")
     check, fix = staticmethod(check), staticmethod(fix)
 

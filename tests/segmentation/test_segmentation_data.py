@@ -77,6 +77,72 @@ def test_parts_may_hold_images_and_masks_and_ids_may_have_gaps(tmp_path):
     assert found.classes == ("road", "car") and classes_of(found.train[0]) == classes_of(found.test[0]) == [0, 1]
 
 
+@pytest.mark.parametrize("ending", [".png", "_mask.PNG"])
+@pytest.mark.parametrize("parts", [("",), ("train", "valid")])
+def test_a_mask_may_lie_beside_its_image(ending, parts, tmp_path):
+    for part in parts:
+        for stem in "abcde":
+            picture(tmp_path / part / f"my {stem}.JPG")
+            mask(tmp_path / part / f"my {stem}{ending}", (0, 1))
+    (tmp_path / "classes.txt").write_text("ground\ncat\n")
+    found = layouts.load(str(tmp_path))
+    assert [len(found.train), len(found.test)] == ([4, 1] if parts == ("",) else [5, 5])
+    assert all(classes_of(item) == [0, 1] and item.image.suffix == ".JPG" for item in found.train + found.test)
+    picture(tmp_path / parts[0] / "alone.jpg")
+    with pytest.raises(UserError, match=r"alone.jpg has no mask alone.png or alone_mask.png"):
+        layouts.load(str(tmp_path))
+
+
+def test_folders_have_their_usual_names_in_letters_of_any_case(tmp_path):
+    for part in ("Train", "Val"):
+        picture(tmp_path / "Imgs" / part / "a.jpg")
+        mask(tmp_path / "Masks" / part.lower() / "a.png", (0, 1))
+    found = layouts.load(str(tmp_path), ["ground", "cat"])
+    assert classes_of(found.train[0]) == classes_of(found.test[0]) == [0, 1]
+    with pytest.raises(UserError, match="have no names; write classes.json"):
+        layouts.load(str(tmp_path))
+
+
+def labelme(path, points, **change):
+    picture(path.with_suffix(".jpg"))
+    shape = {"label": "cat", "points": points, "shape_type": "polygon"} | change
+    content = {
+        "version": "5",
+        "shapes": [shape],
+        "imagePath": "C:\\x.jpg",
+        "imageHeight": SIZE[0],
+        "imageWidth": SIZE[1],
+    }
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "val")])
+def test_outlines_of_labelme(parts, tmp_path):
+    for part in parts:
+        for stem in "abcd":
+            labelme(tmp_path / part / f"my {stem}.json", [[0, 0], [16, 0], [16, 6], [0, 6]])
+        labelme(tmp_path / part / "e.json", [[16, 6], [0, 0]], shape_type="rectangle")
+    found = layouts.load(str(tmp_path))
+    assert found.classes == ("background", "cat") and len(found.test) == (1 if parts == ("",) else 5)
+    for item in found.train + found.test:
+        assert item.pixels().shape[:2] == SIZE and (item.ids() == 1).sum() == 6 * 16 and (item.ids()[:6] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "change", "message"),
+    [
+        ([[1, 1], [4, 4]], {}, "no polygon of three corners"),
+        ([[1, 1], [4, 4]], {"shape_type": "circle"}, r"\(circle\)"),
+        ([[1, 1], [4, 4], [1e9, 3]], {}, "no polygon"),
+        ([[1, 1], [4, 4], [3]], {}, "points"),
+    ],
+)
+def test_outlines_that_are_no_masks_are_one_line(points, change, message, tmp_path):
+    labelme(tmp_path / "a.json", points, **change)
+    with pytest.raises(UserError, match=message):
+        layouts.load(str(tmp_path))
+
+
 @pytest.mark.parametrize("corners", [[0, 0, 1e9, 0, 1e9, 1e9], [0, 0, float("nan"), 0, 5, 5], [1, 1, 5, 1, 5, 5, 3]])
 def test_polygons_far_outside_an_image_are_refused(corners, tmp_path):
     for part in ("train", "valid"):

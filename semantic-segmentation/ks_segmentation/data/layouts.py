@@ -1,39 +1,24 @@
-"""The folder layouts that segmentation data comes in, each as a `MaskSet`.
-
-Our own layout, `folder`: images/ and annotations/ (or masks/, labels/), each with training/ and validation/ (or train/, val/, test/), or
-the other way round (train/images/, train/masks/), or flat. The mask of images/NAME.jpg is annotations/NAME.png and holds one class id per pixel. classes.json names the ids:
-
-    {"classes": ["road", "car"], "ignore_index": 255, "splits": {"val": ["NAME", ...]}}
-
-`classes` is a list in the order of the ids, or a table of ids {"0": "road", "7": "car"}; its entries may be tables with a `name`. The
-whole file may also be just that list. `ignore_index` (255) is the id of pixels without a class. `splits` names the test
-images of a flat folder; without it every fifth image is one. classes.txt with a name per line will do as well.
-"""
+"""The folder layouts that segmentation data comes in, each as a `MaskSet`; our own, `folder`, is in `own_folders`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
 from common.errors import UserError
 from common.files import read_text, user_path
-from common.notes import note
-from common.pictures import Pictures, first_folder, is_hidden, visible
-from common.schema import read_json, typed
+from common.pictures import Pictures, visible
+from common.schema import read_json
 from ks_segmentation.data import class_lists, masks
 from ks_segmentation.data.digits import digit_scenes
 from ks_segmentation.data.instances import found_in, read_instances
+from ks_segmentation.data.labelme import is_labelme, read_labelme
 from ks_segmentation.data.masks import IGNORE, Table
+from ks_segmentation.data.own_folders import MASKS, SPLITS, first, folder, holds_images, pairs, told_of_split
 from ks_segmentation.data.roboflow import is_roboflow, read_roboflow
 from ks_segmentation.data.sets import MaskItem, MaskSet
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MASKS = ("annotations", "masks", "labels")  # names of their folder
-SPLITS = {"train": ("training", "train"), "test": ("validation", "val", "test", "valid", "testing")}
 
 
 def load(text: str, names: Sequence[str] = ()) -> MaskSet:
@@ -57,121 +42,18 @@ def load(text: str, names: Sequence[str] = ()) -> MaskSet:
     root = user_path(folder)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}.")
-    masked = (root / "classes.json").is_file() or any(visible(_first(root, MASKS), "*.png"))
-    if not colon and not masked and (is_roboflow(root) or found_in(root)):
-        kind = "roboflow" if is_roboflow(root) else "coco"
+    masked = (root / "classes.json").is_file() or any(visible(first(root, MASKS), "*.png"))
+    if not colon and not masked:
+        tests = {"roboflow": is_roboflow, "labelme": is_labelme, "coco": found_in}
+        kind = next((name for name, test in tests.items() if test(root)), kind)
+    if kind == "folder" and not holds_images(root):
+        raise UserError(
+            f"{root} holds no images/ and annotations/; other layouts are KIND:FOLDER ({', '.join(LAYOUTS)})."
+        )
     found = LAYOUTS[kind](root, tuple(names))
     if not found.train and not found.test:
         raise UserError(f"{root} holds no images in the {kind} layout; see semantic-segmentation/README.md.")
     return found
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The image files in a folder, by name."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not is_hidden(p.name))
-
-
-def pairs(
-    images: Path, annotations: Path, table: Table, rename: Callable[[str], str] = lambda stem: stem + ".png"
-) -> list[MaskItem]:
-    """Every image of a folder with its mask in the other. Raises UserError where one is missing."""
-    items, found = [], {path.name.lower(): path for path in images_in(annotations)}
-    for image in images_in(images):
-        name = rename(image.stem)
-        mask = annotations / name
-        mask = mask if mask.is_file() else found.get(name.lower(), mask)
-        if not mask.is_file():
-            raise UserError(f"image {image} has no mask {mask}.")
-        items.append(MaskItem(f"{images.name}/{image.name}", image, mask, table))
-    return items
-
-
-def _first(root: Path, names: Sequence[str]) -> Path:
-    """The first of `names` that is a folder in `root`, or the first of all."""
-    return first_folder(root, names) or root / names[0]
-
-
-class Named(msgspec.Struct):
-    """A class of classes.json that is a table."""
-
-    name: str
-
-
-class Listing(msgspec.Struct):
-    """classes.json."""
-
-    classes: list[str | Named] | dict[str, str | Named] = []
-    ignore_index: Annotated[int, msgspec.Meta(ge=-1, le=2**31)] = IGNORE
-    splits: dict[str, list[str]] = {}
-
-    def names(self) -> dict[int, str]:
-        """By their ids, in order. Raises ValueError for an id that is no number, or that two keys state."""
-        listed = self.classes if isinstance(self.classes, dict) else dict(enumerate(self.classes))
-        if not all(re.fullmatch("[0-9]{1,9}", str(key)) for key in listed) or len({*map(int, listed)}) < len(listed):
-            raise ValueError
-        named = {int(key): entry.name if isinstance(entry, Named) else entry for key, entry in listed.items()}
-        return {key: name.strip() for key, name in sorted(named.items())}
-
-    def test(self) -> list[str]:
-        """Names of the test images of a flat folder, where they are stated."""
-        return [name for key in SPLITS["test"] for name in self.splits.get(key, [])]
-
-
-def _listing(root: Path) -> Listing:
-    """classes.json, empty where there is none. Raises UserError when it is of another form."""
-    path = root / "classes.json"
-    if not path.is_file():
-        lines = read_text(root / "classes.txt").splitlines() if (root / "classes.txt").is_file() else []
-        return Listing([line.strip() for line in lines if line.strip()])
-    form = f'{path} must be {{"classes": ["road", "car"], "ignore_index": 255}}, or just the list of names'
-    data = read_json(path, advice=form)
-    listing: Listing = typed(data if isinstance(data, dict) else {"classes": data}, Listing, str(path), form)
-    try:
-        named = listing.names()
-    except ValueError:
-        named = {}
-    if not named:
-        raise UserError(f"{form}; in a table of classes the keys are ids.")
-    return listing
-
-
-def folder(root: Path, names: tuple[str, ...]) -> MaskSet:
-    """Our own layout; see above."""
-    listing = _listing(root)
-    listed, ignore = dict(enumerate(names)) or listing.names(), listing.ignore_index
-    if not listed:
-        if not any((place / "images").is_dir() for place in (root, *root.iterdir())):
-            raise UserError(
-                f"{root} holds no images/ and annotations/; other layouts are KIND:FOLDER ({', '.join(LAYOUTS)})."
-            )
-        raise UserError(f"the classes of {root} have no names; write classes.json there or give --data-classes.")
-    ids = [i for i in listed if i != ignore]
-    classes = tuple(listed[i] for i in ids)
-    table = Table({ignore: IGNORE, 255: IGNORE} | {i: n for n, i in enumerate(ids)})
-    found: dict[str, list[MaskItem]] = {}
-    annotations = _first(root, MASKS)
-    for split, options in SPLITS.items():
-        images = _first(root / "images", options)
-        place = annotations / images.name
-        if part := None if (root / "images").is_dir() else first_folder(root, options):
-            images, place = part / "images", _first(part, MASKS)
-        found[split] = pairs(images, place, table)
-    if found["train"] or found["test"]:
-        return MaskSet(classes, **found)
-    items = pairs(root / "images", annotations, table)
-    if not listing.test():
-        _told_of_split(root, len(items) // 5, len(items) - len(items) // 5)
-    test = {Path(name).stem for name in listing.test() or [item.name for item in items[4::5]]}
-    parts: dict[bool, list[MaskItem]] = {True: [], False: []}
-    for item in items:
-        parts[Path(item.name).stem in test].append(item)
-    return MaskSet(classes, parts[False], parts[True])
-
-
-def _told_of_split(root: Path, test: int, train: int) -> None:
-    note(f"{root}: no split is given: every fifth image tests ({test} of {test + train})")
 
 
 def ade20k(root: Path, names: tuple[str, ...]) -> MaskSet:
@@ -243,7 +125,7 @@ def coco(root: Path, names: tuple[str, ...]) -> MaskSet:
     if not any((root / "annotations").glob("panoptic_*.json")):
         whole, stated = read_instances(root)
         if not stated:
-            _told_of_split(root, len(whole.test), len(whole.train))
+            told_of_split(root, len(whole.test), len(whole.train))
         return whole
     categories: list[Category] = []
     found: dict[str, list[MaskItem]] = {"train": [], "test": []}
@@ -264,6 +146,14 @@ def coco(root: Path, names: tuple[str, ...]) -> MaskSet:
         except KeyError as error:
             raise UserError(f"{path} is no COCO panoptic file: there is no image or category {error}.") from None
     return MaskSet(tuple(c.name for c in categories), **found)
+
+
+def labelme(root: Path, names: tuple[str, ...]) -> MaskSet:
+    """Images beside labelme's NAME.json of polygons, in one folder or in train/ and valid/."""
+    whole, stated = read_labelme(root)
+    if not stated:
+        told_of_split(root, len(whole.test), len(whole.train))
+    return whole
 
 
 def cityscapes(root: Path, names: tuple[str, ...]) -> MaskSet:
@@ -320,7 +210,7 @@ def deepglobe(root: Path, names: tuple[str, ...]) -> MaskSet:
 
     def read(split: str) -> list[MaskItem]:
         items = []
-        for image in sorted(_first(root, SPLITS[split][::-1]).glob("*_sat.jpg")):
+        for image in sorted(first(root, SPLITS[split][::-1]).glob("*_sat.jpg")):
             mask = image.with_name(image.name.replace("_sat.jpg", "_mask.png"))
             if mask.is_file():
                 items.append(MaskItem(image.name, image, mask, table))
@@ -334,7 +224,7 @@ def deepglobe(root: Path, names: tuple[str, ...]) -> MaskSet:
 
 LAYOUTS: dict[str, Callable[[Path, tuple[str, ...]], MaskSet]] = {
     "folder": folder, "ade20k": ade20k, "voc": voc, "coco": coco, "cityscapes": cityscapes, "pet": pet,
-    "deepglobe": deepglobe, "roboflow": lambda root, names: read_roboflow(root),
+    "deepglobe": deepglobe, "roboflow": lambda root, names: read_roboflow(root), "labelme": labelme,
 }  # fmt: skip
 NAMELESS = ("folder", "ade20k", "pet")  # kinds whose ids can be named by --data-classes
 
