@@ -58,8 +58,9 @@ def tune(sweep: Sweep, trials: int, jobs: int, carried_out: Carried) -> dict[str
             value = None if row.name in errors else _measured(row.folder, objective.lstrip("-"))
             lost = optuna.trial.TrialState.PRUNED  # a run without a result is a bad one
             studies[label].tell(trial, value, state=lost if value is None else None)
-    best = {label: _best(study) for label, study in studies.items()}
-    write_text(sweep.out / "tuned.yaml", "".join(f"{json.dumps(k)}: {v}\n" for k, v in best.items()))
+    with alone(sweep.out, "tune.lock"):  # so that the worker that ends last writes what all of them found
+        best = {label: _best(study) for label, study in studies.items()}
+        write_text(sweep.out / "tuned.yaml", "".join(f"{json.dumps(k)}: {v}\n" for k, v in best.items()))
     return best
 
 
@@ -162,7 +163,14 @@ def _measured(folder: Path, name: str) -> float | None:
 
 
 def _best(study: Any) -> str:
-    if not any(trial.value is not None for trial in study.get_trials(False)):
+    """The flags of the best trial so far, and of how many it is the best."""
+    import optuna
+
+    state = optuna.trial.TrialState
+    ended, others = (
+        len(study.get_trials(False, states)) for states in ((state.COMPLETE, state.PRUNED), (state.RUNNING,))
+    )
+    if not study.get_trials(False, (state.COMPLETE,)):
         return "# no trial has a result"
-    best = study.best_trial
-    return f"{shlex.join(_flags(best.params))}  # {best.value:.2f} in {len(study.get_trials(False))} trials"
+    told = f"{study.best_value:.2f} in {ended} trials" + (f"; {others} still run elsewhere" if others else "")
+    return f"{shlex.join(_flags(study.best_params))}  # {told}"

@@ -135,6 +135,17 @@ def has_begun(out, pid):
     return False
 
 
+def test_a_worker_that_ends_first_tells_of_the_trials_that_still_run(tmp_path):
+    study = optuna.create_study(direction="maximize")
+    space = {"lr": optuna.distributions.FloatDistribution(0.1, 1)}
+    assert tuning._best(study) == "# no trial has a result"
+    study.tell(study.ask(space), 90.0)
+    running = study.ask(space)
+    assert tuning._best(study).endswith("# 90.00 in 1 trials; 1 still run elsewhere")
+    study.tell(running, state=optuna.trial.TrialState.FAIL)  # it was killed, and is no trial
+    assert tuning._best(study).endswith("# 90.00 in 1 trials")
+
+
 def test_a_trial_without_a_result_counts_as_one(tmp_path):
     text = FILE.replace("method: [good, poor]", "method: {{good: --method good, poor: --bad}}")
     assert body([str(written(tmp_path, text)), "--tune", "2"]) == 0
