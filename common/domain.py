@@ -125,6 +125,7 @@ class Domain(Protocol):
     meaning: str = ""  # what the score is, in one sentence for readers who do not know it
     counted: bool = False  # the score is the share of test items that are right, so that their number gives an interval
     answered: str = "test items"  # what the answers of an `Evaluation` are counted in
+    titles: Mapping[str, str] = {}  # what classes are called whose names are codes: "n02102040" -> "English springer"
     classes: ClassTable
     base: nn.Module | None = None  # what `build_model` copies; its weights and the frozen ones of a run are one memory
     exclusive: bool = True  # `scores` are a softmax over classes: an item has one class, and all classes compete for it

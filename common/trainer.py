@@ -164,7 +164,10 @@ class Trainer:
         return {
             **environment(),
             "metric": self.domain.metric,
-            **{name: getattr(self.domain, name) for name in ("metric_label", "meaning", "answered", "counted")},
+            **{
+                name: getattr(self.domain, name)
+                for name in ("metric_label", "meaning", "answered", "counted", "titles")
+            },
             "phases": [asdict(p) | {"title": p.title} for p in self.plan.phases],
             "precision": self.format,
             "device": str(self.device),

@@ -142,6 +142,7 @@ class Config(msgspec.Struct):
     machine: dict[str, Any] = {}
     versions: dict[str, str] = {}
     command: str | None = None
+    titles: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         if [phase.index for phase in self.phases] != list(range(1, len(self.phases) + 1)):

@@ -103,6 +103,15 @@ class RunRecord:
         """What answers are counted in: 'test images'."""
         return str(self.config.get("answered", "test items"))
 
+    @property
+    def titles(self) -> Mapping[str, str]:
+        """What classes are called whose names are codes; {} in older records, and where there are none."""
+        return self.config.get("titles", {})
+
+    def titled(self, name: str) -> str:
+        """'English springer (n02102040)'; the name itself where it is a word."""
+        return f"{self.titles[name]} ({name})" if name in self.titles else name
+
     def answers(self, index: int) -> dict[str, Mapping[str, float]]:
         """Class -> what its items were called before training (0) or at the last moment (-1) -> share, 0..1, the largest
         first; {} where it was not recorded."""

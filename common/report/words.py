@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.plan import Phase
 from common.record import NOTHING
 from common.report.flow import moves
 from common.report.runs import RunRecord
@@ -21,8 +20,8 @@ ROLES = {"learn": "what was to be learned", "forget": "what was to be forgotten"
 def title(run: RunRecord) -> str:
     """'Knowledge swapping: learn 6 and 7, then forget 0 and 1', or that a base model was trained."""
     if run.plan == PRETRAIN:
-        return f"A base model trained on {_classes([c for group in run.groups.values() for c in group])}"
-    return f"Knowledge swapping: {_steps(run.phases)}"
+        return f"A base model trained on {_classes(run, [c for group in run.groups.values() for c in group])}"
+    return f"Knowledge swapping: {_steps(run)}"
 
 
 def paragraph(run: RunRecord) -> str:
@@ -35,20 +34,21 @@ def paragraph(run: RunRecord) -> str:
 
 def orders(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
     """What the names of the plans mean: ('fltf', 'learn 6 and 7, then forget 0 and 1')."""
-    found = {(run.plan, _steps(run.phases)) for run in runs}
+    found = {(run.plan, _steps(run)) for run in runs}
     return sorted(found) if len({name for name, _ in found}) == len(found) else []
 
 
-def _steps(phases: Sequence[Phase]) -> str:
-    if len(phases) > MANY:
-        return f"{len(phases)} phases of learning and forgetting"
-    return ", then ".join(f"{phase.action} {_classes(phase.target)}" for phase in phases)
+def _steps(run: RunRecord) -> str:
+    if len(run.phases) > MANY:
+        return f"{len(run.phases)} phases of learning and forgetting"
+    return ", then ".join(f"{phase.action} {_classes(run, phase.target)}" for phase in run.phases)
 
 
-def _classes(names: Sequence[str]) -> str:
+def _classes(run: RunRecord, classes: Sequence[str]) -> str:
     """'cat and dog'; of many '20 classes'."""
-    if len(names) > NAMED:
-        return f"{len(names)} classes"
+    if len(classes) > NAMED:
+        return f"{len(classes)} classes"
+    names = [run.titled(name) for name in classes]
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
@@ -56,8 +56,8 @@ def _asked(run: RunRecord) -> str:
     if run.plan == PRETRAIN:
         return "A model was trained that later runs start from."
     kept = [c for group, members in run.groups.items() if run.role(group) == "retain" for c in members]
-    aside = f", and to keep {_classes(kept)}" if kept else ""
-    return f"A trained model was told to {_steps(run.phases)}{aside}."
+    aside = f", and to keep {_classes(run, kept)}" if kept else ""
+    return f"A trained model was told to {_steps(run)}{aside}."
 
 
 def _measured(run: RunRecord) -> str:
@@ -94,7 +94,7 @@ def _went(run: RunRecord) -> str:
     if named:
         spill = run.latest("spill")
         top = max(named, key=lambda move: (spill.get(move.name, {}).get("distance", 1.0), move.after))
-        told = f"{100 * top.after:.0f} % of the {run.answered} of {top.name} are now called {top.answer}"
+        told = f"{100 * top.after:.0f} % of the {run.answered} of {run.titled(top.name)} are now called {run.titled(top.answer)}"
         distance = spill.get(top.name, {}).get("distance", 1.0)
         if distance <= ALIKE:
             return f"{told}, much as the base model answers without that class (distance {distance:.2f} of 1)."
@@ -111,7 +111,7 @@ def _lost(run: RunRecord) -> str:
     if not lost:
         return ""
     worst = max(lost, key=lambda name: lost[name])
-    return f"A class that should be known, {worst}, ends {lost[worst]:.0f} points below its best."
+    return f"A class that should be known, {run.titled(worst)}, ends {lost[worst]:.0f} points below its best."
 
 
 def _trust(run: RunRecord) -> str:

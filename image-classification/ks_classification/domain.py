@@ -25,6 +25,7 @@ from common.layers import use_fast_linears
 from common.progress import watched
 from common.streams import Draw, Stream, load_batches
 from ks_classification.data import selection
+from ks_classification.data.imagenet import titles
 from ks_classification.data.images import ImageSet, Item, readable
 from ks_classification.data.pixels import ImageConfig, Images, Pixels, Room
 from ks_classification.models import build, layers, stages
@@ -67,6 +68,7 @@ class ClassificationDomain(Domain):
         images = selection.held_out(images, config.validation) if config.validation else images
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = ClassTable(tuple(spec.classes)).extended(wanted)
+        self.titles = titles(wanted)
         strange = [c for c in wanted if c not in images.classes]
         if strange:
             raise UserError(

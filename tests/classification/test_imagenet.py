@@ -224,3 +224,9 @@ def test_an_even_sample_of_the_test_images_is_asked(place, monkeypatch):
     monkeypatch.setattr(chance, "IMAGES", 2)
     assert right_answers(domain, rows, train) == [True] * 2
     assert right_answers(domain, [rows[0], 5], train) == [True], "row 5 has no test image"
+
+
+def test_wordnet_ids_have_titles_where_imagenet_names_them():
+    found = imagenet.titles(["red", "n02102040", "n00007846", "n99999999"])
+    assert found == {"n02102040": "English springer", "n00007846": "person"}
+    assert imagenet.titles(["red"]) == {}

@@ -151,6 +151,15 @@ def test_the_title_says_what_was_asked(tmp_path):
     assert words.paragraph(read_run(make_run(tmp_path / "begun", phases=0, done=False))) == ""
 
 
+def test_codes_of_classes_are_told_with_what_they_stand_for(tmp_path):
+    folder = make_run(tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    assert "stand for" not in page_of(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"titles": {"owl": "tawny owl"}}))
+    page = page_of(folder)
+    assert "learn tawny owl (owl) and" in page and "stand for" in page
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_headings_skip_no_level_and_regions_have_names(count, tmp_path):
     folders = [with_sample(with_answers(make_run(tmp_path / f"r{i}", seed=i, batch_size=9 + i))) for i in range(count)]

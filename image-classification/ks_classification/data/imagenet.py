@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from common.errors import UserError
 from common.splits import read_list, shorten
 
+ID = re.compile(r"n\d{8}")  # of WordNet
+
 
 def row_names(rows: int, classes: Sequence[str]) -> list[str] | None:
     """A name for every row of an ImageNet classifier: the folder's own where there is one, else the WordNet id.
@@ -77,7 +79,7 @@ def as_called(wanted: str, classes: Sequence[str]) -> list[str]:
     from timm.data import ImageNetInfo
 
     for subset in ("imagenet-1k", "imagenet-22k"):  # the names of the larger one are less telling
-        if any(re.fullmatch(r"n\d{8}", name) for name in classes) and not all(called.get(_plain(e)) for e in entries):
+        if any(ID.fullmatch(name) for name in classes) and not all(called.get(_plain(e)) for e in entries):
             info = ImageNetInfo(subset)
             ids = list(info.label_names())
             for name, rows in _rows_by_name(ids, info.label_descriptions()).items():
@@ -90,6 +92,21 @@ def as_called(wanted: str, classes: Sequence[str]) -> list[str]:
             raise UserError(f"class {entry!r} may be any of {', '.join(own)}; name one of these.")
         found.append(entry if entry in known else own[0])
     return found
+
+
+def titles(classes: Sequence[str]) -> dict[str, str]:
+    """What ImageNet calls the classes that are WordNet ids: "n02102040" -> "English springer"."""
+    missing = {name for name in classes if ID.fullmatch(name)}
+    found: dict[str, str] = {}
+    for subset in ("imagenet-1k", "imagenet-22k"):
+        if missing:
+            from timm.data import ImageNetInfo
+
+            info = ImageNetInfo(subset)
+            named = zip(info.label_names(), info.label_descriptions(), strict=True)
+            found |= {name: text.partition(",")[0] for name, text in named if name in missing}
+            missing -= found.keys()
+    return {name: found[name] for name in classes if name in found}
 
 
 def _rows_by_name(ids: Sequence[str], descriptions: Sequence[str]) -> dict[str, list[int]]:
