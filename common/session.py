@@ -319,6 +319,8 @@ class Session:
                 f"the adapter of {folder} has class {moved[0]!r} in row {rows[moved[0]]}, its base in row "
                 f"{base.classes.index(moved[0])}: it was made for another base, or for its rows in another order."
             )
+        if len(classes) < len(base.classes):
+            raise UserError(f"the adapter of {folder} knows {len(classes)} classes, its base {len(base.classes)}.")
         base = self.widened(base, classes)
         adapters.load(base.model, folder / "adapter")
         return base

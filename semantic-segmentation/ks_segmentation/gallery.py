@@ -139,7 +139,7 @@ def sighting(model: Segmenter, item: Item, truth: np.ndarray, names: Sequence[st
 
 
 def _named(ids: np.ndarray, names: Sequence[str], truth: np.ndarray | None = None) -> str:
-    """'car, road (93 %)': classes by area; with a truth, each with its IoU in this image."""
+    """'car, road (IoU 93 %)': classes by area; with a truth, each with its IoU in this image."""
     values, counts = np.unique(ids[ids != IGNORE], return_counts=True)
     words = []
     for row in values[np.argsort(-counts)]:
@@ -150,6 +150,6 @@ def _named(ids: np.ndarray, names: Sequence[str], truth: np.ndarray | None = Non
             counted = truth != IGNORE
             both = ((ids == row) & (truth == row)).sum()
             either = (((ids == row) | (truth == row)) & counted).sum()
-            word += f" ({100 * both / max(either, 1):.0f} %)"
+            word += f" (IoU {100 * both / max(either, 1):.0f} %)"
         words.append(word)
     return ", ".join(words) or "nothing"

@@ -92,6 +92,7 @@ CHANGES = {
     "rows": lambda info: info.update(rows={name: [10**6] for name in info["rows"]}),
     "order": lambda info: info.update(classes=info["classes"][::-1]),
     "twice": lambda info: info.update(classes=[info["classes"][0]] * len(info["classes"])),
+    "none": lambda info: info.update(classes=[]),
     "many": lambda info: info.update(classes=[*info["classes"], "x"]),
     "plan": lambda info: info.update(plan="x"),
     "stack": lambda info: info.update(stack="x"),
