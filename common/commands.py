@@ -102,13 +102,14 @@ def evaluate(session: Session, argv: list[str]) -> None:
     device = devices.choose_device(config.device, distributed.local_rank())
     distributed.init(device)
     loaded = session.load(given.pop("run"), given)
+    region = config.region(loaded.record, device)
     domain, groups = session.scoring(loaded)
     if config.curves and not any(domain.curve_axes):
         raise UserError(f"`--curves`: {session.name} has no curves; leave it out.")
     notes.tell(distributed.is_main())
     model = loaded.base.model.to(device).eval()
     torch.set_num_threads(loaded.record.get("threads") or torch.get_num_threads())  # sums in another order differ
-    with torch.inference_mode(), lora.merged(model), config.region(loaded.record, device):
+    with torch.inference_mode(), lora.merged(model), region:
         found = domain.evaluate_groups(model, groups)
     if distributed.is_main():
         if config.curves:

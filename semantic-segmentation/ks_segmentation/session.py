@@ -21,6 +21,7 @@ from common.knobs import knob
 from common.onnx_file import Graph, OnnxFile
 from common.plan import Plan, pretrain_plan
 from common.plan_file import PlanConfig, plan_from
+from common.schema import typed
 from common.session import Answer, Base, Flags, Loaded, Opening, Session
 from common.settings import Settings
 from common.splits import read_list, resolve
@@ -119,7 +120,7 @@ class SegmentationSession(Session):
         parser.set_defaults(**{name: value for name, value in stated.items() if name in known})
 
     def joined(self, recorded: Flags, given: Flags) -> dict[str, Any]:
-        words = [*recorded.get("opts", ()), *given.get("opts", ())]
+        words = [*typed(recorded.get("opts", []), list[Any], "`--set` of the run's record"), *given.get("opts", ())]
         if "checkpoint" in given:
             recorded = {**recorded, "model": ""}
         return {**super().joined(recorded, given), "opts": words}

@@ -221,6 +221,22 @@ def test_a_result_without_the_record_of_its_run(name, verb, run_copy, photo, tmp
     assert "config.json" in refused(capsys, tmp_path, lambda: commands.main(SESSIONS[name], verb, words))
 
 
+def test_settings_of_a_record_that_are_no_list(run_copy, photo, tmp_path, capsys):
+    run = run_copy("segmentation")
+    record = json.loads((run / "config.json").read_text())
+    record["flags"]["opts"] = 5
+    (run / "config.json").write_text(json.dumps(record))
+    assert "--set" in refused(capsys, tmp_path, lambda: commands.main(SEGMENTATION, "predict", [str(run), photo]))
+
+
+@pytest.mark.parametrize("name", SESSIONS)
+def test_a_precision_that_there_is_not_is_told_before_anything_is_read(name, run_copy, tmp_path, capsys):
+    run = run_copy(name)
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(record | {"precision": "x"}))
+    refused(capsys, tmp_path, lambda: commands.main(SESSIONS[name], "evaluate", [str(run), "--device", "cpu"]))
+
+
 HOSTILE = [
     ("classification", {"data": "cifar10", "cache_dir": "{}"}), ("classification", {"data": "cifar100", "learn_data": "", "cache_dir": "{}"}),
     ("classification", {"data": "hf:someone/something"}), ("classification", {"checkpoint": "", "model": "vit_tiny_patch16_224", "pretrained": True}),

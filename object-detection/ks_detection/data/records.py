@@ -81,7 +81,8 @@ class DetectionSet:
 
     def joined(self, other: DetectionSet) -> DetectionSet:
         """Both sets as one; classes of the same name are the same class."""
-        classes = self.classes + [c for c in other.classes if c not in self.classes]
+        known = set(self.classes)
+        classes = self.classes + [c for c in other.classes if c not in known]
         return DetectionSet(
             self.train + other.train,
             self.test + other.test,
