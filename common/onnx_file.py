@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -177,9 +178,10 @@ def write(graph: Graph, path: Path, notes: Mapping[str, Any]) -> None:
                 with torch.no_grad():
                     _save(graph, part, {**notes, "settings": graph.settings}, optimised)
                     worst = max(_difference(graph, OnnxFile(part), images) for images in graph.images)
-            except UserError:
+            except UserError as error:
                 if not optimised:
-                    raise
+                    reason = str(error).replace(str(part), "its graph").removesuffix(f"; {AGAIN}.")
+                    raise UserError(f"{path} was not written: {reason}") from None
                 continue
             if worst <= TOLERANCE:
                 break
@@ -218,16 +220,18 @@ def _save(graph: Graph, path: Path, notes: Mapping[str, Any], optimised: bool) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on graphs that it leaves as they are, and on its own old names."""
-    logger = logging.getLogger("onnxscript")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the exporter's remarks on graphs that it leaves as they are, on its own old names, and on what it cannot trace."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

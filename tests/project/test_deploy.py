@@ -171,6 +171,21 @@ def test_a_segmenter_of_transformers_that_answers_by_pixels(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_segmenter_that_asks_a_buffer_which_way_to_go(tmp_path):
+    sizes = {**tiny_hub.SEGMENTERS["eomt"], "num_hidden_layers": 2, "num_blocks": 1}
+    folder = tiny_hub.save("eomt", "EomtForUniversalSegmentation", sizes, NAMES, tmp_path / "model")
+    model, _ = load_hub(f"hf:{folder}")
+    whole = [*model.state_dict()]
+    given = SEGMENTATION.load(SEGMENTATION.export_onnx(loaded(model), tmp_path / "a.onnx"), {}).base.model
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        own, other = model(images), given(images)
+    for name in model.answered:
+        torch.testing.assert_close(own[name], other[name], rtol=0, atol=1e-4)
+    assert [*model.state_dict()] == whole
+
+
+@pytest.mark.slow
 def test_a_segmenter_of_open_size(tmp_path):
     model = tiny_mask2former(
         RESNET_18, "MODEL.MASK_FORMER.DEC_LAYERS", 2, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 1

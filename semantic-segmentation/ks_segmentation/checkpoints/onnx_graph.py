@@ -33,6 +33,7 @@ def found_in(model: Segmenter, images: Tensor) -> tuple[Tensor, ...]:
 def graph(model: Segmenter) -> Graph:
     """The graph of a model without adapters. H and W are multiples of 32; where the model leaves them open, they stay
     so, else the images are squares of the size of the test images."""
+    model.settle()
     side = model.graph_side()
     images = batches((side, side) if side else None, SIZES)
     settings = {"config": model.config.plain(), "fixed": side, "outputs": model.answered}

@@ -28,6 +28,10 @@ class Eomt(FromHub, QuerySegmenter):
     def graph_side(self) -> int:
         return self.network.config.image_size
 
+    def settle(self) -> None:
+        """Which blocks mask their attention is asked of a buffer, which a tracer cannot; numbers in its place can be."""
+        self.network.__dict__["attn_mask_probs"] = self.network._buffers["attn_mask_probs"].tolist()
+
     def queries(self, images: Tensor) -> Queries:
         """One output in front of each block with masked attention, and the last."""
         network, side = self.network, self.network.config.image_size

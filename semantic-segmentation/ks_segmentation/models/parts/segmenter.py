@@ -103,6 +103,9 @@ class Segmenter(nn.Module):
         """Side of the square images that an ONNX file of it takes; 0 where any multiples of 32 will do."""
         return -(-self.config.INPUT.MIN_SIZE_TEST // 32) * 32
 
+    def settle(self) -> None:
+        """Before the model is traced: makes plain numbers of values that decide which way its forward pass goes."""
+
     def judge(self, outputs: Outputs, labels: Tensor) -> tuple[Tensor, list[Rows]]:
         """(supervised loss, mean over the batch; rows of each image's segments).
 
