@@ -1,6 +1,7 @@
 #!/bin/sh
 # A small RT-DETR v2 of transformers (1.8 M parameters) on scenes of digits, as demo.py does it with DINO: from scratch
-# on 0-7 (1,000 CPU seconds), then both orders. Started again, it goes on where it was.
+# on 0-7 (1,000 CPU seconds), then both orders. Started again, it goes on where it was. STEPS, PRECISION and ORDERS (empty:
+# pretraining alone) change it.
 set -e
 here=$(dirname "$0")/..
 out=${1:-results/rt-detr-digits}
@@ -17,8 +18,8 @@ RTDetrV2Config(backbone_config=resnet, freeze_backbone_batch_norms=False, d_mode
 PY
 scenes="--no-flip --sizes 120-136:8 --longest 160 --before-crop 128,144 --crop 116,128 --test-size 128 --eval-batch 32"
 python "$here/pretrain.py" --data digits:01234567 $scenes --model "hf:$out/config" --steps ${STEPS:-1250} --batch-size 16 \
-  --lr 5e-4 --schedule cosine --warmup 0.03 --clip 0.5 --output-dir "$out/base"
-for order in fltf fftl; do
+  --lr 5e-4 --schedule cosine --warmup 0.03 --clip 0.5 --precision ${PRECISION:-auto} --output-dir "$out/base"
+for order in ${ORDERS-fltf fftl}; do
   python "$here/swap.py" --data digits $scenes --checkpoint "$out/base" --order $order --learn 8,9 --forget 0,1 \
     --method gs_lora --no-keep-until-forgotten --guard none --steps 200 --forget-steps 150 --batch-size 8 --lr 2e-3 \
     --schedule cosine --warmup 0.05 --clip 1.0 --lora-rank 16 --learn-weight 1.0 --forget-weight 0.3 --bound 8 \
