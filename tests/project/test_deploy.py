@@ -144,7 +144,7 @@ def test_detectors_of_open_size(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "changes"), [("rt_detr_v2", {}), ("rf_detr", {"decoder_layers": 1})])
-def test_detectors_of_transformers(kind, changes, tmp_path):
+def test_detectors_of_transformers(kind, changes, tmp_path, capsys):
     model = detector_of(tiny_hub_detectors.tiny_hub(kind, 5, **changes))
     file = DETECTION.export_onnx(loaded(model, test_size=64), tmp_path / "a.onnx")  # checked on 2, 1 and 3 images
     found, inputs = notes(file)
@@ -154,6 +154,13 @@ def test_detectors_of_transformers(kind, changes, tmp_path):
     with torch.no_grad():
         own, other = model.alike(image), DETECTION.load(file, {}).base.model(list(image))
     assert detectors.difference(*([part[name] for name in detectors.OUTPUTS] for part in (own, other))) < 1e-4
+    rows = ["filename,xmin,ymin,xmax,ymax,class", *(f"{i}.png,10,10,40,40,a" for i in range(2))]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    for i in range(2):
+        Image.effect_noise((64, 64), 90).save(tmp_path / f"{i}.png")
+    words = [str(file), "--data", str(tmp_path), "--classes", "a", "--json"]
+    assert commands.main(DETECTION, "evaluate", words) == 0, capsys.readouterr().err
+    assert set(json.loads(capsys.readouterr().out)["scores"]["chosen"]) >= {"total", "a"}
 
 
 @pytest.mark.slow

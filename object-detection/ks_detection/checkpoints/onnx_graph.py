@@ -71,8 +71,8 @@ class OnnxDetector(Detector):
         self.file, self.class_table = file, ClassTable(tuple(file.classes))
         self.place = file.placeholder()
 
-    def forward(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """One image after the other: a batch of the file has one size."""
+    def forward(self, images: Sequence[Tensor], targets: None = None) -> dict[str, Tensor]:
+        """One image after the other: a batch of the file has one size. A file has no loss, and takes no targets."""
         found = []
         for image in images:
             batch = image[None]
