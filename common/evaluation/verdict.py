@@ -101,7 +101,7 @@ def _answered(figure: Figure) -> bool:
 
 def _suppressed(headline: str, worst: Figure, others: Sequence[Figure] = ()) -> Verdict:
     who = {"output": "the model itself names", "weights": f"with its weights rounded ({worst.name}) the model names"}
-    attacker = who.get(worst.attack, f"a {worst.attack} attacker ({worst.name}) recovers")
+    attacker = who.get(worst.attack, f"a {worst.attack} attacker ({_short(worst)}) recovers")
     text = f"{attacker[0].upper()}{attacker[1:]} {percent(worst.result)} of the forgotten classes' test items"
     if worst.references:
         text += f"; models that never saw them {cloud(worst.references)}"
@@ -109,9 +109,14 @@ def _suppressed(headline: str, worst: Figure, others: Sequence[Figure] = ()) -> 
         text += f"; leak {worst.leak.value:.2f} {_interval(worst.leak, 1)}"
     if others:
         text += ". Also above every reference: " + "; ".join(
-            f"{f.attack} ({f.name}) {percent(f.result)} against {cloud(f.references)}" for f in others
+            f"{f.attack} ({_short(f)}) {percent(f.result)} against {cloud(f.references)}" for f in others
         )
     return Verdict(SUPPRESSED, headline, text + ".")
+
+
+def _short(figure: Figure) -> str:
+    """The name of a figure; of a prototype only the shots, for what counts of it is about one strength."""
+    return figure.name.rpartition(", ")[2] if figure.attack == "prototype" else figure.name
 
 
 def _open(headlines: Sequence[Figure], not_run: Mapping[str, str], budget: str, no_reference: str) -> Verdict:
@@ -126,9 +131,7 @@ def _open(headlines: Sequence[Figure], not_run: Mapping[str, str], budget: str, 
             INCONCLUSIVE, headline, f"{count} reference{'' if count == 1 else 's'}: at least {ENOUGH} are needed."
         )
     if wide:
-        text = (
-            f"Too few test items: {wide[0].attack} ({wide[0].name}) stands at {percent(wide[0].result)} of {wide[0].n}."
-        )
+        text = f"Too few test items: {wide[0].attack} ({_short(wide[0])}) stands at {percent(wide[0].result)} of {wide[0].n}."
         return Verdict(INCONCLUSIVE, headline, text)
     attacks = ", ".join(dict.fromkeys(f.attack for f in compared))
     text = f"Not recovered beyond {count} retrained models by the attacks {attacks}, at budget {budget}."
