@@ -18,7 +18,6 @@ from common.report.runs import read_run, summary
 from common.report.table import csv_text, duration, markdown, tables
 from common.schema import read_json
 from common.sweep import engines, tuning
-from common.sweep.check import check_flags
 from common.sweep.rows import Row, Sweep, read_sweep
 
 HELP = """Carries out every row of a sweep: one command with every combination of the flags under `grid` and `zip`.
@@ -78,6 +77,8 @@ def body(argv: list[str]) -> int:
         if config.engine == "slurm":
             print(engines.sbatch(sweep.rows, config, sweep.out / "logs"))
         return 0
+    from common.sweep.check import check_flags  # with torch, which takes seconds
+
     check_flags([*sweep.prepare, *sweep.rows])
     for row in sweep.prepare:
         if failed := carried_out([row], sweep, config, engine):

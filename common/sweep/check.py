@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -43,12 +42,12 @@ def check_flags(rows: Sequence[Row]) -> None:
 
 
 def _command(words: Sequence[str]) -> tuple[Session, str, Sequence[str]] | None:
-    """Session, verb and flags of a row such as `image-classification/swap.py ...` or `-m ks_detection swap ...`."""
-    if words[0] == "-m" and len(words) > 2 and re.fullmatch(r"ks_\w+", words[1]):
+    """Session, verb and flags of a row such as `image-classification/swap.py ...` or `-m PACKAGE swap ...`."""
+    if words[0] == "-m" and len(words) > 2 and words[1].isidentifier():
         package, verb, flags = words[1], words[2], words[3:]
     else:
         script = (Path.cwd() / words[0]).resolve()
-        packages = list(script.parent.glob("ks_*/session.py")) if script.parent.parent == HERE else []
+        packages = list(script.parent.glob("*/session.py")) if script.parent.parent == HERE else []
         if not packages:
             return None
         package, verb, flags = packages[0].parent.name, script.stem, words[1:]
@@ -57,7 +56,7 @@ def _command(words: Sequence[str]) -> tuple[Session, str, Sequence[str]] | None:
     if verb not in VERBS:
         return None
     try:
-        session = import_module(f"{package}.session").SESSION
+        session = getattr(import_module(f"{package}.session"), "SESSION", None)
     except ModuleNotFoundError:
         return None
     return (session, verb, flags) if isinstance(session, Session) else None
