@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import signal
 from importlib import metadata
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from common.streams import seed_all
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup runs would be deaf to it, as they should; the tests send it
 os.fsync = lambda handle: None  # waiting for the disk is half the time of a toy run
 metadata.version = functools.cache(metadata.version)  # every run records versions; reading them is a quarter of it
 
