@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from common.evaluation.intervals import Estimate, Statistic, clopper_pearson, percentile, replicates, resamples
+from common.evaluation.intervals import (
+    Estimate,
+    Statistic,
+    clopper_pearson,
+    percentile,
+    replicates,
+    resamples,
+    unbiased,
+)
 
 ORIGINAL, RESULT, REFERENCE = "original", "result", "reference"
 APART = 0.05  # smallest distance of original and references in which a leak can be measured
@@ -94,16 +102,29 @@ def distance(
     attack: str, name: str, unit: str, statistics: Mapping[str, Statistic], n: int, count: int, seed: int = 0,
     **parameters: Any,
 ) -> Figure:  # fmt: skip
-    """A figure from statistics of items, with bootstrap intervals."""
+    """A figure from statistics of items that are at least 0, with bootstrap intervals less their bias."""
     return _figure(
-        attack, name, unit, statistics, n, count, seed, False, False, parameters, lambda subject, found: found
+        attack, name, unit, statistics, n, count, seed, False, False, parameters, lambda subject, found: found, unbiased
     )
 
 
-def _figure(attack, name, unit, statistics, n, count, seed, headline, kept, parameters, refined) -> Figure:  # type: ignore[no-untyped-def]
+def _figure(  # type: ignore[no-untyped-def]
+    attack,
+    name,
+    unit,
+    statistics,
+    n,
+    count,
+    seed,
+    headline,
+    kept,
+    parameters,
+    refined,
+    corrected=lambda _, moved: moved,
+) -> Figure:
     draws, everything = resamples(n, count, seed), np.arange(n)
     values = {subject: one(everything) for subject, one in statistics.items()}
-    moved = {subject: replicates(one, draws) for subject, one in statistics.items()}
+    moved = {s: corrected(values[s], replicates(one, draws)) for s, one in statistics.items()}
     estimates = {s: refined(s, percentile(values[s], moved[s], n)) for s in statistics}
     found, reason = (None, "about what was not to be forgotten") if kept else leak(values, moved, n, seed)
     references = [estimates[s] for s in references_of(estimates)]

@@ -42,6 +42,13 @@ def replicates(statistic: Statistic, draws: np.ndarray) -> np.ndarray:
     return np.array([statistic(draw) for draw in draws])
 
 
+def unbiased(value: float, values: np.ndarray) -> np.ndarray:
+    """Replicates less their bias, their mean minus the value, and at least 0. Items that are drawn twice move two samples
+    apart, so that replicates of a distance lie above it. Source: Efron and Tibshirani, An Introduction to the Bootstrap,
+    1993, chapter 10."""
+    return np.maximum(values - values.mean() + value, 0.0)
+
+
 def percentile(value: float, values: np.ndarray, n: int) -> Estimate:
     """`value` with the percentile interval of its replicates. Source: Efron, Annals of Statistics 7, 1979."""
     tail = 50 * (1 - LEVEL)

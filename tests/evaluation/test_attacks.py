@@ -46,6 +46,22 @@ def test_the_bootstrap_of_a_mean_is_as_wide_as_theory_says():
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
+def test_the_interval_of_a_distance_holds_it_though_its_replicates_lie_above():
+    x, y = np.random.default_rng(0).normal(size=(2, 40, 8))
+
+    def apart(at):
+        return output.energy_distance(x[at], y[at])
+
+    everything, draws = np.arange(40), intervals.resamples(40, 200, seed=1)
+    value, moved = apart(everything), intervals.replicates(apart, draws)
+    biased, found = (
+        intervals.percentile(value, moved, 40),
+        intervals.percentile(value, intervals.unbiased(value, moved), 40),
+    )
+    assert not biased.low <= value <= biased.high and 0 <= found.low <= value <= found.high
+    assert found.high - found.low == pytest.approx(biased.high - biased.low)
+
+
 def test_every_model_is_attacked_with_the_same_items():
     labels = np.repeat([0, 1, 2], [10, 20, 30])
     chosen = few(labels, 3, seed=5)
