@@ -43,6 +43,14 @@ def test_parts_have_their_usual_names_in_any_case_and_litter_is_no_data(tmp_path
     assert images.classes == ["blue", "red"] and (len(images.train), len(images.test)) == (12, 6)
 
 
+def test_a_part_that_is_not_used_is_named(tmp_path, capsys):
+    save_folders(tmp_path, ["red"])
+    (tmp_path / "Valid" / "red").mkdir(parents=True)
+    data.load(str(tmp_path))
+    notes.tell(True)
+    assert "Valid/ is not used: test/ tests" in capsys.readouterr().err
+
+
 def test_class_folders_without_a_split_give_each_class_test_images(tmp_path, capsys):
     root = tmp_path / "two classes"
     for name in ("red rose", "tulip"):

@@ -150,6 +150,9 @@ def folders(root: str) -> ImageSet:
         note(f"{root}: no split is given: every fifth image of each class tests")
     else:
         train, test = _class_folders(train_folder), _class_folders(test_folder)
+        for place in sorted(base.iterdir()):
+            if place.is_dir() and place.name.lower() in TESTS and place.name != test_folder.name:
+                note(f"{root}: {place.name}/ is not used: {test_folder.name}/ tests")
     classes = sorted(set(train) | set(test))
     rows = {_class_name(c): int(PUBLISHED.match(c)[1]) for c in classes if PUBLISHED.match(c)}
     for found, place in ((train, test_folder if test_folder == base else train_folder), (test, test_folder)):
