@@ -30,7 +30,7 @@ from common.knobs import knob
 from common.schema import checked_json, read_json, typed
 
 METRICS, STEPS, DETAILS, REFERENCES = "metrics.jsonl", "steps.jsonl", "details.json", "references.json"
-PROOF_MODELS = "references"  # folder beside a base: models that a proof trained
+PROOF_MODELS = "references"  # folder in a base, or beside a run: models that a proof trained
 NOTHING = "no object"  # the answer on an object that no prediction covers, in records of answers
 PHASES = "phases"  # folder of the adapters as the phases but the last left them
 FILES = (METRICS, STEPS, DETAILS, "state.pt", "gallery.json", "report.html", "done.json",

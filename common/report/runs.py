@@ -281,7 +281,7 @@ def summary(run: RunRecord) -> dict[str, Any]:
 
 
 def find_runs(places: Sequence[str | Path]) -> list[RunRecord]:
-    """The runs in these folders and below them, each once, in order; not the models that proofs trained beside a base.
+    """The runs in these folders and below them, each once, in order; not the models that proofs trained.
 
     Raises:
         UserError: a place does not exist or holds no run.
@@ -301,9 +301,9 @@ def find_runs(places: Sequence[str | Path]) -> list[RunRecord]:
 
 def _run_folders(place: Path) -> Iterator[Path]:
     for top, folders, files in os.walk(place):
+        folders[:] = [name for name in folders if name != PROOF_MODELS]
         if {"config.json", METRICS} <= set(files):
             yield Path(top)
-            folders[:] = [name for name in folders if name != PROOF_MODELS]
 
 
 def _number(value: Any) -> bool:

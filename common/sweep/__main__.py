@@ -10,6 +10,7 @@ from common.cli import main
 from common.config import Parser, add_flags, from_values, help_formatter
 from common.errors import UserError
 from common.knobs import check
+from common.lazy import Module
 from common.record import write_json, write_text
 from common.report.columns import USUAL
 from common.report.curves import draw_scores
@@ -19,6 +20,8 @@ from common.report.table import csv_text, duration, markdown, tables
 from common.schema import read_json
 from common.sweep import engines, tuning
 from common.sweep.rows import Row, Sweep, read_sweep
+
+flags = Module("common.sweep.check")  # with torch, which takes seconds
 
 HELP = """Carries out every row of a sweep: one command with every combination of the flags under `grid` and `zip`.
 Each row is a run in a folder of its own. The same command skips what is done and goes on with what was stopped or
@@ -77,9 +80,7 @@ def body(argv: list[str]) -> int:
         if config.engine == "slurm":
             print(engines.sbatch(sweep.rows, config, sweep.out / "logs"))
         return 0
-    from common.sweep.check import check_flags  # with torch, which takes seconds
-
-    check_flags([*sweep.prepare, *sweep.rows])
+    flags.check_flags([*sweep.prepare, *sweep.rows])
     for row in sweep.prepare:
         if failed := carried_out([row], sweep, config, engine):
             raise UserError(f"{row.command()} failed: {failed[row.name]}")

@@ -24,7 +24,7 @@ from ks_detection import gallery
 from ks_detection.checkpoints.export import export_official
 from ks_detection.data import transforms
 from ks_detection.data.folders import with_classes
-from ks_detection.data.records import DetectionSet, ImageRecord, image_problem, told
+from ks_detection.data.records import DetectionSet, ImageRecord, image_problem, told, without
 from ks_detection.forgetting import miss_loss
 from ks_detection.matched import by_class, labels_of, located, matched
 from ks_detection.models.detectors import build_detector
@@ -94,7 +94,8 @@ class DetectionDomain(Domain):
         self.recipe = config.recipe()
         wanted = [c for classes in groups.values() for c in classes]
         self.classes = base.class_table.extended(wanted)
-        self.records = {"train": self._wanted(data.train), "test": data.test} if training else {"test": data.test}
+        train = without(data.train, splits.read_list(config.without))
+        self.records = {"train": train, "test": data.test} if training else {"test": data.test}
         self.frozen = Frozen(frozen, "detection", config.test_size, config.longest)
         self._digests: dict[str | int, bytes] = {}
         self._transforms = {
@@ -116,11 +117,6 @@ class DetectionDomain(Domain):
         """Looks at the file of every image that is used, before the first step. Raises UserError."""
         every = list({(r.path, r.width, r.height): r for r in self._all_used() if r.path is not None}.values())
         told([problem for problem in in_threads(image_problem, every, "checking images") if problem])
-
-    def _wanted(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-        """Those that show nothing of `--without`."""
-        unwanted = set(splits.read_list(self.config.without))
-        return [record for record in records if not any(a.label in unwanted for a in record.annotations)]
 
     def _check_classes(self, wanted: list[str], data: DetectionSet) -> None:
         for part, records in self.records.items():

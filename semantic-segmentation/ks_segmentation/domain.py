@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from common.streams import Draw, Stream, derive, load_batches
 from ks_segmentation.checkpoints.record import save_config
 from ks_segmentation.data.augment import scoring_view, train_view
 from ks_segmentation.data.masks import IGNORE, check_count
-from ks_segmentation.data.scan import scan
+from ks_segmentation.data.scan import picture_key, scan
 from ks_segmentation.data.sets import Item, MaskItem, MaskSet
 from ks_segmentation.forgetting import miss_loss
 from ks_segmentation.gallery import shown, sighting
@@ -394,9 +393,3 @@ class _Kept:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-
-def picture_key(image: Tensor) -> bytes:
-    """Stands for what is on an image [3, H, W]."""
-    values = image.detach().cpu().contiguous().numpy()
-    return hashlib.blake2b(repr(values.shape).encode() + values.tobytes(), digest_size=16).digest()

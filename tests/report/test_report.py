@@ -274,6 +274,7 @@ def test_details_that_lack_a_moment_are_not_shown(tmp_path):
 def test_models_that_a_proof_trained_beside_a_base_are_no_rows(tmp_path):
     base = make_run(tmp_path / "base")
     reference = make_run(base / PROOF_MODELS / "key" / "seed1", seed=1)
+    make_run(tmp_path / PROOF_MODELS / "key" / "seed1", seed=1)  # where the base is no run: beside the proved one
     assert [run.folder for run in find_runs([tmp_path])] == [base]
     assert [run.folder for run in find_runs([reference])] == [reference]  # unless they are asked for
 

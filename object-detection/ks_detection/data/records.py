@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -99,6 +99,11 @@ class DetectionSet:
         test = [replace(r, annotations=tuple(a._replace(crowd=a.crowd or a.difficult) for a in r.annotations))
                 for r in self.test]  # fmt: skip
         return replace(self, test=test, notes=[*self.notes, "objects marked difficult train and are not scored (VOC)"])
+
+
+def without(records: Sequence[ImageRecord], classes: Collection[str]) -> list[ImageRecord]:
+    """Those that show nothing of the classes."""
+    return [record for record in records if not any(a.label in classes for a in record.annotations)]
 
 
 def image_problem(record: ImageRecord, read: Callable[[Path], tuple[int, int]] = probe) -> Problem | None:
