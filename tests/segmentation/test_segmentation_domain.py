@@ -213,7 +213,7 @@ def test_a_query_on_untold_pixels_is_not_blamed():
     features[:, :2] *= 0
     features[0] = 1
     embeddings[:, 3], embeddings[:, 3, 0] = 0, 5  # query 3 covers everything, so mostly what is not told
-    matched = criterion.match(torch.zeros(1, 12, 6), embeddings, features[None], untold[0])
+    (matched,) = criterion.match(torch.zeros(1, 1, 12, 6), embeddings[None], features[None, None], untold)
     assert matched.excused[0, 3]
     logits = torch.randn(1, 1, 12, 6, requires_grad=True)
     loss = criterion.class_loss(logits, untold, [matched._replace(query=torch.zeros(1, 1, dtype=torch.long))])

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.layers import linear
-from ks_segmentation.models.parts.criterion import LEAST, Criterion
+from ks_segmentation.models.parts.criterion import LEAST, Criterion, by_points
 from ks_segmentation.models.parts.from_hub import FromHub
 from ks_segmentation.models.parts.queries import Queries, QuerySegmenter
 
@@ -20,8 +19,8 @@ class FocalCriterion(Criterion):
     def mask_cost(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         outside = x.sigmoid_().clamp_(min=LEAST)
         inside = (1 - outside).clamp(min=LEAST)
-        cost = -ALPHA * linear(outside**2 * inside.log(), t)
-        cost -= (1 - ALPHA) * linear(inside**2 * outside.log(), 1 - t)
+        cost = -ALPHA * by_points(outside**2 * inside.log(), t)
+        cost -= (1 - ALPHA) * by_points(inside**2 * outside.log(), 1 - t)
         return cost / self.points, outside
 
     def point_loss(self, x: Tensor, t: Tensor) -> Tensor:

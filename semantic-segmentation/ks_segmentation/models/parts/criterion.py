@@ -1,16 +1,20 @@
 """The training loss of segmenters with queries: match queries to segments, then compare classes and masks.
 
-One matching and one point sampling serve all outputs of an image at once. Letters in shapes: L outputs
-(queries, then each layer), Q queries, K classes, T segments of one image, N = min(Q, T) matched, P points.
+One matching and one point sampling serve all outputs of as many images as a bound on memory allows. Letters in shapes:
+L outputs (queries, then each layer), B images, Q queries, K classes, T segments of one image (padded to the most of any), N =
+min(Q, T) matched, M of all images, P points, F maps of mask features (1, or one for each output).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from common import distributed
 from common.layers import linear
@@ -21,6 +25,7 @@ from ks_segmentation.models.parts.targets import Segments, segments
 
 optimize = Module("scipy.optimize")
 LEAST = 1e-37  # share of a point at which the logarithm stops
+TOGETHER = 2**22  # values of all queries at all points, or of their masks, that are made at once
 
 
 class Matched(NamedTuple):
@@ -78,7 +83,7 @@ class Criterion:
         with torch.autocast(logits.device.type, enabled=False):
             matched = self.matched(logits, embeddings, maps, targets)
             ce = self.class_loss(logits, targets, matched)
-            mask, dice = self.mask_loss(embeddings, maps, targets, matched)  # [L, sum of N] each
+            mask, dice = self.mask_loss(embeddings, maps, targets, matched)  # [L, M] each
         count = distributed.total(mask.new_tensor(float(sum(len(t.classes) for t in targets)))) / distributed.world()
         count = count.clamp(min=1)
         terms = {"ce": ce, "mask": mask.sum(1) / count, "dice": dice.sum(1) / count}
@@ -93,51 +98,70 @@ class Criterion:
             return self.matched(logits, embeddings, maps, targets), targets
 
     def read(self, outputs: dict[str, Tensor], some: slice) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits [L, B, Q, K + 1], mask embeddings [L, B, Q, C] and per image mask features [F, C, h, w] of some outputs."""
-        maps = outputs["mask_features"].float().unbind(-4)  # one gradient is put together of theirs, not one per image
-        maps = [features[None] if features.dim() == 3 else features[some] for features in maps]
-        return outputs["logits"][some].float(), outputs["mask_embeddings"][some].float(), maps
+        """Logits [B, L, Q, K + 1] and mask embeddings [B, L, Q, C] of some outputs, and mask features [b, F, C, h, w] of
+        groups of b images that are compared at once."""
+        logits, embeddings = (outputs[name][some].float().transpose(0, 1) for name in ("logits", "mask_embeddings"))
+        maps = outputs["mask_features"].float()
+        maps = maps.unsqueeze(1) if maps.dim() == 4 else maps.transpose(0, 1)[:, some]
+        each = embeddings[0, ..., 0].numel() * max(self.points, maps.shape[-2:].numel())
+        # one gradient is put together of those of all groups
+        return logits, embeddings, list(maps.split(max(1, TOGETHER // max(1, each))))
 
-    def matched(self, logits: Tensor, embeddings: Tensor, maps: list[Tensor], targets: list[Segments]) -> list[Matched]:
+    def matched(
+        self, logits: Tensor, embeddings: Tensor, maps: Sequence[Tensor], targets: Sequence[Segments]
+    ) -> list[Matched]:
         """`match` of every image."""
-        return [self.match(logits[:, b], embeddings[:, b], maps[b], target) for b, target in enumerate(targets)]
+        return [m for b, features in _groups(maps) for m in self.match(logits[b], embeddings[b], features, targets[b])]
 
     @torch.no_grad()
-    def match(self, logits: Tensor, embeddings: Tensor, features: Tensor, target: Segments) -> Matched:
-        """The cheapest assignment for every output of one image.
+    def match(self, logits: Tensor, embeddings: Tensor, features: Tensor, targets: Sequence[Segments]) -> list[Matched]:
+        """The cheapest assignment for every output of each image.
 
         Args:
-            logits: [L, Q, K + 1].
-            embeddings: [L, Q, C] and features [F, C, h, w], F 1 or L: their product is the masks.
+            logits: [B, L, Q, K + 1].
+            embeddings: [B, L, Q, C] and features [B, F, C, h, w]: their product is the masks.
         """
-        points = random_points(1, self.points, device=features.device)
-        seen = sample(features, points.expand(len(features), -1, -1))  # [F, C, P]
-        x = linear(-embeddings, seen[0].T) if len(seen) == 1 else -embeddings @ seen  # [L, Q, P] negative logits
-        t = sample(target.masks[None].to(x.dtype), points)[0]  # [T, P]
+        shape, count = logits.shape[:3], features.shape[1]
+        points = random_points(len(features), self.points, device=features.device)
+        seen = sample(features.flatten(0, 1), points.repeat_interleave(count, 0)).unflatten(0, (-1, count))
+        x = _times(-embeddings, seen).flatten(1, 2)  # [B, L Q, P] negative logits
+        t = sample(pad_sequence([one.masks for one in targets], batch_first=True).to(x.dtype), points)  # [B, T, P]
         mask, outside = self.mask_cost(x, t)
         covered = self.points - outside.sum(-1, keepdim=True)
-        excused = None
-        if target.unknown is not None:
-            u = sample(target.unknown[None, None].to(x.dtype), points)[0, 0]  # [P]
-            excused = u.sum() - outside @ u > 0.5 * covered[..., 0]
-        area = t.sum(1)
-        dice = 1 - (2 * (area - linear(outside, t)) + 1) / (covered + area + 1)
-        chance = logits.softmax(-1)[..., target.classes]
+        dice = 1 - (2 * (t.sum(-1)[:, None] - by_points(outside, t)) + 1) / (covered + t.sum(-1)[:, None] + 1)
+        ids = pad_sequence([one.classes for one in targets], batch_first=True)  # [B, T]
+        chance = logits.softmax(-1).flatten(1, 2).gather(-1, ids[:, None].expand(*x.shape[:2], -1))
         cost = self.weights["mask"] * mask + self.weights["dice"] * dice - self.weights["ce"] * chance
-        cost = torch.nan_to_num(cost, nan=1e30, posinf=1e30, neginf=-1e30).cpu().numpy()
-        pairs = [optimize.linear_sum_assignment(one.T) for one in cost]  # transposed, so that segments come in order
-        query = torch.stack([torch.as_tensor(pair[1]) for pair in pairs])
-        segment = torch.stack([torch.as_tensor(pair[0]) for pair in pairs])
-        return Matched(query.to(features.device), segment.to(features.device), excused)
+        cost = torch.nan_to_num(cost, nan=1e30, posinf=1e30, neginf=-1e30).view(*shape, -1).cpu().numpy()
+        excused = self._excused(targets, points, outside, covered[..., 0], shape)
+        found = []
+        for one, prices, untold in zip(targets, cost, excused, strict=True):
+            # transposed, so that segments come in order
+            pairs = [optimize.linear_sum_assignment(p[:, : len(one.classes)].T) for p in prices]
+            segment, query = torch.as_tensor(np.array(pairs), device=features.device).unbind(1)  # [L, N] each
+            found.append(Matched(query, segment, untold))
+        return found
+
+    def _excused(
+        self, targets: Sequence[Segments], points: Tensor, outside: Tensor, covered: Tensor, shape: Sequence[int]
+    ) -> Sequence[Tensor | None]:
+        """Per image [L, Q] which queries mostly cover what is untold. outside: [B, L Q, P]; covered: [B, L Q]."""
+        if all(one.unknown is None for one in targets):
+            return [None] * len(targets)
+        none = torch.zeros_like(targets[0].masks[:1].sum(0), dtype=torch.bool)
+        untold = torch.stack([none if one.unknown is None else one.unknown for one in targets])[:, None]
+        u = sample(untold.to(outside.dtype), points)  # [B, 1, P]
+        share = u.sum(-1) - by_points(outside, u)[..., 0]
+        return (share > 0.5 * covered).view(*shape).unbind()
 
     def mask_cost(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(cost [L, Q, T] of a query's mask for a segment, mean over points; its share [L, Q, P] outside).
+        """(cost [B, L Q, T] of a query's mask for a segment, mean over points; its share [B, L Q, P] outside).
 
         Args:
-            x: [L, Q, P] negative logits, overwritten; t: [T, P].
+            x: [B, L Q, P] negative logits, overwritten; t: [B, T, P].
         """
         # cross-entropy with t is -log(1 - sigmoid(logit)) - logit t, so that one product gives its mean over points
-        mask = linear(x, t)
+        mask = by_points(x, t)
         outside = x.sigmoid_().clamp_(min=LEAST)
         return (mask - outside.log().sum(-1, keepdim=True)) / self.points, outside
 
@@ -145,55 +169,103 @@ class Criterion:
         """[M, P] loss of mask logits against truth at points."""
         return F.softplus(x) - x * t
 
-    def class_loss(self, logits: Tensor, targets: list[Segments], matched: list[Matched]) -> Tensor:
-        """[L] weighted mean cross-entropy over queries."""
-        outputs, batch, queries, columns = logits.shape
-        wanted = torch.full((outputs, batch, queries), columns - 1, device=logits.device)
-        for b, (target, pair) in enumerate(zip(targets, matched, strict=True)):
-            wanted[:, b] = wanted[:, b].scatter(1, pair.query, target.classes[pair.segment])
+    def class_loss(self, logits: Tensor, targets: Sequence[Segments], matched: Sequence[Matched]) -> Tensor:
+        """[L] weighted mean cross-entropy over queries of logits [B, L, Q, K + 1]."""
+        nothing = logits.shape[-1] - 1
+        wanted = torch.full(logits.shape[:3], nothing, device=logits.device)
+        for own, target, pair in zip(wanted, targets, matched, strict=True):
+            own.scatter_(1, pair.query, target.classes[pair.segment])
         each = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(wanted)
-        weight = torch.where(wanted == columns - 1, self.no_object, 1.0)
-        for b, pair in enumerate(matched):
+        weight = torch.where(wanted == nothing, self.no_object, 1.0)
+        for own, rows, pair in zip(weight, wanted, matched, strict=True):
             if pair.excused is not None:
-                weight[:, b] = weight[:, b].masked_fill(pair.excused & (wanted[:, b] == columns - 1), 0)
-        norm = (distributed.total(weight.sum((1, 2))) / distributed.world()).clamp(min=1e-6)
-        return (each * weight).sum((1, 2)) / norm
+                own.masked_fill_(pair.excused & (rows == nothing), 0)
+        norm = (distributed.total(weight.sum((0, 2))) / distributed.world()).clamp(min=1e-6)
+        return (each * weight).sum((0, 2)) / norm
 
     def mask_loss(
-        self, embeddings: Tensor, maps: list[Tensor], targets: list[Segments], matched: list[Matched]
+        self, embeddings: Tensor, maps: Sequence[Tensor], targets: Sequence[Segments], matched: Sequence[Matched]
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy and dice loss of every matched mask at its own points, [L, sum of N] each."""
+        """Binary cross-entropy and dice loss of every matched mask at its own points, [L, M] each."""
         losses = []
-        for b, (target, pair, features) in enumerate(zip(targets, matched, maps, strict=True)):
-            number, outputs = pair.query.shape[1], pair.query.shape[0]
-            if not number:
+        for b, features in _groups(maps):
+            masks = _chosen(embeddings[b], features, matched[b])  # [M L, h, w]
+            if not len(masks):
                 continue
-            index = pair.query.T[..., None].expand(-1, -1, embeddings.shape[-1])
-            chosen = embeddings[:, b].transpose(0, 1).gather(0, index)  # [N, L, C]
-            if len(features) == 1:
-                masks = chosen @ features.squeeze(0).flatten(1)
-            else:
-                masks = (chosen.transpose(0, 1) @ features.flatten(2)).transpose(0, 1)
-            masks = masks.reshape(number * outputs, *features.shape[-2:])
             points = uncertain_points(masks, self.points, self.oversample, self.importance)
-            x = sample(masks[:, None], points)[:, 0]  # [N * L, P]
+            x = sample(masks[:, None], points)[:, 0]  # [M L, P]
             with torch.no_grad():
-                t = self.truth(target, pair, points)
+                t = self.truth(targets[b], matched[b], points)
             mask = self.point_loss(x, t).mean(1)
             p = x.sigmoid()
             dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
-            losses.append(torch.stack([mask, dice]).view(2, number, outputs).transpose(1, 2))
+            losses.append(torch.stack([mask, dice]).unflatten(1, (-1, embeddings.shape[1])).transpose(1, 2))
         if not losses:  # nothing but ignored pixels: zero, with a path to every parameter
             nothing = (embeddings.sum() + sum(m.sum() for m in maps)) * 0
-            return nothing.expand(len(embeddings), 1), nothing.expand(len(embeddings), 1)
+            return nothing.expand(embeddings.shape[1], 1), nothing.expand(embeddings.shape[1], 1)
         mask, dice = torch.cat(losses, 2)
         return mask, dice
 
-    def truth(self, target: Segments, pair: Matched, points: Tensor) -> Tensor:
-        """[N * L, P] value of each matched segment at the points [N * L, P, 2] of its mask."""
-        outputs, number = pair.segment.shape
-        if number == len(target.classes):  # all are matched in every output, in order: no copies needed
-            masks, points = target.masks, points.view(number, -1, 2)
+    def truth(self, targets: Sequence[Segments], matched: Sequence[Matched], points: Tensor) -> Tensor:
+        """[M L, P] value of each matched segment at the points [M L, P, 2] of its mask."""
+        pairs = list(zip(targets, matched, strict=True))
+        if all(pair.segment.shape[1] == len(one.classes) for one, pair in pairs):
+            masks = _joined(
+                [one.masks for one in targets]
+            )  # all are matched in every output, in order: no copies needed
         else:
-            masks = target.masks[pair.segment.T.flatten()]
-        return sample(masks[:, None].to(points.dtype), points).view(number * outputs, -1)
+            masks = torch.cat([one.masks[pair.segment.T.flatten()] for one, pair in pairs])
+        places = points.view(len(masks), -1, 2)
+        return sample(masks[:, None].to(points.dtype), places).view(points.shape[:2])
+
+
+def by_points(x: Tensor, t: Tensor) -> Tensor:
+    """[B, M, T] sums over points of x [B, M, P] times t [B, T, P]."""
+    return linear(x[0], t[0])[None] if len(x) == 1 else x @ t.transpose(1, 2)
+
+
+def _times(embeddings: Tensor, maps: Tensor) -> Tensor:
+    """[B, L, Q, P] products of embeddings [B, L, Q, C] with maps [B, F, C, P]; without a derivative."""
+    if maps.shape[:2] == (1, 1):
+        return linear(embeddings[0], maps[0, 0].T)[None]
+    return (
+        embeddings @ maps
+        if maps.shape[1] > 1
+        else (embeddings.flatten(1, 2) @ maps[:, 0]).view(*embeddings.shape[:3], -1)
+    )
+
+
+def _groups(maps: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Which images belong to each of the groups of mask features, and these."""
+    start = 0
+    for features in maps:
+        yield slice(start, start + len(features)), features
+        start += len(features)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _chosen(embeddings: Tensor, features: Tensor, matched: Sequence[Matched]) -> Tensor:
+    """[M L, h, w] mask logits of the matched queries, image by image and segment by segment.
+
+    Args:
+        embeddings: [B, L, Q, C]; features: [B, F, C, h, w].
+    """
+    outputs, size = embeddings.shape[1], features.shape[-2:]
+    numbers = [pair.query.shape[1] for pair in matched]
+    query = pad_sequence([pair.query.T for pair in matched], batch_first=True)  # [B, N, L]
+    index = query[..., None].expand(-1, -1, -1, embeddings.shape[-1])
+    chosen = embeddings.transpose(1, 2).gather(1, index)  # [B, N, L, C]
+    maps = features.flatten(3)  # [B, F, C, h w]
+    if maps.shape[1] > 1:
+        masks = (chosen.transpose(1, 2) @ maps).transpose(1, 2)
+    elif len(maps) == 1:
+        masks = (chosen[0].flatten(0, 1) @ maps[0, 0])[None]
+    else:
+        masks = chosen.flatten(1, 2) @ maps[:, 0]
+    masks = masks.reshape(len(matched), -1, outputs, *size)  # [B, N, L, h, w]
+    if min(numbers) < max(numbers):
+        masks = masks[torch.arange(masks.shape[1]) < torch.tensor(numbers)[:, None]]
+    return masks.reshape(-1, *size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from common.errors import UserError
@@ -29,15 +30,17 @@ def segments(labels: Tensor, ignore: int, num_classes: int) -> list[Segments]:
     Raises:
         UserError: an id that no class has.
     """
+    told = (labels != ignore) & (labels != UNKNOWN)
+    wrong = labels[told & ((labels < 0) | (labels >= num_classes))]
+    if len(wrong):
+        raise UserError(
+            f"a mask holds the id {int(wrong[0])}; this model has ids 0-{num_classes - 1} and {ignore} for ignored pixels."
+        )
+    present = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
+    present.scatter_(1, labels.where(told, num_classes).flatten(1).long(), True)
+    hidden = labels == UNKNOWN
     found = []
-    for label in labels:
-        classes = label.unique()
-        hidden = label == UNKNOWN
-        classes = classes[(classes != ignore) & (classes != UNKNOWN)]
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-            wrong = int(classes.max()) if int(classes.max()) >= num_classes else int(classes.min())
-            raise UserError(
-                f"a mask holds the id {wrong}; this model has ids 0-{num_classes - 1} and {ignore} for ignored pixels."
-            )
-        found.append(Segments(classes.long(), label == classes[:, None, None], hidden if hidden.any() else None))
+    for label, shown, untold in zip(labels, present[:, :-1], hidden, strict=True):
+        classes = shown.nonzero()[:, 0]
+        found.append(Segments(classes, label == classes[:, None, None], untold if untold.any() else None))
     return found
