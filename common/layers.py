@@ -23,6 +23,11 @@ Linear: type[nn.Linear] = fast.Linear if fast else nn.Linear
 linear = fast.linear if fast else F.linear
 
 
+def sum_first(x: Tensor, weight: Tensor, rank: int) -> bool:
+    """Whether x (W + B A)' is to be computed and not x W' + (x A') B'; x [..., in], W [out, in], rank of B A."""
+    return fast is not None and fast.sum_first(x, weight, rank)
+
+
 def short_softmax(x: Tensor) -> Tensor:
     """Softmax over a last dimension of a dozen or so."""
     return fast.short_softmax(x) if fast else x.softmax(-1)

@@ -8,7 +8,7 @@ from common.fast.allocator import keep_freed_memory
 from common.fast.attention import attention
 from common.fast.ffn import feed_forward
 from common.fast.layout import channels_last
-from common.fast.products import Linear, linear, short_softmax, switch, use_fast_linears
+from common.fast.products import Linear, linear, short_softmax, sum_first, switch, use_fast_linears
 from common.fast.store import Store, check_folder
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "linear",
     "check_folder",
     "short_softmax",
+    "sum_first",
     "switch",
     "use_fast_linears",
 ]

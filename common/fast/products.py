@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+SMALL = 2**21  # multiplications below which calling oneDNN costs more than it saves
 _on = True
 
 
@@ -58,9 +59,12 @@ def outer(a: Tensor, b: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W' + b like `F.linear`, up to rounding; float32 on a CPU goes through oneDNN instead of MKL.
 
-    MKL reaches half of oneDNN's speed on AMD processors (200 against 450 GFLOP/s on two cores).
+    MKL reaches half of oneDNN's speed on AMD processors of 2024 (200 against 450 GFLOP/s on two cores). Small products are
+    torch's, whose overhead is smaller.
     """
-    return _Product.apply(x, weight, bias) if usable(x, weight) else F.linear(x, weight, bias)
+    if x.numel() * len(weight) < SMALL or not usable(x, weight):
+        return F.linear(x, weight, bias)
+    return _Product.apply(x, weight, bias)
 
 
 def half_products(x: Tensor) -> bool:
@@ -78,6 +82,17 @@ def usable(*tensors: Tensor, autocast: bool = False) -> bool:
         return False
     flags = torch.backends.mkldnn
     return bool(flags.is_available() and flags.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+def sum_first(x: Tensor, weight: Tensor, rank: int) -> bool:
+    """Whether x (W + B A)' takes fewer multiplications than x W' + (x A') B'; gradients of A, B and x counted where there
+    are any. So it is where the rank is high for the layer: small models, and no gradient."""
+    if not usable(x, weight):
+        return False
+    rows, (out, inp) = x.numel() // weight.shape[1], weight.shape
+    if not torch.is_grad_enabled():
+        return out * inp < rows * (out + inp)
+    return out * inp * (rows + 3 * rank) < 3 * rows * rank * (out + inp)
 
 
 class _Softmax(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.layers import attention
+from common.layers import attention, sum_first
 from common.lora.layers import Adapter, LoRALinear
 
 Attended = tuple[Tensor, Tensor | None]  # the output, and the attention weights where they are wanted
@@ -118,7 +118,10 @@ class LoRAMultiheadAttention(Adapter, nn.MultiheadAttention):
         """The packed projections `first` up to `last` (q 0, k 1, v 2) with their updates."""
         rows = slice(first * self.embed_dim, last * self.embed_dim)
         bias = None if self.in_proj_bias is None else self.in_proj_bias[rows]
-        pieces = zip(self.lora_A.chunk(3)[first:last], self.lora_B.chunk(3)[first:last], strict=True)
+        pieces = list(zip(self.lora_A.chunk(3)[first:last], self.lora_B.chunk(3)[first:last], strict=True))
+        if not len(self.past_A) and sum_first(x, self.in_proj_weight[: self.embed_dim], self.rank):
+            update = torch.cat([b @ a for a, b in pieces])
+            return F.linear(x, torch.add(self.in_proj_weight[rows], update, alpha=self.scale), bias)
         update = torch.cat([F.linear(F.linear(x, a), b) for a, b in pieces], dim=-1)
         if self.past_A.shape[0]:
             update = update + F.linear(F.linear(x, self.past_A), self.past_B[rows])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.layers import linear
+from common.layers import linear, sum_first
 
 
 class Adapter(nn.Module):
@@ -75,6 +75,8 @@ class Adapter(nn.Module):
         a, b = self.live()
         if self.parts > 1:
             b = torch.block_diag(*b.chunk(self.parts))  # [out, parts * r]
+        if not len(self.past_A):
+            return a, b
         return torch.cat([self.past_A, a]), torch.cat([self.past_B, b], dim=1)
 
     def delta(self) -> Tensor:
@@ -131,4 +133,7 @@ class LoRALinear(Adapter, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.merged is not None:
             return self.affine(x, self.merged, self.bias)
+        if self.parts == 1 and sum_first(x, self.weight, self.rank + len(self.past_A)):
+            a, b = self.factors()
+            return self.affine(x, torch.addmm(self.weight, b, a, alpha=self.scale), self.bias)
         return self.affine(x, self.weight, self.bias).add_(self.low_rank(x))

@@ -4,7 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.layers import Linear, keep_freed_memory, linear, short_softmax
+from common.fast import products
+from common.layers import Linear, keep_freed_memory, linear, short_softmax, sum_first
+from common.lora import LoRALinear, adapters
+from common.lora.attention import LoRAMultiheadAttention
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (2, 300, 12), (0, 12), (1, 12)])
@@ -54,3 +57,51 @@ def _derivatives(function, x):
     (first,) = torch.autograd.grad((out * torch.linspace(-1, 1, 12)).square().sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), x)
     return out, first, second
+
+
+def test_small_products_are_torchs(monkeypatch):
+    monkeypatch.setattr(products, "SMALL", 5 * 12 * 4)
+    monkeypatch.setattr(products._Product, "apply", lambda *inputs: "oneDNN")
+    x, weight = torch.randn(5, 12), torch.randn(4, 12)
+    assert torch.equal(linear(x[:4], weight), F.linear(x[:4], weight))
+    assert linear(x, weight) == "oneDNN"
+
+
+@pytest.mark.parametrize("rank, fewer", [(4, False), (12, True)])
+def test_an_update_is_summed_first_where_that_takes_fewer_multiplications(rank, fewer):
+    weight, rows = torch.randn(40, 30), 500
+    together = 3 * rows * 40 * 30 + 3 * rank * 40 * 30
+    apart = 2 * rows * 40 * 30 + 3 * rows * rank * (40 + 30)
+    assert fewer == (together < apart) == sum_first(torch.randn(rows, 30), weight, rank)
+    with torch.no_grad():
+        assert sum_first(torch.randn(rows, 30), weight, rank) and not sum_first(torch.randn(9, 30), weight, rank)
+
+
+@pytest.mark.parametrize("kind", ["linear", "attention"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_an_update_that_is_summed_first_gives_the_same_answer_and_gradients(kind, stacked):
+    torch.manual_seed(0)
+    if kind == "linear":
+        layer = LoRALinear(Linear(16, 16), rank=8, alpha=4)
+        call, x = layer, torch.randn(40, 16)
+    else:
+        layer = LoRAMultiheadAttention(torch.nn.MultiheadAttention(16, 2), rank=8, alpha=4)
+        call, x = (lambda q: layer(q, 2 * q, 3 * q, need_weights=False)[0]), torch.randn(40, 3, 16)
+    for module in adapters(layer).values():
+        torch.nn.init.normal_(module.lora_B)
+        if stacked:
+            module.stack()
+            torch.nn.init.normal_(module.lora_B)
+    factors = [p for module in adapters(layer).values() for p in module.live()]
+    x.requires_grad_()
+    assert sum_first(x, layer.base_weight()[:16], 8)
+    found = []
+    for on in (True, False):
+        products.switch(on)
+        try:
+            answer = call(x)
+            found.append((answer, *torch.autograd.grad(answer.square().sum(), [x, *factors])))
+        finally:
+            products.switch(True)
+    for summed, apart in zip(*found, strict=True):
+        torch.testing.assert_close(summed, apart, rtol=1e-4, atol=1e-3)
