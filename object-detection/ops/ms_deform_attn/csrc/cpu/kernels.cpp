@@ -34,10 +34,11 @@ static inline void prefetch(const V* row, int64_t channels) {
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Queries staged together: as few as fill whole vectors of 16 samples.
+// Queries staged together: as many as fill whole vectors of 16 samples, and so that one's places are known while the
+// rows of the one before are read.
 static inline int64_t queries_per_block(int64_t samples) {
   int64_t queries = 1;
-  while (queries < 16 && (queries * samples) % 16 != 0) queries *= 2;
+  while (queries < 16 && ((queries * samples) % 16 != 0 || queries * samples < 128)) queries *= 2;
   return queries;
 }
 
@@ -64,12 +65,15 @@ static inline void sum_rows(const Block<Acc<V>>& b, const Rows& value, int64_t f
     for (int c = 0; c < 4; c++) {
       const V* row = row_at<kChecked, const V>(value, b.offset[c][k]) + channel;
       const Vec<A> factor = splat<A>(b.corner[c][k]);
+      Vec<A> read[NV];
+      load_row<V, NV>(row, read);
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; j++) sum[c % kChains][j] += factor * load(row + j * lanes);
+      for (int j = 0; j < NV; j++) sum[c % kChains][j] += factor * read[j];
     }
   }
   for (int c = 1; c < kChains; c++)
     for (int j = 0; j < NV; j++) sum[0][j] += sum[c][j];
+  unpaired<V, NV>(sum[0]);
   for (int j = 0; j < NV; j++) store(out + j * lanes, sum[0][j]);
 }
 
@@ -104,49 +108,77 @@ static void forward_blocked(const Forward& f, const Rows& value, int64_t n, int6
   __builtin_free(sum);
 }
 
-// partial[corner][sample][lane] += row * grad; grad_row += weight * corner * grad
+// Products of gradients with the corners' rows, summed over lanes: 4 for each sample, in order. Vectors are collected
+// until there are enough to sum them together.
+template <class A>
+struct Dots {
+  static constexpr int lanes = kLanes<A>, full = lanes > 4 ? lanes : 4;
+  A* sum;  // of the next sample
+  bool first;
+  int count = 0;
+  alignas(64) A slots[full * lanes] = {};
+
+  Dots(A* sum, bool first) : sum(sum), first(first) {}
+  A* slot() { return slots + count * lanes; }
+  void taken() {  // the four slots of a sample are filled
+    count += 4;
+    if (count == full) flush();
+  }
+  void flush() {
+    for (int i = 0; i < full; i += lanes) {
+      const Vec<A> fresh = sums(slots + i * lanes);
+      store(sum + i, first ? fresh : load(sum + i) + fresh);
+    }
+    sum += full;
+    count = 0;
+  }
+};
+
+// Of the samples of one query: dots += row * grad; grad_row += weight * corner * grad
 template <class V, int NV, bool kChecked>
 static inline void spread(const Block<Acc<V>>& b, const Rows& value, const Rows& grad_value, int64_t from,
-                          int64_t count, int64_t channel, const Acc<V>* grad, bool first, Acc<V>* partial) {
+                          int64_t count, int64_t channel, const Vec<Acc<V>>* g, Dots<Acc<V>>& dots) {
   typedef Acc<V> A;
   constexpr int lanes = kLanes<A>;
   const Rows from_rows = value, to_rows = grad_value;  // copies: stores below cannot change them
   const uint32_t* const offset[4] = {b.offset[0], b.offset[1], b.offset[2], b.offset[3]};
   const A* const corner[4] = {b.corner[0], b.corner[1], b.corner[2], b.corner[3]};
   const A* const weights = b.weight;
-  const int64_t plane = b.capacity * lanes;
-  Vec<A> g[NV];
-  for (int j = 0; j < NV; j++) g[j] = load(grad + channel + j * lanes);
+  Vec<A> other[NV];  // g in the order of a row
+  for (int j = 0; j < NV; j++) other[j] = g[j];
+  paired<V, NV>(other);
   for (int64_t k = from; k < from + count; k++) {
     const A weight = weights[k];
+    A* slot = dots.slot();
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
       const uint32_t at = offset[c][k];
       const V* row = row_at<kChecked, const V>(from_rows, at) + channel;
       A* target = row_at<kChecked, A>(to_rows, at) + channel;
-      A* slot = partial + c * plane + k * lanes;
       const Vec<A> factor = splat<A>(weight * corner[c][k]);
-      Vec<A> dot = first ? Vec<A>{} : load(slot);
+      Vec<A> read[NV], dot = {};
+      load_row<V, NV>(row, read);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; j++) {
-        dot += g[j] * load(row + j * lanes);
+        dot += other[j] * read[j];
         store(target + j * lanes, load(target + j * lanes) + factor * g[j]);
       }
-      store(slot, dot);
+      store(slot + c * lanes, dot);
     }
+    dots.taken();
   }
 }
 
 // Gradients of `count` samples, rounded up, from the products of grad and their corners. Overwrites the block's
 // locations and weights with their gradients.
 template <class A>
-static void finish(Block<A>& b, int64_t count, const A* partial) {
+static void finish(Block<A>& b, int64_t count, const A* dots) {
   constexpr int lanes = kLanes<A>;
-  const int64_t plane = b.capacity * lanes;
   for (int64_t k = 0; k < count; k += lanes) {
-    const A* slots = partial + k * lanes;
-    const Vec<A> d0 = sums(slots), d1 = sums(slots + plane), d2 = sums(slots + 2 * plane),
-                 d3 = sums(slots + 3 * plane);
+    Vec<A> d[4];
+    for (int i = 0; i < 4; i++) d[i] = load(dots + 4 * k + i * lanes);
+    const Vec<A> even0 = evens(d[0], d[1]), even1 = evens(d[2], d[3]), odd0 = odds(d[0], d[1]), odd1 = odds(d[2], d[3]);
+    const Vec<A> d0 = evens(even0, even1), d1 = evens(odd0, odd1), d2 = odds(even0, even1), d3 = odds(odd0, odd1);
     const Vec<A> c0 = load(b.corner[0] + k), c1 = load(b.corner[1] + k), c2 = load(b.corner[2] + k),
                  c3 = load(b.corner[3] + k);
     const Vec<A> rx = load(b.dx + k), ry = load(b.dy + k), weight = load(b.weight + k);
@@ -162,42 +194,48 @@ static void finish(Block<A>& b, int64_t count, const A* partial) {
 }
 
 template <class V, int NV, bool kChecked>
-static void backward_blocked(const Backward& f, const Rows& value, const Rows& grad_value, int64_t n, int64_t m,
-                             int64_t l) {
+static void backward_blocked(const Backward& f, const Rows& value, const Rows& grad_value, const Part& part) {
   typedef Acc<V> A;
   const Shape& s = f.shape;
   constexpr int lanes = kLanes<A>;
-  const int64_t width = padded(s.D), group = 16;
-  Block<A> block(group * s.P);
-  const int64_t capacity = block.capacity;
-  for (int64_t i = 0; i < capacity; i++) block.set_level(i, s, l, 0);
-  A* memory = (A*)__builtin_malloc(sizeof(A) * (width + 4 * capacity * lanes));
-  A *grad = memory, *partial = grad + width;
-  for (int64_t d = 0; d < width + 4 * capacity * lanes; d++) memory[d] = A(0);
-  const bool in_place = s.D == width && sizeof(V) == sizeof(A);
-  const auto sample = [&](int64_t q) { return (((n * s.Q + q) * s.M + m) * s.L + l) * s.P; };
+  const int64_t each = (part.end - part.begin) * s.P, width = padded(s.D), group = queries_per_block(each);
+  Block<A> block(group * each);
+  for (int64_t i = 0; i < group * each; i++) {
+    const int64_t l = part.begin + i % each / s.P;
+    block.set_level(i, s, l, s.starts[l] - part.origin);
+  }
+  A* memory = (A*)__builtin_malloc(sizeof(A) * (width + 4 * (block.capacity + 16)));
+  A *grad = memory, *products = grad + width;
+  for (int64_t d = 0; d < width + 4 * (block.capacity + 16); d++) memory[d] = A(0);
+  const auto place = [&](int64_t q) { return (part.n * s.Q + q) * s.M + part.m; };  // of a query's head
+  const auto sample = [&](int64_t q) { return (place(q) * s.L + part.begin) * s.P; };
   for (int64_t first = 0; first < s.Q; first += group) {
-    const int64_t queries = min_of(group, s.Q - first), samples = queries * s.P;
+    const int64_t queries = min_of(group, s.Q - first), samples = queries * each;
     for (int64_t q = first + group; q < min_of(first + 2 * group, s.Q); q++) {
-      block.prefetch(s.P, f.locations, f.weights, f.coordinate_kind, sample(q));
-      prefetch((const V*)f.grad_out + ((n * s.Q + q) * s.M + m) * s.D, s.D);
+      block.prefetch(each, f.locations, f.weights, f.coordinate_kind, sample(q));
+      prefetch((const V*)f.grad_out + place(q) * s.D, s.D);
     }
     for (int64_t i = 0; i < queries; i++)
-      block.read(i * s.P, s.P, f.locations, f.weights, f.coordinate_kind, sample(first + i));
+      block.read(i * each, each, f.locations, f.weights, f.coordinate_kind, sample(first + i));
     block.template locate<false>(samples, uint32_t(value.stride), outside_offset<kChecked, V>(value));
-    for (int64_t i = 0; i < queries; i++) {
-      const V* given = (const V*)f.grad_out + ((n * s.Q + first + i) * s.M + m) * s.D;
-      const A* g = (const A*)given;
-      if (!in_place) {
-        for (int64_t d = 0; d < s.D; d++) grad[d] = widen(given[d]);
-        g = grad;
+    for (int64_t d = 0; d < width; d += NV * lanes) {
+      Dots<A> dots(products, d == 0);
+      for (int64_t i = 0; i < queries; i++) {
+        const V* given = (const V*)f.grad_out + place(first + i) * s.D;
+        Vec<A> g[NV];
+        if (s.D == width) {
+          for (int j = 0; j < NV; j++) g[j] = load(given + d + j * lanes);
+        } else {
+          for (int64_t c = 0; c < s.D; c++) grad[c] = widen(given[c]);
+          for (int j = 0; j < NV; j++) g[j] = load(grad + d + j * lanes);
+        }
+        spread<V, NV, kChecked>(block, value, grad_value, i * each, each, d, g, dots);
       }
-      for (int64_t d = 0; d < width; d += NV * lanes)
-        spread<V, NV, kChecked>(block, value, grad_value, i * s.P, s.P, d, g, d == 0, partial);
+      if (dots.count) dots.flush();
     }
-    finish(block, samples, partial);
+    finish(block, samples, products);
     for (int64_t i = 0; i < queries; i++)
-      block.write(i * s.P, s.P, f.grad_locations, f.grad_weights, f.coordinate_kind, sample(first + i));
+      block.write(i * each, each, f.grad_locations, f.grad_weights, f.coordinate_kind, sample(first + i));
   }
   __builtin_free(memory);
 }
@@ -233,10 +271,10 @@ static void forward(const Forward& f, const Rows& value, int64_t n, int64_t m, i
   });
 }
 
-static void backward(const Backward& f, const Rows& value, const Rows& grad_value, int64_t n, int64_t m, int64_t l) {
+static void backward(const Backward& f, const Rows& value, const Rows& grad_value, const Part& part) {
   with_kind(f.value_kind, f.shape.D, [&]<class V, int NV>() {
     const auto run = value.outside_in_array ? backward_blocked<V, NV, false> : backward_blocked<V, NV, true>;
-    run(f, value, grad_value, n, m, l);
+    run(f, value, grad_value, part);
   });
 }
 

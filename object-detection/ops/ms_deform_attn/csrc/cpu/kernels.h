@@ -41,14 +41,19 @@ struct Backward {
   void *grad_locations, *grad_weights;  // of coordinate_kind
 };
 
+// What one call of the backward kernel covers: levels [begin, end) of one image and head. Row 0 of its rows is token
+// `origin`.
+struct Part {
+  int64_t n, m, begin, end, origin;
+};
+
 // One set per instruction set. Thread-safe: all state is in the arguments and on the stack.
 struct Kernels {
   const char* name;
   // Output rows of queries [begin, end) of one image and head; row 0 of `value` is token 0.
   void (*forward)(const Forward&, const Rows& value, int64_t n, int64_t m, int64_t begin, int64_t end);
-  // All three gradients of one image, head and level; row 0 of `value` and `grad_value` is the level's first
-  // token; grad_value is added to, in float (float64 for f64).
-  void (*backward)(const Backward&, const Rows& value, const Rows& grad_value, int64_t n, int64_t m, int64_t l);
+  // All three gradients of a part; grad_value is added to, in float (float64 for f64).
+  void (*backward)(const Backward&, const Rows& value, const Rows& grad_value, const Part&);
 };
 
 const Kernels* plain_kernels();

@@ -176,43 +176,52 @@ void unpack(const A* source, int64_t width, V* target, int64_t stride, int64_t c
     for (int64_t d = 0; d < channels; d++) target[r * stride + d] = static_cast<V>(source[r * width + d]);
 }
 
-struct Task {
-  int64_t n, m, l;
+// Whole heads, so that every coordinate is read once; with too few of them for the threads, every level of a head by
+// itself, the finest of all heads first, as the longest tasks must not come last.
+struct Tasks {
+  const Shape& s;
+  bool whole;
+
+  explicit Tasks(const Shape& s) : s(s) {
+    const int64_t heads = s.N * s.M, threads = at::get_num_threads();
+    whole = heads % threads == 0 || heads >= 4 * threads;
+  }
+  int64_t count() const { return s.N * s.M * (whole ? 1 : s.L); }
+  Part at(int64_t t) const {
+    const int64_t l = t / s.M / s.N;
+    return whole ? Part{t / s.M, t % s.M, 0, s.L, 0} : Part{t / s.M % s.N, t % s.M, l, l + 1, s.starts[l]};
+  }
+  int64_t rows(const Part& part) const { return whole ? s.S : s.heights[part.begin] * s.widths[part.begin]; }
 };
 
-int64_t task_count(const Shape& s) { return s.L * s.N * s.M; }
-
-// Finest level of all heads first: the longest tasks must not come last.
-Task task_of(const Shape& s, int64_t t) { return {t / s.M % s.N, t % s.M, t / s.M / s.N}; }
-
-// One head and level at a time: the level's rows and their gradient, side by side, in this thread's cache.
+// One task at a time: its rows and their gradient, side by side, in this thread's cache.
 template <class A, class V>
-void backward_packed(const Kernels& kernels, const Backward& f, const at::Tensor& value, at::Tensor& grad_value,
-                     const Levels& levels) {
+void backward_packed(const Kernels& kernels, const Backward& f, const at::Tensor& value, at::Tensor& grad_value) {
   const Shape& s = f.shape;
+  const Tasks tasks(s);
   const int64_t width = padded(s.D), row = width * int64_t(sizeof(V)), apart = s.M * s.D;
   int64_t most = 0;
-  for (int64_t l = 0; l < s.L; l++) most = std::max(most, levels.rows(l));
-  each(task_count(s), [&] {
+  for (int64_t t = 0; t < tasks.count(); t++) most = std::max(most, tasks.rows(tasks.at(t)));
+  each(tasks.count(), [&] {
     return [&, memory = scratch((most + 1) * width * (sizeof(V) + sizeof(A)))](int64_t t) {
-      const auto [n, m, l] = task_of(s, t);
-      const int64_t rows = levels.rows(l), at = ((n * s.S + levels.starts[l]) * s.M + m) * s.D;
+      const Part part = tasks.at(t);
+      const int64_t rows = tasks.rows(part), at = ((part.n * s.S + part.origin) * s.M + part.m) * s.D;
       A* grad = reinterpret_cast<A*>(aligned(memory));
       char* packed = reinterpret_cast<char*>(grad + (rows + 1) * width);
       std::memset(grad, 0, (rows + 1) * width * sizeof(A));
       copy_rows(reinterpret_cast<const char*>(value.const_data_ptr<V>() + at), apart * sizeof(V), packed, row,
                 s.D * sizeof(V), rows);
       std::memset(packed + rows * row, 0, row);
-      kernels.backward(f, Rows{packed, width, packed + rows * row, true}, Rows{grad, width, grad + rows * width, true}, n, m, l);
+      kernels.backward(f, Rows{packed, width, packed + rows * row, true}, Rows{grad, width, grad + rows * width, true}, part);
       unpack(grad, width, grad_value.mutable_data_ptr<V>() + at, apart, s.D, rows);
     };
   });
 }
 
 template <class A, class V>
-void backward_direct(const Kernels& kernels, const Backward& f, const at::Tensor& value, at::Tensor& grad_value,
-                     const Levels& levels) {
+void backward_direct(const Kernels& kernels, const Backward& f, const at::Tensor& value, at::Tensor& grad_value) {
   const Shape& s = f.shape;
+  const Tasks tasks(s);
   at::Tensor sums = std::is_same_v<A, V> ? grad_value : at::empty(value.sizes(), value.options().dtype(at::kFloat));
   A* to = sums.mutable_data_ptr<A>();
   const V* from = value.const_data_ptr<V>();
@@ -221,19 +230,19 @@ void backward_direct(const Kernels& kernels, const Backward& f, const at::Tensor
     std::memset(to + begin * apart, 0, (end - begin) * apart * sizeof(A));
   });
   const auto run = [&](int64_t t) {
-    const auto [n, m, l] = task_of(s, t);
-    const int64_t at = ((n * s.S + levels.starts[l]) * s.M + m) * s.D;
+    const Part part = tasks.at(t);
+    const int64_t at = ((part.n * s.S + part.origin) * s.M + part.m) * s.D;
     std::vector<double> zeros(s.D, 0.0), unread(s.D, 0.0);
-    kernels.backward(f, Rows{const_cast<V*>(from) + at, apart, zeros.data(), false}, Rows{to + at, apart, unread.data(), false}, n, m,
-                     l);
+    kernels.backward(f, Rows{const_cast<V*>(from) + at, apart, zeros.data(), false}, Rows{to + at, apart, unread.data(), false},
+                     part);
   };
-  each(task_count(s), [&] { return run; });
+  each(tasks.count(), [&] { return run; });
   if (!std::is_same_v<A, V>) grad_value.copy_(sums);
 }
 
 template <class A, class V>
-void backward_as(const Backward& f, const at::Tensor& value, at::Tensor& grad_value, const Levels& levels) {
-  (worth_packing(f.shape) ? backward_packed<A, V> : backward_direct<A, V>)(*chosen(), f, value, grad_value, levels);
+void backward_as(const Backward& f, const at::Tensor& value, at::Tensor& grad_value) {
+  (worth_packing(f.shape) ? backward_packed<A, V> : backward_direct<A, V>)(*chosen(), f, value, grad_value);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& grad_, const at::Tensor& value_,
@@ -255,10 +264,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& grad_,
   const Backward f{s, kind_of(value.scalar_type()), kind_of(locations.scalar_type()), grad.data_ptr(),
                    locations.data_ptr(), weights.data_ptr(), grad_locations.data_ptr(), grad_weights.data_ptr()};
   switch (f.value_kind) {
-    case Kind::f32: backward_as<float, float>(f, value, grad_value, levels); break;
-    case Kind::f64: backward_as<double, double>(f, value, grad_value, levels); break;
-    case Kind::bf16: backward_as<float, at::BFloat16>(f, value, grad_value, levels); break;
-    default: backward_as<float, at::Half>(f, value, grad_value, levels);
+    case Kind::f32: backward_as<float, float>(f, value, grad_value); break;
+    case Kind::f64: backward_as<double, double>(f, value, grad_value); break;
+    case Kind::bf16: backward_as<float, at::BFloat16>(f, value, grad_value); break;
+    default: backward_as<float, at::Half>(f, value, grad_value);
   }
   return {grad_value, grad_locations, grad_weights};
 }

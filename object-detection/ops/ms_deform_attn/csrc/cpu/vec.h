@@ -113,6 +113,47 @@ static inline V zip_low(V a, V b) { return zipped<0>(a, b, Lanes<V>{}); }
 template <class V>
 static inline V zip_high(V a, V b) { return zipped<Lanes<V>::size() / 2>(a, b, Lanes<V>{}); }
 
+// The vectors of a row, NV of them. Two vectors of bfloat16 are read at once: its lanes 0, 2, 4 .. are the first, 1, 3, 5 ..
+// the second; `paired` brings others into this order, `unpaired` back.
+template <class V, int NV>
+constexpr bool kPairs = std::is_same_v<V, BFloat16> && NV % 2 == 0;
+
+template <class V, int NV>
+static inline void load_row(const V* row, Vec<Acc<V>>* v) {
+  constexpr int lanes = kLanes<Acc<V>>;
+  if constexpr (kPairs<V, NV>) {
+    typedef uint32_t Words __attribute__((vector_size(KSDA_BYTES)));
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; j += 2) {
+      Words words;
+      __builtin_memcpy(&words, row + j * lanes, sizeof words);
+      v[j] = (Vec<float>)(words << 16);
+      v[j + 1] = (Vec<float>)(words & 0xffff0000u);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; j++) v[j] = load(row + j * lanes);
+  }
+}
+
+template <class V, int NV>
+static inline void paired(Vec<Acc<V>>* v) {
+  if constexpr (kPairs<V, NV>)
+    for (int j = 0; j < NV; j += 2) {
+      const Vec<float> low = evens(v[j], v[j + 1]), high = odds(v[j], v[j + 1]);
+      v[j] = low, v[j + 1] = high;
+    }
+}
+
+template <class V, int NV>
+static inline void unpaired(Vec<Acc<V>>* v) {
+  if constexpr (kPairs<V, NV>)
+    for (int j = 0; j < NV; j += 2) {
+      const Vec<float> low = zip_low(v[j], v[j + 1]), high = zip_high(v[j], v[j + 1]);
+      v[j] = low, v[j + 1] = high;
+    }
+}
+
 // Lane i of the result is the sum over all lanes of v[i]. Adding neighbours of pairs of vectors, again and again,
 // turns n vectors of n lanes into the vector of their sums.
 template <class A>
