@@ -99,6 +99,9 @@ static void forward_blocked(const Forward& f, const Rows& value, int64_t n, int6
     for (int64_t i = 0; i < queries; i++) {
       V* out = (V*)f.out + ((n * s.Q + first + i) * s.M + m) * s.D;
       A* to = in_place ? (A*)out : sum;
+      if (kChecked && i + 1 < queries)  // rows of one head lie far apart; packed ones are near enough
+        for (int64_t k = (i + 1) * samples; k < (i + 2) * samples; k++)
+          for (int c = 0; c < 4; c++) prefetch(row_at<kChecked, const V>(value, block.offset[c][k]), s.D);
       for (int64_t d = 0; d < width; d += NV * lanes)
         sum_rows<V, NV, kChecked>(block, value, i * samples, samples, d, to + d);
       if (!in_place)
