@@ -77,9 +77,19 @@ def feed_forward(
     return second(F.dropout(hidden, dropout) if dropout else hidden)
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """The same images or maps [B, C, H, W], laid out as convolutions on this device want them."""
-    return fast.channels_last(images) if fast else images
+def channels_last(images: Tensor, exact: bool = True) -> Tensor:
+    """The same images or maps [B, C, H, W], laid out as convolutions on this device want them.
+
+    Args:
+        exact: torch's convolutions are to round as they do on other layouts; `convolution` takes no notice.
+    """
+    return fast.channels_last(images, exact) if fast else images
+
+
+def convolution(layer: nn.Module, maps: Tensor) -> Tensor:
+    """layer(maps) of an nn.Conv2d or what stands in its place, [B, C, H, W]; best on `channels_last(maps, exact=False)`."""
+    answer = fast.convolution(layer, maps) if fast else None
+    return layer(maps) if answer is None else answer
 
 
 def use_fast_linears(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Everything that exists for speed on a CPU only: products by oneDNN, a fused feed-forward net, attention, maps with channels last, memory kept for reuse, outputs kept on disk.
+"""Everything that exists for speed on a CPU only: products by oneDNN, a fused feed-forward net, attention, convolutions, maps with channels last, memory kept for reuse, outputs kept on disk.
 
 `common.layers` is the only module that imports this package. Without the package, or with KS_FAST=0 in the
 environment, plain torch computes the same up to rounding.
@@ -6,6 +6,7 @@ environment, plain torch computes the same up to rounding.
 
 from common.fast.allocator import keep_freed_memory
 from common.fast.attention import attention
+from common.fast.convolution import convolution
 from common.fast.ffn import feed_forward
 from common.fast.layout import channels_last
 from common.fast.products import Linear, linear, short_softmax, sum_first, switch, use_fast_linears
@@ -16,6 +17,7 @@ __all__ = [
     "Store",
     "attention",
     "channels_last",
+    "convolution",
     "feed_forward",
     "keep_freed_memory",
     "linear",

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ms_deform_attn import ms_deform_attn
 from torch import Tensor, nn
 
-from common.layers import channels_last, feed_forward, kept, short_softmax
+from common.layers import channels_last, convolution, feed_forward, kept, short_softmax
 
 
 class PixelFeatures(NamedTuple):
@@ -82,12 +82,14 @@ def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
     kind = features[0].device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.bfloat16
     with torch.autocast(kind, torch.bfloat16, enabled=half):
-        features = [channels_last(feature.float()) for feature in features]
-        maps = [project(feature) for project, feature in zip(decoder.input_projections, features[:0:-1], strict=True)]
+        features = [channels_last(feature.float(), exact=False) for feature in features]
+        maps = [
+            _run(project, feature) for project, feature in zip(decoder.input_projections, features[:0:-1], strict=True)
+        ]
         shapes = tuple((m.shape[2], m.shape[3]) for m in maps)
         attention = decoder.encoder.layers[0].self_attn
         grid = _grid(shapes, attention.n_heads, attention.n_points, maps[0].device)
-        tokens = torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).float()  # [B, S, C]
+        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1).float()  # [B, S, C]
         places = torch.cat(
             [
                 sine_encoding(h, w, tokens.shape[2], tokens.device) + decoder.level_embed[i]
@@ -98,12 +100,18 @@ def pixel_features(decoder: nn.Module, features: list[Tensor]) -> PixelFeatures:
             tokens = _layer(layer, tokens, places, grid)
         split = tokens.split([h * w for h, w in shapes], 1)
         levels = [t.transpose(1, 2).unflatten(2, shape) for t, shape in zip(split, shapes, strict=True)]
-        lateral = decoder.adapter_1(features[0])
+        lateral = _run(decoder.adapter_1, features[0])
         # in one memory format with `lateral`, or the largest maps would be copied back and forth
-        finest = channels_last(levels[-1])
+        finest = channels_last(levels[-1], exact=False)
         finest = finest.contiguous() if finest is levels[-1] else finest
         finest = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return PixelFeatures(levels, decoder.mask_projection(decoder.layer_1(lateral + finest)).float())
+        mixed = _run(decoder.layer_1, lateral + finest)
+        return PixelFeatures(levels, convolution(decoder.mask_projection, mixed).float())
+
+
+def _run(layers: nn.Sequential, maps: Tensor) -> Tensor:
+    """A convolution and what follows it."""
+    return layers[1:](convolution(layers[0], maps))
 
 
 def _layer(layer: nn.Module, tokens: Tensor, places: Tensor, grid: _Grid) -> Tensor:
