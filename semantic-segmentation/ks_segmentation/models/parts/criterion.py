@@ -124,16 +124,16 @@ class Criterion:
         shape, count = logits.shape[:3], features.shape[1]
         points = random_points(len(features), self.points, device=features.device)
         seen = sample(features.flatten(0, 1), points.repeat_interleave(count, 0)).unflatten(0, (-1, count))
-        x = _times(-embeddings, seen).flatten(1, 2)  # [B, L Q, P] negative logits
-        t = sample(pad_sequence([one.masks for one in targets], batch_first=True).to(x.dtype), points)  # [B, T, P]
-        mask, outside = self.mask_cost(x, t)
-        covered = self.points - outside.sum(-1, keepdim=True)
-        dice = 1 - (2 * (t.sum(-1)[:, None] - by_points(outside, t)) + 1) / (covered + t.sum(-1)[:, None] + 1)
+        t = sample(pad_sequence([one.masks for one in targets], batch_first=True).to(seen.dtype), points)  # [B, T, P]
+        u = _untold(targets, points)
+        # one output at a time, so that what is computed at the points stays in the cache
+        pairs = zip(embeddings.unbind(1), seen.expand(-1, shape[1], -1, -1).unbind(1), strict=True)
+        prices, excuses = zip(*(self.mask_price(own, maps, t, u) for own, maps in pairs), strict=True)
         ids = pad_sequence([one.classes for one in targets], batch_first=True)  # [B, T]
-        chance = logits.softmax(-1).flatten(1, 2).gather(-1, ids[:, None].expand(*x.shape[:2], -1))
-        cost = self.weights["mask"] * mask + self.weights["dice"] * dice - self.weights["ce"] * chance
-        cost = torch.nan_to_num(cost, nan=1e30, posinf=1e30, neginf=-1e30).view(*shape, -1).cpu().numpy()
-        excused = self._excused(targets, points, outside, covered[..., 0], shape)
+        chance = logits.softmax(-1).gather(-1, ids[:, None, None].expand(*shape, -1))
+        cost = torch.stack(prices, 1) - self.weights["ce"] * chance
+        cost = torch.nan_to_num(cost, nan=1e30, posinf=1e30, neginf=-1e30).cpu().numpy()
+        excused = [None] * len(targets) if u is None else torch.stack(excuses, 1).unbind()
         found = []
         for one, prices, untold in zip(targets, cost, excused, strict=True):
             # transposed, so that segments come in order
@@ -142,23 +142,25 @@ class Criterion:
             found.append(Matched(query, segment, untold))
         return found
 
-    def _excused(
-        self, targets: Sequence[Segments], points: Tensor, outside: Tensor, covered: Tensor, shape: Sequence[int]
-    ) -> Sequence[Tensor | None]:
-        """Per image [L, Q] which queries mostly cover what is untold. outside: [B, L Q, P]; covered: [B, L Q]."""
-        if all(one.unknown is None for one in targets):
-            return [None] * len(targets)
-        none = torch.zeros_like(targets[0].masks[:1].sum(0), dtype=torch.bool)
-        untold = torch.stack([none if one.unknown is None else one.unknown for one in targets])[:, None]
-        u = sample(untold.to(outside.dtype), points)  # [B, 1, P]
-        share = u.sum(-1) - by_points(outside, u)[..., 0]
-        return (share > 0.5 * covered).view(*shape).unbind()
-
-    def mask_cost(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(cost [B, L Q, T] of a query's mask for a segment, mean over points; its share [B, L Q, P] outside).
+    def mask_price(
+        self, embeddings: Tensor, seen: Tensor, t: Tensor, u: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """(weighted cost [B, Q, T] of a query's mask for a segment; [B, Q] whether it mostly covers what is untold, or None).
 
         Args:
-            x: [B, L Q, P] negative logits, overwritten; t: [B, T, P].
+            embeddings: [B, Q, C]; seen: [B, C, P], mask features at the points; t: [B, T, P] segments; u: [B, 1, P] untold.
+        """
+        mask, outside = self.mask_cost(_times(-embeddings, seen), t)
+        covered, area = self.points - outside.sum(-1, keepdim=True), t.sum(-1)[:, None]
+        dice = 1 - (2 * (area - by_points(outside, t)) + 1) / (covered + area + 1)
+        excused = None if u is None else u.sum(-1) - by_points(outside, u)[..., 0] > 0.5 * covered[..., 0]
+        return self.weights["mask"] * mask + self.weights["dice"] * dice, excused
+
+    def mask_cost(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(cost [B, Q, T] of a query's mask for a segment, mean over points; its share [B, Q, P] outside).
+
+        Args:
+            x: [B, Q, P] negative logits, overwritten; t: [B, T, P].
         """
         # cross-entropy with t is -log(1 - sigmoid(logit)) - logit t, so that one product gives its mean over points
         mask = by_points(x, t)
@@ -225,14 +227,17 @@ def by_points(x: Tensor, t: Tensor) -> Tensor:
 
 
 def _times(embeddings: Tensor, maps: Tensor) -> Tensor:
-    """[B, L, Q, P] products of embeddings [B, L, Q, C] with maps [B, F, C, P]; without a derivative."""
-    if maps.shape[:2] == (1, 1):
-        return linear(embeddings[0], maps[0, 0].T)[None]
-    return (
-        embeddings @ maps
-        if maps.shape[1] > 1
-        else (embeddings.flatten(1, 2) @ maps[:, 0]).view(*embeddings.shape[:3], -1)
-    )
+    """[B, Q, P] products of embeddings [B, Q, C] with maps [B, C, P]; without a derivative."""
+    return linear(embeddings[0], maps[0].T)[None] if len(maps) == 1 else embeddings @ maps
+
+
+def _untold(targets: Sequence[Segments], points: Tensor) -> Tensor | None:
+    """[B, 1, P] share of pixels of unknown class at points [B, P, 2], or None where all are told."""
+    if all(one.unknown is None for one in targets):
+        return None
+    none = torch.zeros_like(targets[0].masks[:1].sum(0), dtype=torch.bool)
+    untold = torch.stack([none if one.unknown is None else one.unknown for one in targets])
+    return sample(untold[:, None].to(points.dtype), points)
 
 
 def _groups(maps: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
