@@ -92,6 +92,25 @@ def convolution(layer: nn.Module, maps: Tensor) -> Tensor:
     return layer(maps) if answer is None else answer
 
 
+def conv_norm(
+    conv: nn.Conv2d, norm: Any, x: Tensor, added: Tensor | None = None, relu: bool = False, exact: bool = False
+) -> Tensor:  # fmt: skip
+    """relu(norm(conv(x)) + added): the scale multiplies the kernel, not the map.
+
+    Args:
+        norm: has `buffers()` and `scale_shift()`, the [O] factor and [O] offset that it amounts to.
+        added: [B, O, H, W].
+        exact: float32 is to be rounded as by torch's convolutions.
+    """
+    answer = fast.folded(conv, norm, x, added, relu, exact) if fast else None
+    if answer is not None:
+        return answer
+    scale, shift = norm.scale_shift()
+    answer = F.conv2d(x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    answer = answer if added is None else answer.add_(added)
+    return F.relu(answer, inplace=True) if relu else answer
+
+
 def use_fast_linears(model: nn.Module) -> None:
     """Makes every plain linear layer of `model` a `Linear`; parameters, names and answers stay."""
     if fast:

@@ -176,12 +176,21 @@ def _power(sizes: Sequence[int], values: Sequence[float]) -> float:
 
 def flops(step: Step) -> int:
     """Floating-point operations of the matrix products and convolutions of one step, forward and backward."""
-    name = "_linear_pointwise"  # oneDNN's product, which torch's counter does not know
-    own = {getattr(torch.ops.mkldnn, name)} if hasattr(torch.ops.mkldnn, name) else ()
-    rule = {op: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0] for op in own}
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=rule) as counter:
+    # oneDNN's own, which torch's counter does not know
+    rules = {"_linear_pointwise": _of_product, "_convolution_pointwise": _of_convolution}
+    own = {getattr(torch.ops.mkldnn, name): rule for name, rule in rules.items() if hasattr(torch.ops.mkldnn, name)}
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=own) as counter:
         step(Stopwatch())
     return counter.get_total_flops()
+
+
+def _of_product(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _of_convolution(x: torch.Size, *shapes: Any, out_shape: torch.Size, **_: Any) -> int:
+    weight = shapes[0] if len(shapes[1]) == 1 else shapes[1]  # what is added to the answer may stand before it
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def machine_speed(precision: str, clock: str) -> float:

@@ -8,6 +8,7 @@ from common.fast.allocator import keep_freed_memory
 from common.fast.attention import attention
 from common.fast.convolution import convolution
 from common.fast.ffn import feed_forward
+from common.fast.folded import folded
 from common.fast.layout import channels_last
 from common.fast.products import Linear, linear, short_softmax, sum_first, switch, use_fast_linears
 from common.fast.store import Store, check_folder
@@ -19,6 +20,7 @@ __all__ = [
     "channels_last",
     "convolution",
     "feed_forward",
+    "folded",
     "keep_freed_memory",
     "linear",
     "check_folder",

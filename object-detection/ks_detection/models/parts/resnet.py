@@ -4,11 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.layers import conv_norm
+
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 class FrozenNorm(nn.Module):
-    """A batch norm that never changes: four buffers, folded into the convolution (`conv_norm`)."""
+    """A batch norm that never changes: four buffers, folded into the convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -21,13 +23,6 @@ class FrozenNorm(nn.Module):
         """[C] factor and [C] offset that the norm amounts to (eps 1e-5)."""
         scale = self.weight * (self.running_var + 1e-5).rsqrt()
         return scale, self.bias - self.running_mean * scale
-
-
-def conv_norm(conv: nn.Conv2d, norm: FrozenNorm, x: Tensor) -> Tensor:
-    """The normalised convolution in one pass over memory: the scale multiplies the kernel, not the map."""
-    scale, shift = norm.scale_shift()
-    kernel = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, kernel, shift, conv.stride, conv.padding)
 
 
 class Bottleneck(nn.Module):
@@ -47,11 +42,11 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), FrozenNorm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
-        y = F.relu(conv_norm(self.conv2, self.bn2, y), inplace=True)
-        y = conv_norm(self.conv3, self.bn3, y)
-        residual = x if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], x)
-        return F.relu(y.add_(residual), inplace=True)
+        exact = not self.training  # answers are compared with those of the published models
+        y = conv_norm(self.conv1, self.bn1, x, relu=True, exact=exact)
+        y = conv_norm(self.conv2, self.bn2, y, relu=True, exact=exact)
+        residual = x if self.downsample is None else conv_norm(*self.downsample, x, exact=exact)
+        return conv_norm(self.conv3, self.bn3, y, residual, relu=True, exact=exact)
 
 
 class ResNet(nn.Module):
@@ -78,7 +73,7 @@ class ResNet(nn.Module):
             part.requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.relu(conv_norm(self.body.conv1, self.body.bn1, x), inplace=True)
+        x = conv_norm(self.body.conv1, self.body.bn1, x, relu=True, exact=not self.training)
         x = F.max_pool2d(x, 3, 2, 1)
         maps = []
         for stage in range(max(self.stages) + 1):
