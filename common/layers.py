@@ -42,16 +42,24 @@ def attention(
 
 
 def packed_attention(
-    layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
+    layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None, apart: int = 0
 ) -> Tensor:  # fmt: skip
     """[B, Q, C] what a plain nn.MultiheadAttention gives, its weights left out.
 
     Args:
         query: [B, Q, C]; key, value: [B, S, C]; allowed: bool, expands to [B, H, Q, S], True where it may look.
+        apart: queries and keys are the same positions. As many, the first, are seen by none of the others, who see
+            each other; then `allowed` is [Q, S], and only its first rows are read.
     """
     parts = zip((query, key, value), layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True)
     q, k, v = (heads_of(linear(x, weight, bias), layer.num_heads) for x, weight, bias in parts)
-    seen = attention(q, k, v, allowed, layer.dropout if layer.training else 0.0)
+    dropout = layer.dropout if layer.training else 0.0
+    if apart and allowed is not None:
+        first = attention(q[:, :, :apart], k, v, allowed[:apart], dropout)
+        others = attention(*(part[:, :, apart:] for part in (q, k, v)), dropout=dropout)
+        seen = torch.cat([first, others], dim=2)
+    else:
+        seen = attention(q, k, v, allowed, dropout)
     return layer.out_proj(seen.transpose(1, 2).flatten(2))
 
 
@@ -106,7 +114,9 @@ def conv_norm(
     if answer is not None:
         return answer
     scale, shift = norm.scale_shift()
-    answer = F.conv2d(x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    answer = F.conv2d(
+        x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding, conv.dilation, conv.groups
+    )
     answer = answer if added is None else answer.add_(added)
     return F.relu(answer, inplace=True) if relu else answer
 

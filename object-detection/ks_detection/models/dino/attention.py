@@ -48,7 +48,9 @@ class DeformableAttention(nn.Module):
             memory: [B, S, D] tokens that are read.
         """
         b, q, _ = query.shape
-        value = self.value_proj(memory).masked_fill(levels.mask[..., None], 0.0)
+        value = self.value_proj(memory)
+        if levels.padded:
+            value = value.masked_fill(levels.mask[..., None], 0.0)
         value = value.view(b, memory.shape[1], self.heads, -1)
         grid = (b, q, self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query).float()

@@ -35,11 +35,15 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         levels: Levels,
         blocked: Tensor | None,
+        apart: int = 0,
     ) -> Tensor:
-        """[B, Q, D] of [B, Q, D] queries; boxes [B, Q, L, 4]; blocked [Q, Q] bool or None."""
+        """[B, Q, D] of [B, Q, D] queries; boxes [B, Q, L, 4]; blocked [Q, Q] bool or None.
+
+        apart: of the queries, the first, which are blocked for all others, while these may see each other.
+        """
         query = x + positions
         if type(self.self_attn) is nn.MultiheadAttention:
-            mixed = packed_attention(self.self_attn, query, query, x, None if blocked is None else ~blocked)
+            mixed = packed_attention(self.self_attn, query, query, x, None if blocked is None else ~blocked, apart)
         else:  # adapted: it knows how to run itself
             mixed = self.self_attn(query, query, x, attn_mask=blocked, need_weights=False)[0]
         x = self.norm2(x + self.dropout(mixed))
@@ -67,6 +71,7 @@ class Decoder(nn.Module):
         levels: Levels,
         blocked: Tensor | None,
         bbox_embed: MLP,
+        apart: int = 0,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Per layer: [B, Q, D] normed queries, and [B, Q, 4] the boxes that the layer started from.
 
@@ -80,7 +85,7 @@ class Decoder(nn.Module):
         for layer in self.layers:
             per_level = start[:, :, None] * ratios
             positions = self.ref_point_head(box_positions(per_level[:, :, 0], self.features))
-            x = layer(x, positions, per_level, memory, levels, blocked)
+            x = layer(x, positions, per_level, memory, levels, blocked, apart)
             queries.append(self.norm(x))
             if layer is not self.layers[-1]:  # what the last layer would refine is read by nobody
                 refined = (bbox_embed(x).float() + inverse_sigmoid(start)).sigmoid()

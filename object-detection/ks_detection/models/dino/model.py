@@ -98,12 +98,12 @@ class Dino(Detector):
         boxes = selected.boxes.detach()
         content = transformer.tgt_embed.weight[: boxes.shape[1]].expand(boxes.shape[0], -1, -1)
         denoising = make_denoising(self.config, targets) if self.training and targets is not None else None
-        blocked = None
+        blocked, apart = None, 0
         if denoising is not None:
             extra, extra_boxes = self.noised_queries(denoising)
-            blocked = blocked_pairs(denoising, boxes.shape[1])
+            blocked, apart = blocked_pairs(denoising, boxes.shape[1]), extra.shape[1]
             content, boxes = torch.cat([extra, content], dim=1), torch.cat([extra_boxes, boxes], dim=1)
-        queries, starts = transformer.decoder(content, boxes, memory, tokens.levels, blocked, self.bbox_embed)
+        queries, starts = transformer.decoder(content, boxes, memory, tokens.levels, blocked, self.bbox_embed, apart)
         if self.training and denoising is None and self.label_enc.weight.requires_grad:
             queries[0] = queries[0] + self.label_enc.weight[0, 0] * 0.0  # DDP wants every parameter used
         return self.outputs(queries, starts, selected, denoising)

@@ -14,7 +14,8 @@ class Levels(NamedTuple):
     """How the flattened tokens of all feature levels lie.
 
     sizes: (height, width) per level, as numbers; shapes: [L, 2] the same as a tensor; starts: [L] first token
-    of each level; ratios: [B, L, 2] part (x, y) of each level that is image; mask: [B, S] True on padding.
+    of each level; ratios: [B, L, 2] part (x, y) of each level that is image; mask: [B, S] True on padding;
+    padded: whether there may be any.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -22,6 +23,7 @@ class Levels(NamedTuple):
     starts: Tensor
     ratios: Tensor
     mask: Tensor
+    padded: bool = True
 
 
 class Tokens(NamedTuple):
@@ -72,5 +74,7 @@ def lay_out(maps: list[Tensor], mask: Tensor) -> tuple[Tensor, list[Tensor], Lev
     shapes = torch.tensor(sizes, dtype=torch.long, device=mask.device)
     counts = shapes.prod(1)
     ratios = torch.stack([valid_ratio(m) for m in masks], dim=1)
-    levels = Levels(sizes, shapes, counts.cumsum(0) - counts, ratios, torch.cat([m.flatten(1) for m in masks], dim=1))
+    tokens = torch.cat([m.flatten(1) for m in masks], dim=1)
+    padded = torch.compiler.is_compiling() or bool(tokens.any())  # a graph must not hang on a value
+    levels = Levels(sizes, shapes, counts.cumsum(0) - counts, ratios, tokens, padded)
     return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1), masks, levels
