@@ -56,7 +56,7 @@ def packed_attention(
     dropout = layer.dropout if layer.training else 0.0
     if apart and allowed is not None:
         first = attention(q[:, :, :apart], k, v, allowed[:apart], dropout)
-        others = attention(*(part[:, :, apart:] for part in (q, k, v)), dropout=dropout)
+        others = attention(q[:, :, apart:], k[:, :, apart:], v[:, :, apart:], None, dropout)
         seen = torch.cat([first, others], dim=2)
     else:
         seen = attention(q, k, v, allowed, dropout)
