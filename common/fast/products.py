@@ -38,7 +38,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1]).contiguous()
-        for_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        for_x = linear(rows, weight.t()).view(x.shape) if ctx.needs_input_grad[0] else None
         for_weight = outer(rows, x.reshape(-1, x.shape[-1]).contiguous()) if ctx.needs_input_grad[1] else None
         return for_x, for_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
 

@@ -267,7 +267,7 @@ def _chosen(embeddings: Tensor, features: Tensor, matched: Sequence[Matched]) ->
     if maps.shape[1] > 1:
         masks = (chosen.transpose(1, 2) @ maps).transpose(1, 2)
     elif len(maps) == 1:
-        masks = (chosen[0].flatten(0, 1) @ maps[0, 0])[None]
+        masks = linear(chosen[0].flatten(0, 1), maps[0, 0].T)[None]
     else:
         masks = chosen.flatten(1, 2) @ maps[:, 0]
     masks = masks.reshape(len(matched), -1, outputs, *size)  # [B, N, L, h, w]
