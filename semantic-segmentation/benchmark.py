@@ -114,6 +114,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
     allocators = ["own", "default", "kept"]
     parser.add_argument("--allocator", choices=allocators, default="own", help="what becomes of freed memory")
+    parser.add_argument(
+        "--model", choices=["both", *STEPS], default="both", help="one alone: memory kept by none before it"
+    )
     parser.add_argument("--trained", choices=["lora", "all"], default="lora", help="what trains")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="number format of ours")
     args = parser.parse_args(argv)
@@ -126,10 +129,10 @@ def run(argv: list[str]) -> None:
         return
     name, size = Path(args.config_file).stem, f"{args.size}x{args.size}, batch 1, {SEGMENTS} segments"
     print(f"{name}, {size}, {args.threads} threads, allocator: {args.allocator}")
-    makers = {which: partial(step_of, which, args) for which in STEPS}
+    makers = {which: partial(step_of, which, args) for which in STEPS if args.model in ("both", which)}
     figures = timing.compare(makers, args, {"transformers": "fp32", "ours": args.precision}, in_turn=False)
     args.config_file = f"{name}.yaml"  # on record without its folder
-    timing.save(args, {args.allocator: figures})
+    timing.save(args, {" ".join((args.trained, args.precision, args.allocator, args.model)): figures})
 
 
 if __name__ == "__main__":
