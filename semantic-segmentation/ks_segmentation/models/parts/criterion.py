@@ -194,7 +194,8 @@ class Criterion:
             masks = _chosen(embeddings[b], features, matched[b])  # [M L, h, w]
             if not len(masks):
                 continue
-            points = uncertain_points(masks, self.points, self.oversample, self.importance)
+            numbers = [pair.query.numel() for pair in matched[b]]
+            points = uncertain_points(masks, self.points, self.oversample, self.importance, numbers)
             x = sample(masks[:, None], points)[:, 0]  # [M L, P]
             with torch.no_grad():
                 t = self.truth(targets[b], matched[b], points)
@@ -212,9 +213,8 @@ class Criterion:
         """[M L, P] value of each matched segment at the points [M L, P, 2] of its mask."""
         pairs = list(zip(targets, matched, strict=True))
         if all(pair.segment.shape[1] == len(one.classes) for one, pair in pairs):
-            masks = _joined(
-                [one.masks for one in targets]
-            )  # all are matched in every output, in order: no copies needed
+            # all are matched in every output, in order: no copies needed
+            masks = _joined([one.masks for one in targets])
         else:
             masks = torch.cat([one.masks[pair.segment.T.flatten()] for one, pair in pairs])
         places = points.view(len(masks), -1, 2)

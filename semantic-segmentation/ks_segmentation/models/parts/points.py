@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,19 +33,27 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def uncertain_points(masks: Tensor, count: int, oversample: float, importance: float) -> Tensor:
+def uncertain_points(
+    masks: Tensor, count: int, oversample: float, importance: float, numbers: Sequence[int]
+) -> Tensor:  # fmt: skip
     """[N, count, 2]: a share `importance` of points where the mask is least sure, the rest anywhere.
 
     Args:
         masks: [N, h, w] logits.
         oversample: this many times `count` points are drawn to choose the unsure ones from.
+        numbers: masks of each image; points are drawn image by image, so that those of one do not depend on how many
+            images are looked at together.
 
     Source: Kirillov et al., 2020, arXiv:1912.08193, section 3.1.
     """
-    number, device = len(masks), masks.device
-    candidates = random_points(number, int(count * oversample), device=device)
     chosen = int(importance * count)
+    drawn = [
+        tuple(random_points(n, most, device=masks.device) for most in (int(count * oversample), count - chosen))
+        for n in numbers
+        if n
+    ]
+    candidates, others = map(torch.cat, zip(*drawn, strict=True))
     certainty = sample(masks[:, None], candidates)[:, 0].abs()
     unsure = certainty.topk(chosen, dim=1, largest=False, sorted=False).indices
     points = candidates.gather(1, unsure[..., None].expand(-1, -1, 2))
-    return torch.cat([points, random_points(number, count - chosen, device=device)], 1)
+    return torch.cat([points, others], 1)
