@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ks_segmentation.models.parts.criterion import LEAST, Criterion, by_points
+from ks_segmentation.models.parts.criterion import LEAST, Criterion, products
 from ks_segmentation.models.parts.from_hub import FromHub
 from ks_segmentation.models.parts.queries import Queries, QuerySegmenter
 
@@ -19,8 +19,8 @@ class FocalCriterion(Criterion):
     def mask_cost(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         outside = x.sigmoid_().clamp_(min=LEAST)
         inside = (1 - outside).clamp(min=LEAST)
-        cost = -ALPHA * by_points(outside**2 * inside.log(), t)
-        cost -= (1 - ALPHA) * by_points(inside**2 * outside.log(), 1 - t)
+        cost = -ALPHA * products(outside**2 * inside.log(), t)
+        cost -= (1 - ALPHA) * products(inside**2 * outside.log(), 1 - t)
         return cost / self.points, outside
 
     def point_loss(self, x: Tensor, t: Tensor) -> Tensor:

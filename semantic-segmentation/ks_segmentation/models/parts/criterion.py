@@ -135,10 +135,10 @@ class Criterion:
         cost = torch.nan_to_num(cost, nan=1e30, posinf=1e30, neginf=-1e30).cpu().numpy()
         excused = [None] * len(targets) if u is None else torch.stack(excuses, 1).unbind()
         found = []
-        for one, prices, untold in zip(targets, cost, excused, strict=True):
+        for one, own, untold in zip(targets, cost, excused, strict=True):
             # transposed, so that segments come in order
-            pairs = [optimize.linear_sum_assignment(p[:, : len(one.classes)].T) for p in prices]
-            segment, query = torch.as_tensor(np.array(pairs), device=features.device).unbind(1)  # [L, N] each
+            cheapest = [optimize.linear_sum_assignment(output[:, : len(one.classes)].T) for output in own]
+            segment, query = torch.as_tensor(np.array(cheapest), device=features.device).unbind(1)  # [L, N] each
             found.append(Matched(query, segment, untold))
         return found
 
@@ -150,10 +150,10 @@ class Criterion:
         Args:
             embeddings: [B, Q, C]; seen: [B, C, P], mask features at the points; t: [B, T, P] segments; u: [B, 1, P] untold.
         """
-        mask, outside = self.mask_cost(_times(-embeddings, seen), t)
+        mask, outside = self.mask_cost(products(-embeddings, seen.transpose(1, 2)), t)
         covered, area = self.points - outside.sum(-1, keepdim=True), t.sum(-1)[:, None]
-        dice = 1 - (2 * (area - by_points(outside, t)) + 1) / (covered + area + 1)
-        excused = None if u is None else u.sum(-1) - by_points(outside, u)[..., 0] > 0.5 * covered[..., 0]
+        dice = 1 - (2 * (area - products(outside, t)) + 1) / (covered + area + 1)
+        excused = None if u is None else u.sum(-1) - products(outside, u)[..., 0] > 0.5 * covered[..., 0]
         return self.weights["mask"] * mask + self.weights["dice"] * dice, excused
 
     def mask_cost(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ class Criterion:
             x: [B, Q, P] negative logits, overwritten; t: [B, T, P].
         """
         # cross-entropy with t is -log(1 - sigmoid(logit)) - logit t, so that one product gives its mean over points
-        mask = by_points(x, t)
+        mask = products(x, t)
         outside = x.sigmoid_().clamp_(min=LEAST)
         return (mask - outside.log().sum(-1, keepdim=True)) / self.points, outside
 
@@ -213,29 +213,24 @@ class Criterion:
         """[M L, P] value of each matched segment at the points [M L, P, 2] of its mask."""
         pairs = list(zip(targets, matched, strict=True))
         if all(pair.segment.shape[1] == len(one.classes) for one, pair in pairs):
-            # all are matched in every output, in order: no copies needed
-            masks = _joined([one.masks for one in targets])
+            # all are matched in every output, in order: no copies for each output
+            masks = torch.cat([one.masks for one in targets])
         else:
             masks = torch.cat([one.masks[pair.segment.T.flatten()] for one, pair in pairs])
         places = points.view(len(masks), -1, 2)
         return sample(masks[:, None].to(points.dtype), places).view(points.shape[:2])
 
 
-def by_points(x: Tensor, t: Tensor) -> Tensor:
-    """[B, M, T] sums over points of x [B, M, P] times t [B, T, P]."""
-    return linear(x[0], t[0])[None] if len(x) == 1 else x @ t.transpose(1, 2)
-
-
-def _times(embeddings: Tensor, maps: Tensor) -> Tensor:
-    """[B, Q, P] products of embeddings [B, Q, C] with maps [B, C, P]; without a derivative."""
-    return linear(embeddings[0], maps[0].T)[None] if len(maps) == 1 else embeddings @ maps
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """[B, M, T] x y' of each image, x [B, M, C] and y [B, T, C]; a single one by `linear`, which is faster."""
+    return linear(x[0], y[0])[None] if len(x) == 1 else x @ y.transpose(1, 2)
 
 
 def _untold(targets: Sequence[Segments], points: Tensor) -> Tensor | None:
     """[B, 1, P] share of pixels of unknown class at points [B, P, 2], or None where all are told."""
     if all(one.unknown is None for one in targets):
         return None
-    none = torch.zeros_like(targets[0].masks[:1].sum(0), dtype=torch.bool)
+    none = targets[0].masks.new_zeros(targets[0].masks.shape[1:])
     untold = torch.stack([none if one.unknown is None else one.unknown for one in targets])
     return sample(untold[:, None].to(points.dtype), points)
 
@@ -246,10 +241,6 @@ def _groups(maps: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
     for features in maps:
         yield slice(start, start + len(features)), features
         start += len(features)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _chosen(embeddings: Tensor, features: Tensor, matched: Sequence[Matched]) -> Tensor:
@@ -266,10 +257,8 @@ def _chosen(embeddings: Tensor, features: Tensor, matched: Sequence[Matched]) ->
     maps = features.flatten(3)  # [B, F, C, h w]
     if maps.shape[1] > 1:
         masks = (chosen.transpose(1, 2) @ maps).transpose(1, 2)
-    elif len(maps) == 1:
-        masks = linear(chosen[0].flatten(0, 1), maps[0, 0].T)[None]
     else:
-        masks = chosen.flatten(1, 2) @ maps[:, 0]
+        masks = products(chosen.flatten(1, 2), maps[:, 0].transpose(1, 2))
     masks = masks.reshape(len(matched), -1, outputs, *size)  # [B, N, L, h, w]
     if min(numbers) < max(numbers):
         masks = masks[torch.arange(masks.shape[1]) < torch.tensor(numbers)[:, None]]

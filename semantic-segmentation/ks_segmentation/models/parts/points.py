@@ -50,7 +50,6 @@ def uncertain_points(
     drawn = [
         tuple(random_points(n, most, device=masks.device) for most in (int(count * oversample), count - chosen))
         for n in numbers
-        if n
     ]
     candidates, others = map(torch.cat, zip(*drawn, strict=True))
     certainty = sample(masks[:, None], candidates)[:, 0].abs()
