@@ -94,6 +94,12 @@ def channels_last(images: Tensor, exact: bool = True) -> Tensor:
     return fast.channels_last(images, exact) if fast else images
 
 
+def paired(a: Tensor, b: Tensor) -> Tensor:
+    """[..., 2 D] a0, b0, a1, b1 and so on, of [..., D] each."""
+    pairs = fast.paired(a, b) if fast else None
+    return torch.stack([a, b], -1).flatten(-2) if pairs is None else pairs
+
+
 def convolution(layer: nn.Module, maps: Tensor) -> Tensor:
     """layer(maps) of an nn.Conv2d or what stands in its place, [B, C, H, W]; best on `channels_last(maps, exact=False)`."""
     answer = fast.convolution(layer, maps) if fast else None

@@ -9,7 +9,7 @@ from common.fast.attention import attention
 from common.fast.convolution import convolution
 from common.fast.ffn import feed_forward
 from common.fast.folded import folded
-from common.fast.layout import channels_last
+from common.fast.layout import channels_last, paired
 from common.fast.products import Linear, linear, short_softmax, sum_first, switch, use_fast_linears
 from common.fast.store import Store, check_folder
 
@@ -23,6 +23,7 @@ __all__ = [
     "folded",
     "keep_freed_memory",
     "linear",
+    "paired",
     "check_folder",
     "short_softmax",
     "sum_first",

@@ -1,4 +1,4 @@
-"""How images lie in memory: with the channels of a pixel side by side, oneDNN's convolutions need no copies."""
+"""How numbers lie in memory: channels of a pixel side by side, for which oneDNN's convolutions need no copies; pairs."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ def channels_last(images: Tensor, exact: bool = True) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last)
     # the stride of a batch of one says nothing about its layout, but torch's resizing goes by it
     return images.squeeze(0).permute(1, 2, 0).contiguous().unsqueeze(0).permute(0, 3, 1, 2)
+
+
+def paired(a: Tensor, b: Tensor) -> Tensor | None:
+    """[..., 2 D] a0, b0, a1, b1 and so on of two float32 [..., D], or None where torch's stack is to do it.
+
+    A stack copies number by number: 2.2 in the place of 0.4 ms with two sines of [8, 150, 4, 32] on one core.
+    """
+    if not usable(a, b, autocast=True):
+        return None
+    return torch.view_as_real(torch.complex(a, b)).flatten(-2)

@@ -5,13 +5,14 @@ import math
 import torch
 from torch import Tensor
 
+from common.layers import paired
+
 
 def _waves(values: Tensor, features: int, temperature: float) -> Tensor:
     """[..., features] sines and cosines, interleaved, of [...] angles."""
-    index = torch.arange(features, dtype=torch.float32, device=values.device)
-    rates = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
+    rates = temperature ** (2 * torch.arange(features // 2, dtype=torch.float32, device=values.device) / features)
     angles = values[..., None] / rates
-    return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+    return paired(angles.sin(), angles.cos())
 
 
 def pixel_positions(mask: Tensor, features: int, temperature_y: float, temperature_x: float) -> Tensor:
@@ -32,5 +33,4 @@ def pixel_positions(mask: Tensor, features: int, temperature_y: float, temperatu
 
 def box_positions(boxes: Tensor, features: int = 128) -> Tensor:
     """[..., 4 * features] encoding of [..., 4] cxcywh boxes in 0..1, in the order y, x, w, h."""
-    waves = _waves(boxes * (2 * math.pi), features, 10000.0)  # [..., 4, features]
-    return waves[..., [1, 0, 2, 3], :].flatten(-2)
+    return _waves(boxes[..., [1, 0, 2, 3]] * (2 * math.pi), features, 10000.0).flatten(-2)
