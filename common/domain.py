@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ class Prediction(NamedTuple):
     labels: Tensor
     item_loss: Tensor | None = None
     reversible: Tensor | None = None
+
+
+Read = Literal["both", "loss", "items"]  # which losses of a `Prediction` are read
+
+
+def mean_of(losses: Tensor) -> Tensor:
+    """The mean of item losses [N]; 0 where there are none."""
+    return losses.sum() / max(1, len(losses))
 
 
 class Matched(NamedTuple):
@@ -228,8 +236,14 @@ class Domain(Protocol):
         """[N] how sure [N, C] scores are of their best class, 0..1."""
         return scores.softmax(-1).amax(-1)
 
-    def predict_together(self, model: nn.Module, batches: Sequence[Batch]) -> list[Prediction]:
-        """`predict` for several batches; a domain whose batches can be joined does it in one forward."""
+    def predict_together(
+        self, model: nn.Module, batches: Sequence[Batch], read: Sequence[Read] = ()
+    ) -> list[Prediction]:
+        """`predict` for several batches; a domain whose batches can be joined does it in one forward.
+
+        read: for every batch which of its losses will be read; the other one may be left out where it costs time. Where
+            only items are, `loss` is their mean; where the loss is, `item_loss` may be None. Empty: both are.
+        """
         return [self.predict(model, batch) for batch in batches]
 
     def evaluate(self, model: nn.Module, classes: Sequence[str]) -> dict[str, float]:

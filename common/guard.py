@@ -103,7 +103,7 @@ class Guard:
 
     def loss(self, step: Step) -> Tensor:
         """What the data guard adds to the loss of a step that has a batch of forgotten items."""
-        (gone,) = self.domain.predict_together(self.model, [step.gone])
+        (gone,) = self.domain.predict_together(self.model, [step.gone], ["items"])
         if self.teacher is None:
             value = bounded_forgetting(gone, getattr(self.method.config, "bound", BOUND))
         else:

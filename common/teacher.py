@@ -31,8 +31,8 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, domain: Domain, batches: Sequence[Batch]) -> list[Prediction]:
-        """What the copy says about the same batches, without gradients."""
-        return domain.predict_together(self.module, batches)
+        """What the copy says about the same batches, without gradients; their items' losses are those to read."""
+        return domain.predict_together(self.module, batches, ["items"] * len(batches))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors that are not shared."""

@@ -77,9 +77,11 @@ class MaskReplay(Replay, Taught):
 
     spares = True
 
-    def _spares(self, step: Step) -> bool:
+    reads_kept_items = True
+
+    def _by_item(self, step: Step) -> bool:
         plain = not self.domain.exclusive or (self.teacher is None and not self.answers)
-        return plain and super()._spares(step)
+        return plain and super()._by_item(step)
 
     def begin_phase(self, phase: Phase) -> None:
         self.teacher, self.answers = None, {}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from common.domain import Domain, Prediction
+from common.domain import Domain, Prediction, Read
 from common.knobs import knob
 from common.losses import bounded_forgetting
 from common.methods._base import Method, Step, for_phase
@@ -37,28 +37,38 @@ class Replay(Method):
 
     saved: tuple[str, ...] = ("active",)
     spares = True  # whether target items count through their bounded loss alone; a subclass says so itself
+    reads_kept_items = False  # whether the losses of kept items are read
 
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
         self.active = 1.0  # share of the last step's target items that had a gradient
 
     def loss(self, step: Step) -> Tensor:
-        spares = self._spares(step)
+        by_item, read = self._by_item(step), self._read(step)
+        spares = by_item and can_spare(self.model)
         spared = spares and step.keep is not None and self.active < WORTH
         if not spared:
             batches = [step.target] if step.keep is None else [step.target, step.keep]
-            target, *rest = self.domain.predict_together(self.model, batches)
+            target, *rest = self.domain.predict_together(self.model, batches, read[: len(batches)])
         else:
-            target, *rest = predict_spared(self.domain, self.model, step.target, step.keep, self.config.bound)
+            target, *rest = predict_spared(self.domain, self.model, step.target, step.keep, self.config.bound, read)
         near = within(target, self.config.bound) if spares else None
         if near is not None and len(near):
             self.active = near.float().mean().item()
             step.log("spared", target.loss.new_tensor((1 - self.active) * spared))  # share without a backward pass
         return self.swap_loss(step, target, rest[0] if rest else None)
 
-    def _spares(self, step: Step) -> bool:
+    def _by_item(self, step: Step) -> bool:
+        """Whether target items count through their bounded loss alone."""
         stated = bool(vars(type(self)).get("spares")) and step.phase.action == "forget"
-        return stated and self.config.bound_per_item and can_spare(self.model)
+        return stated and self.config.bound_per_item
+
+    def _read(self, step: Step) -> list[Read]:
+        """Which losses of the target and of the keep batch are read."""
+        if not vars(type(self)).get("spares"):
+            return ["both", "both"]
+        target: Read = "items" if self._by_item(step) else "loss" if step.phase.action == "learn" else "both"
+        return [target, "both" if self.reads_kept_items else "loss"]
 
     def swap_loss(self, step: Step, target: Prediction, keep: Prediction | None) -> Tensor:
         kept = 0.0 if keep is None else step.log("keep", keep.loss)

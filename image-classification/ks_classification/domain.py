@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common import distributed, splits
-from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction
+from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Prediction, Read
 from common.errors import UserError
 from common.evaluation.spill import shares
 from common.files import fingerprint
@@ -188,7 +188,9 @@ class ClassificationDomain(Domain):
     def predict(self, model: nn.Module, batch: Images) -> Prediction:
         return self.predict_together(model, [batch])[0]
 
-    def predict_together(self, model: nn.Module, batches: Sequence[Images]) -> list[Prediction]:
+    def predict_together(
+        self, model: nn.Module, batches: Sequence[Images], read: Sequence[Read] = ()
+    ) -> list[Prediction]:
         """One forward pass on the joined batches; every image is independent of the others in a ViT."""
         logits, embedding = self.forward(model, batches)
         logits, embedding = logits.float(), embedding.float()

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common import distributed, splits
-from common.domain import Domain, Evaluation, GalleryItem, Matched, Prediction
+from common.domain import Domain, Evaluation, GalleryItem, Matched, Prediction, Read, mean_of
 from common.errors import UserError
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig, constant
@@ -270,17 +271,29 @@ class DetectionDomain(Domain):
         return model.decode(*pad_maps([[m.float() for m in levels] for levels in maps], batch.sizes, device), targets)
 
     def predict(self, model: nn.Module, batch: ImageBatch) -> Prediction:
+        return self._predict(model, batch, "both")
+
+    def predict_together(
+        self, model: nn.Module, batches: Sequence[ImageBatch], read: Sequence[Read] = ()
+    ) -> list[Prediction]:
+        return [self._predict(model, batch, one) for batch, one in zip(batches, read or repeat("both"), strict=False)]
+
+    def _predict(self, model: nn.Module, batch: ImageBatch, read: Read) -> Prediction:
         device = next(model.parameters()).device
         targets = [{name: value.to(device) for name, value in target.items()} for target in batch.targets]
-        outputs = self.forward(model, batch, targets)
         criterion = model.criterion()
-        terms, items = criterion.with_matches(outputs, targets)
+        outputs = self.forward(model, batch, None if read == "items" and model.targets_only_train else targets)
+        if read == "items":
+            items, loss, reversible = criterion.last_matches(outputs, targets), None, None
+        else:
+            terms, items = criterion.with_matches(outputs, targets)
+            loss = criterion.total(terms)
+            reversible = criterion.classification(terms) if self.config.forget_part == "class" else None
         scores = outputs["pred_logits"].float()[items.rows, items.queries]
         embedding = outputs["queries"].float()[items.rows, items.queries]
         labels = labels_of(targets, items)
-        reversible = criterion.classification(terms) if self.config.forget_part == "class" else None
-        missed = miss_loss(outputs, targets, items)
-        return Prediction(criterion.total(terms), scores, embedding, labels, missed, reversible)
+        missed = None if read == "loss" else miss_loss(outputs, targets, items)
+        return Prediction(mean_of(missed) if loss is None else loss, scores, embedding, labels, missed, reversible)
 
     def pictures(
         self, classes: Sequence[str], *, train: bool, most: int

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common import distributed, splits
-from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Matched, Prediction
+from common.domain import ClassTable, Domain, Evaluation, GalleryItem, Matched, Prediction, Read, mean_of
 from common.errors import UserError
 from common.files import fingerprint
 from common.frozen import NOTHING, Frozen, FrozenConfig, constant
@@ -264,28 +264,36 @@ class SegmentationDomain(Domain):
     def predict(self, model: Segmenter, batch: Scenes) -> Prediction:
         return self.predict_together(model, [batch])[0]
 
-    def predict_together(self, model: Segmenter, batches: Sequence[Scenes]) -> list[Prediction]:
+    def predict_together(
+        self, model: Segmenter, batches: Sequence[Scenes], read: Sequence[Read] = ()
+    ) -> list[Prediction]:
         """One forward pass on the joined batches where their images have one size; losses batch by batch."""
-        device = next(model.parameters()).device
+        device, read = next(model.parameters()).device, read or ["both"] * len(batches)
         if len({b.images.shape[-2:] for b in batches}) > 1:
-            return [self.predict_together(model, [b])[0] for b in batches]
+            return [self.predict_together(model, [b], [one])[0] for b, one in zip(batches, read, strict=True)]
         images = torch.cat([b.images for b in batches]).to(device, non_blocking=True)
         outputs = self.outputs(model, images, all(b.repeat for b in batches))
         result, start = [], 0
-        for batch in batches:
+        for batch, one in zip(batches, read, strict=True):
             part = slice(start, start + len(batch.images))
             start = part.stop
-            own = model.part(outputs, part)
-            total, rows = model.judge(own, batch.labels.to(device))
-            result.append(self._prediction(model, own, total, rows))
+            result.append(self._prediction(model, model.part(outputs, part), batch.labels.to(device), one))
         return result
 
-    def _prediction(self, model: Segmenter, outputs: Outputs, total: Tensor, rows: Sequence[Rows]) -> Prediction:
+    def _prediction(self, model: Segmenter, outputs: Outputs, labels: Tensor, read: Read) -> Prediction:
         """One row per segment, and how well the whole model answers it."""
-        labels = [one.target.classes[one.segment] for one in rows]
-        missed = [miss_loss(model.post_process(outputs, b), one.target)[one.segment] for b, one in enumerate(rows)]
+        total, rows = (None, model.rows(outputs, labels)) if read == "items" else model.judge(outputs, labels)
+        missed = None if read == "loss" else self._missed(model, outputs, rows)
+        classes = [one.target.classes[one.segment] for one in rows]
         scores, features = [one.scores for one in rows], [one.embedding for one in rows]
-        return Prediction(total, *map(torch.cat, (scores, features, labels, missed)))
+        loss = mean_of(missed) if total is None else total
+        return Prediction(loss, *map(torch.cat, (scores, features, classes)), missed)
+
+    def _missed(self, model: Segmenter, outputs: Outputs, rows: Sequence[Rows]) -> Tensor:
+        """[N] how far the segment of each row is from being answered."""
+        targets = [one.target for one in rows]
+        lost = miss_loss(model.post_process(outputs, slice(None)), targets).split([len(t.classes) for t in targets])
+        return torch.cat([own[one.segment] for own, one in zip(lost, rows, strict=True)])
 
     def pictures(self, classes: Sequence[str], *, train: bool, most: int) -> Iterator[tuple[Scenes, dict[str, Scenes]]]:
         """Whole pictures, of the training split too."""

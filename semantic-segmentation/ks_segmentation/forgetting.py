@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,8 @@ from ks_segmentation.models.parts.targets import Segments
 LEAST = 1e-30  # where the logarithm and the division stop
 
 
-def miss_loss(scores: Tensor, target: Segments) -> Tensor:
-    """[T] nats by which the model misses each segment of one image: -log of its class's share in the scores of all
+def miss_loss(scores: Tensor, targets: Sequence[Segments]) -> Tensor:
+    """[M] nats by which the model misses each segment of each image: -log of its class's share in the scores of all
     classes, mean over the segment's pixels.
 
     The answer is the class of the largest score, however small that is. So a bound on the score itself would also be
@@ -23,13 +25,15 @@ def miss_loss(scores: Tensor, target: Segments) -> Tensor:
     to be kept share, are torn; it can reach its bound in that way without forgetting.
 
     Args:
-        scores: [K, h, w] of `Segmenter.post_process`.
-        target: T segments of the image, at any size.
+        scores: [B, K, h, w] of `Segmenter.post_process`.
+        targets: segments of each of the images, at any size.
     """
-    if not len(target.classes):
+    counts = torch.tensor([len(one.classes) for one in targets])
+    if not counts.any():
         return scores.float().flatten()[:0]
     with torch.autocast(scores.device.type, enabled=False):
-        pixels = cell_shares(target, scores.shape[-2:])  # [T, h * w]
-        scores = scores.flatten(1)  # [K, h * w]
-        share = scores[target.classes] / scores.sum(0).clamp(min=LEAST)
+        pixels = cell_shares(torch.cat([one.masks for one in targets]), scores.shape[-2:])  # [M, h * w]
+        image = torch.arange(len(targets)).repeat_interleave(counts).to(scores.device)
+        scores = scores.flatten(2)  # [B, K, h * w]
+        share = scores[image, torch.cat([one.classes for one in targets])] / scores.sum(1).clamp(min=LEAST)[image]
         return -(share * pixels).sum(1).clamp(min=LEAST).log()

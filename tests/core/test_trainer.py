@@ -215,8 +215,8 @@ def test_a_loss_that_is_no_number_names_phase_step_and_files(kind, accumulate, t
 
 def test_a_gradient_that_is_no_number_stops_before_the_weights_are_spoiled(tmp_path):
     class Spoiled(ToyClassification):
-        def predict_together(self, model, batches):
-            first, *rest = super().predict_together(model, batches)
+        def predict_together(self, model, batches, read=()):
+            first, *rest = super().predict_together(model, batches, read)
             spoil = (first.scores - first.scores.detach()).abs().sum().sqrt()  # value 0, gradient infinite
             return [first._replace(loss=first.loss + spoil), *rest]
 
@@ -232,10 +232,10 @@ def test_an_interrupt_ends_the_run_after_the_step_and_it_goes_on(tmp_path, monke
     handler = signal.getsignal(signal.SIGINT)  # a shell's background job ignores Ctrl-C from the start
     predict = trainer.domain.predict_together
 
-    def interrupted(model, batches):
+    def interrupted(model, batches, read=()):
         if torch.is_grad_enabled() and not trainer.stop.asked:
             signal.raise_signal(signal.SIGINT)
-        return predict(model, batches)
+        return predict(model, batches, read)
 
     monkeypatch.setattr(trainer.domain, "predict_together", interrupted)
     with pytest.raises(Interrupted, match="stopped after phase 1 learn, step 1 of 4; the same command goes on"):
@@ -271,10 +271,10 @@ def test_a_retrained_model_never_sees_what_is_forgotten(tmp_path):
     seen = []
 
     class Watched(ToyClassification):
-        def predict_together(self, model, batches):
+        def predict_together(self, model, batches, read=()):
             if torch.is_grad_enabled():
                 seen.extend(name for batch in batches for name in batch.names)
-            return super().predict_together(model, batches)
+            return super().predict_together(model, batches, read)
 
     plan = make_plan("forget", (), BASE[:2], BASE[2:])
     trainer_of(tmp_path, method="retrain", domain=Watched(base_of("classification"), per_class=4), plan=plan).swap()

@@ -303,3 +303,29 @@ def test_pictures_of_one_name_in_two_folders_are_cached_apart(tmp_path):
     own = DetectionDomain(model, data, {"retain": ("a",)}, ImageConfig(**SMALL), frozen=frozen)
     first, second = (own.item(Draw(i, None), frozenset("a"), True)[-1] for i in range(2))
     assert first != second
+
+
+@pytest.mark.parametrize("read", ["loss", "items"])
+def test_losses_that_are_not_read_change_nothing_else(read):
+    """In training mode, in which denoising queries join the others only for the loss."""
+    own = domain()
+    model = own.build_model().train()
+    batch = next(iter(own.loader(("b",), train=True, stream=Stream(0, 8))))
+
+    def predicted(read):
+        torch.manual_seed(0)
+        return own.predict_together(model, [batch], [read])[0]
+
+    whole, part = predicted("both"), predicted(read)
+    assert torch.equal(part.labels, whole.labels)
+    for name in ("scores", "embedding"):
+        torch.testing.assert_close(getattr(part, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    if read == "loss":
+        assert part.item_loss is None and torch.equal(part.loss, whole.loss)
+        return
+    torch.testing.assert_close(part.item_loss, whole.item_loss, rtol=1e-4, atol=1e-5)
+    assert torch.equal(part.loss, part.item_loss.mean())
+    slopes = [
+        torch.autograd.grad(p.item_loss.sum(), model.class_embed.weight, retain_graph=True)[0] for p in (part, whole)
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import distributed, methods
-from common.domain import ClassTable, Domain, GalleryItem, Prediction
+from common.domain import ClassTable, Domain, GalleryItem, Prediction, Read
 from common.plan import Plan, make_plan
 from common.record import Run
 from common.settings import EVERY, settings_from
@@ -213,7 +213,9 @@ class ToyClassification(ToyDomain):
     def predict(self, model: nn.Module, batch: Images) -> Prediction:
         return self.predict_together(model, [batch])[0]
 
-    def predict_together(self, model: nn.Module, batches: Sequence[Images]) -> list[Prediction]:
+    def predict_together(
+        self, model: nn.Module, batches: Sequence[Images], read: Sequence[Read] = ()
+    ) -> list[Prediction]:
         features = model.forward_features(torch.cat([b.images for b in batches]))
         scores, sizes = model.head(features).float(), [len(b.labels) for b in batches]
         result = []

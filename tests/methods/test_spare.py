@@ -57,9 +57,9 @@ def test_a_class_that_is_gone_costs_no_backward_pass(tmp_path, monkeypatch):
     trainer.method.config.bound, sizes = 1e-9, []
     predict = trainer.domain.predict_together
 
-    def counted(model, batches):
+    def counted(model, batches, read):
         sizes.append((torch.is_grad_enabled(), sum(len(b.labels) for b in batches)))
-        return predict(model, batches)
+        return predict(model, batches, read)
 
     monkeypatch.setattr(trainer.domain, "predict_together", counted)
     gradient(trainer, step, 0.0)

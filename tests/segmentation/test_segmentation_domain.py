@@ -129,26 +129,26 @@ def test_a_segment_is_missed_by_minus_log_of_its_classs_share():
     found = segments(label, IGNORE, 3)[0]
     shares = class_scores(logits, masks) / class_scores(logits, masks).sum(0)
     expected = [-shares[k][label[0] == k].mean().log() for k in found.classes]
-    torch.testing.assert_close(miss_loss(class_scores(logits, masks), found), torch.stack(expected))
+    torch.testing.assert_close(miss_loss(class_scores(logits, masks)[None], [found]), torch.stack(expected))
     fine = segments(label.repeat_interleave(4, 1).repeat_interleave(4, 2), IGNORE, 3)[0]  # the picture's own size
-    torch.testing.assert_close(miss_loss(class_scores(logits, masks), fine), torch.stack(expected))
+    torch.testing.assert_close(miss_loss(class_scores(logits, masks)[None], [fine]), torch.stack(expected))
     one = fine._replace(classes=fine.classes[:1], masks=fine.masks[:1])
-    torch.testing.assert_close(miss_loss(class_scores(logits, masks), one)[0], expected[0])
-    assert miss_loss(class_scores(logits, masks - 1e9), found).isfinite().all()
-    assert miss_loss(class_scores(logits, masks), segments(label * 0 + IGNORE, IGNORE, 3)[0]).shape == (0,)
+    torch.testing.assert_close(miss_loss(class_scores(logits, masks)[None], [one])[0], expected[0])
+    assert miss_loss(class_scores(logits, masks - 1e9)[None], [found]).isfinite().all()
+    assert miss_loss(class_scores(logits, masks)[None], segments(label * 0 + IGNORE, IGNORE, 3)).shape == (0,)
 
 
 def test_a_model_that_is_sure_of_nothing_has_not_forgotten():
     """The largest score is the answer however small it is: the loss must not call that a miss."""
     logits, masks = torch.tensor([[5.0, 0, 0, 0]]), torch.zeros(1, 8, 8)
     found = segments(torch.zeros(1, 8, 8, dtype=torch.long), IGNORE, 3)[0]
-    sure = miss_loss(class_scores(logits, masks), found)
+    sure = miss_loss(class_scores(logits, masks)[None], [found])
     torch.testing.assert_close(
-        miss_loss(class_scores(logits, masks - 20), found), sure
+        miss_loss(class_scores(logits, masks - 20)[None], [found]), sure
     )  # no query covers the place any more
     unsure = logits + torch.tensor([0, 0, 0, 20.0])  # the only query says "no object"
-    torch.testing.assert_close(miss_loss(class_scores(unsure, masks), found), sure, rtol=1e-3, atol=1e-3)
-    assert miss_loss(class_scores(logits.roll(1), masks), found) > 4 > 1 > sure  # another class answers
+    torch.testing.assert_close(miss_loss(class_scores(unsure, masks)[None], [found]), sure, rtol=1e-3, atol=1e-3)
+    assert miss_loss(class_scores(logits.roll(1), masks)[None], [found]) > 4 > 1 > sure  # another class answers
 
 
 def test_joined_batches_are_predicted_as_alone(monkeypatch):
@@ -279,3 +279,31 @@ def test_digit_scenes_fill_the_protocol():
 def test_a_class_in_no_mask_is_named():
     with pytest.raises(UserError, match="no mask can hold class 'zebra'"):
         domain(groups={**GROUPS, "learn": ("zebra",)})
+
+
+def test_segments_of_several_pictures_are_missed_as_those_of_one():
+    torch.manual_seed(0)
+    scores, labels = torch.rand(3, 4, 8, 8), torch.randint(0, 4, (3, 8, 8))
+    labels[1] = IGNORE  # a picture without a segment
+    found = segments(labels, IGNORE, 4)
+    alone = [miss_loss(own[None], [one]) for own, one in zip(scores, found, strict=True)]
+    torch.testing.assert_close(miss_loss(scores, found), torch.cat(alone))
+
+
+@pytest.mark.parametrize("read", ["loss", "items"])
+def test_losses_that_are_not_read_change_nothing_else(read):
+    d = domain()
+    m = d.build_model()
+    batches = list(d.loader(("b", "c", "d"), train=False))[:2]
+
+    def predicted(*read):
+        torch.manual_seed(0)
+        return d.predict_together(m, batches, read)
+
+    whole, part = predicted("both", "both")[1], predicted("both", read)[1]
+    assert torch.equal(part.labels, whole.labels) and torch.equal(part.scores, whole.scores)
+    assert torch.equal(part.embedding, whole.embedding)
+    if read == "loss":
+        assert part.item_loss is None and torch.equal(part.loss, whole.loss)
+    else:
+        assert torch.equal(part.item_loss, whole.item_loss) and torch.equal(part.loss, whole.item_loss.mean())

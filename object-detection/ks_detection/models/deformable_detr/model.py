@@ -47,6 +47,7 @@ class DeformableDetr(Detector):
     """
 
     config_type, layout, fixed_rows = DeformableConfig, deformable_detr, True
+    targets_only_train = True
 
     def __init__(self, config: DeformableConfig) -> None:
         super().__init__(config)

@@ -41,6 +41,7 @@ class Dino(Detector):
     """
 
     config_type, layout, fixed_rows = DinoConfig, dino, True
+    targets_only_train = True
 
     def __init__(self, config: DinoConfig) -> None:
         super().__init__(config)

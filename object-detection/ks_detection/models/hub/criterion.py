@@ -37,9 +37,10 @@ class HubCriterion(SetCriterion):
             self._leave_alone(call, targets, groups)
         labels = [{"class_labels": t["labels"], "boxes": t["boxes"].float()} for t in targets]
         total, terms, _ = self.loss(**_floats(call), labels=labels, device=call["logits"].device, config=theirs)
-        found = outputs["pred_logits"].float(), outputs["pred_boxes"].float().clamp(0, 1)
-        items = match(found[0][None], found[1][None], targets, self.config)[0]
-        return {**terms, "total": total}, items
+        return {**terms, "total": total}, self.last_matches(outputs, targets)
+
+    def last_matches(self, outputs: dict, targets: list[dict]) -> Matches:
+        return super().last_matches(outputs | {"pred_boxes": outputs["pred_boxes"].clamp(0, 1)}, targets)
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         return terms["total"]

@@ -44,6 +44,12 @@ class SetCriterion:
         with torch.autocast(outputs["pred_boxes"].device.type, enabled=False):
             return self._terms(outputs, targets)
 
+    def last_matches(self, outputs: dict, targets: list[dict]) -> Matches:
+        """The pairs of the last layer alone, the same as beside the terms."""
+        with torch.autocast(outputs["pred_boxes"].device.type, enabled=False):
+            logits, boxes = (outputs[name].float()[None] for name in ("pred_logits", "pred_boxes"))
+            return match(logits, boxes, targets, self.config)[0]
+
     def _terms(self, outputs: dict, targets: list[dict]) -> tuple[dict[str, Tensor], Matches]:
         layers = [outputs, *outputs["aux_outputs"]]
         suffixes = ["", *(f"_{i}" for i in range(len(outputs["aux_outputs"])))]

@@ -40,12 +40,14 @@ class Detector(nn.Module):
     layout: how its files name tensors: a module with the functions of `checkpoints.plain`.
     fixed_rows: rows are numbered by the published data (COCO ids), so that none may be taken out of a file.
     smooth: images that are stretched to the size of a graph are smoothed where they shrink.
+    targets_only_train: with targets there is more in its outputs, for the loss, and the rest of them stays.
     """
 
     config_type: ClassVar[type[DetectorConfig]]
     layout: ClassVar[Any] = plain
     fixed_rows: ClassVar[bool] = False
     smooth: ClassVar[bool] = True
+    targets_only_train: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -18,16 +18,17 @@ MAPS = 200  # that a model may answer with
 
 
 def class_scores(logits: Tensor, masks: Tensor) -> Tensor:
-    """[K, H, W] score of every class at every pixel.
+    """[..., K, H, W] score of every class at every pixel.
 
     Args:
-        logits: [Q, K + 1] class logits of the queries; the "no object" column takes part in the softmax only.
-        masks: [Q, H, W] mask logits.
+        logits: [..., Q, K + 1] class logits of the queries; the "no object" column takes part in the softmax only.
+        masks: [..., Q, H, W] mask logits.
 
     Source: Cheng et al., 2021, arXiv:2107.06278, section 3.4.
     """
     with torch.autocast(masks.device.type, enabled=False):
-        return torch.einsum("qk,qhw->khw", logits.float().softmax(-1)[:, :-1], masks.float().sigmoid())
+        chances = logits.float().softmax(-1)[..., :-1].transpose(-2, -1)
+        return (chances @ masks.float().sigmoid().flatten(-2)).unflatten(-1, masks.shape[-2:])
 
 
 def resized(x: Tensor, size: Size) -> Tensor:

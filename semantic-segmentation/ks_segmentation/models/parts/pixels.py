@@ -11,7 +11,7 @@ from torch import Tensor
 from common import distributed
 from common.layers import channels_last
 from ks_segmentation.models.parts.segmenter import Outputs, Regions, Resize, Rows, Segmenter
-from ks_segmentation.models.parts.targets import UNKNOWN, Segments, segments
+from ks_segmentation.models.parts.targets import UNKNOWN, segments
 
 
 class Maps(NamedTuple):
@@ -54,14 +54,14 @@ class PixelSegmenter(Segmenter):
             loss = loss + self.auxiliary_weight * _cross_entropy(outputs["auxiliary"].float(), labels, ignore)
         rows = []
         for target, own, features in zip(targets, logits, outputs["features"].float(), strict=True):
-            shares = cell_shares(target, own.shape[-2:])  # [T, h * w]
+            shares = cell_shares(target.masks, own.shape[-2:])  # [T, h * w]
             every = torch.arange(len(shares), device=labels.device)
             rows.append(Rows(target, every, shares @ own.flatten(1).T, shares @ features.flatten(1).T))
         return loss, rows
 
-    def post_process(self, outputs: Outputs, index: int, resize: Resize = lambda maps: maps) -> Tensor:
+    def post_process(self, outputs: Outputs, index: int | slice, resize: Resize = lambda maps: maps) -> Tensor:
         with torch.autocast(outputs["logits"].device.type, enabled=False):
-            return resize(outputs["logits"][index].float()).softmax(0)
+            return resize(outputs["logits"][index].float()).softmax(-3)
 
     def regions(self, outputs: Outputs, index: int, resize: Resize) -> Regions:
         """One per class that is the answer somewhere; it is as sure as its pixels are on the average."""
@@ -71,9 +71,9 @@ class PixelSegmenter(Segmenter):
         return Regions(masks, called, (masks * sure).sum((1, 2)) / masks.sum((1, 2)))
 
 
-def cell_shares(target: Segments, size: tuple[int, ...]) -> Tensor:
-    """[T, h * w] share of each cell in each segment's area."""
-    cells = F.adaptive_avg_pool2d(target.masks.float(), size).flatten(1)
+def cell_shares(masks: Tensor, size: tuple[int, ...]) -> Tensor:
+    """[T, h * w] share of each cell in the area of each segment of masks [T, H, W]."""
+    cells = F.adaptive_avg_pool2d(masks.float(), size).flatten(1)
     return cells / cells.sum(1, keepdim=True)
 
 

@@ -90,7 +90,7 @@ class QuerySegmenter(Segmenter):
         scores, embedding = outputs["pred_logits"][b, query, :-1].float(), outputs["embedding"][b, query].float()
         return Rows(target, segment, scores, embedding)
 
-    def post_process(self, outputs: Outputs, index: int, resize: Resize = lambda maps: maps) -> Tensor:
+    def post_process(self, outputs: Outputs, index: int | slice, resize: Resize = lambda maps: maps) -> Tensor:
         return class_scores(outputs["pred_logits"][index], resize(outputs["pred_masks"][index]))
 
     def regions(self, outputs: Outputs, index: int, resize: Resize) -> Regions:

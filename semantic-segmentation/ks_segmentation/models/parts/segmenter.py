@@ -121,8 +121,9 @@ class Segmenter(nn.Module):
         """Only the rows of `judge`, where the loss is not wanted."""
         return self.judge(outputs, labels)[1]
 
-    def post_process(self, outputs: Outputs, index: int, resize: Resize = lambda maps: maps) -> Tensor:
-        """[K, h, w] score of every class at every pixel of one image, 0 or more; the answer is the largest."""
+    def post_process(self, outputs: Outputs, index: int | slice, resize: Resize = lambda maps: maps) -> Tensor:
+        """[K, h, w] score of every class at every pixel of one image, 0 or more; the answer is the largest. [B, K, h, w] of
+        a slice of images, whose maps are not resized."""
         raise NotImplementedError
 
     def regions(self, outputs: Outputs, index: int, resize: Resize) -> Regions:
