@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -51,18 +52,25 @@ def groups(model: nn.Module, grouping: str = "block") -> dict[str, list[nn.Param
         raise UserError(f"`--grouping` must be one of {', '.join(GROUPINGS)}, got {grouping}.")
     found: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        match = FACTOR.match(name)
-        if match is None:
-            continue
-        layer = match.group(1)
-        key = {"block": block_of(layer), "lora": layer, "matrix": name}[grouping]
-        found.setdefault(key, []).append(parameter)
+        key = _group_of(name, grouping)
+        if key is not None:
+            found.setdefault(key, []).append(parameter)
     return found
+
+
+@lru_cache(maxsize=2**16)
+def _group_of(name: str, grouping: str) -> str | None:
+    """The group of a parameter, or None where it is no adapter matrix; asked for every parameter at every step."""
+    match = FACTOR.match(name)
+    if match is None:
+        return None
+    layer = match.group(1)
+    return {"block": block_of(layer), "lora": layer, "matrix": name}[grouping]
 
 
 def group_norms(members: dict[str, list[nn.Parameter]]) -> Tensor:
     """[G] Frobenius norm of each group, sqrt(sum of squares), with gradient 0 (not NaN) at exactly zero."""
-    squares = torch.stack([sum((p.float().pow(2).sum() for p in group), torch.zeros(())) for group in members.values()])
+    squares = torch.stack([torch.cat([p.flatten() for p in own]).float().square().sum() for own in members.values()])
     alive = squares > 0
     # the inner where keeps sqrt away from 0, where its derivative is infinite and 0 * inf is NaN
     return torch.where(alive, torch.where(alive, squares, torch.ones_like(squares)).sqrt(), torch.zeros_like(squares))
