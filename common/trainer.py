@@ -286,9 +286,10 @@ class Trainer:
 
     def _train_mode(self) -> None:
         """Training mode, except for the running statistics of a frozen base, which belong to its weights."""
-        self.model.train()
-        for norm in self.frozen_norms:
-            norm.eval()
+        if not self.model.training or any(norm.training for norm in self.frozen_norms):  # walking a model takes a while
+            self.model.train()
+            for norm in self.frozen_norms:
+                norm.eval()
 
     # ---- pieces of a phase -------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from common.knobs import knob
 from common.losses import bounded_forgetting
 from common.methods._base import Method, Step, for_phase
 from common.methods._spare import WORTH, can_spare, predict_spared, within
+from common.plan import Phase
 
 
 class Replay(Method):
@@ -42,10 +43,11 @@ class Replay(Method):
     def __init__(self, config: Any, domain: Domain, model: nn.Module) -> None:
         super().__init__(config, domain, model)
         self.active = 1.0  # share of the last step's target items that had a gradient
+        self._sparing: tuple[int, bool] | None = None  # phase, and whether the model can be spared in it
 
     def loss(self, step: Step) -> Tensor:
         by_item, read = self._by_item(step), self._read(step)
-        spares = by_item and can_spare(self.model)
+        spares = by_item and self._can_spare(step.phase)
         spared = spares and step.keep is not None and self.active < WORTH
         if not spared:
             batches = [step.target] if step.keep is None else [step.target, step.keep]
@@ -57,6 +59,12 @@ class Replay(Method):
             self.active = near.float().mean().item()
             step.log("spared", target.loss.new_tensor((1 - self.active) * spared))  # share without a backward pass
         return self.swap_loss(step, target, rest[0] if rest else None)
+
+    def _can_spare(self, phase: Phase) -> bool:
+        """Looked up once in a phase."""
+        if self._sparing is None or self._sparing[0] != phase.index:
+            self._sparing = phase.index, can_spare(self.model)
+        return self._sparing[1]
 
     def _by_item(self, step: Step) -> bool:
         """Whether target items count through their bounded loss alone."""

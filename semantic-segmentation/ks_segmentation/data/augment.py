@@ -9,7 +9,7 @@ from common.lazy import Module
 from ks_segmentation.config.load import Config
 from ks_segmentation.models.parts.inference import shortest_edge
 
-tv_tensors, v2 = Module("torchvision.tv_tensors"), Module("torchvision.transforms.v2")
+v2 = Module("torchvision.transforms.v2")
 TF = Module("torchvision.transforms.v2.functional")
 PAD_VALUE = 128  # grey, for pixels outside the image
 TRIES = 10  # crops drawn to satisfy a condition, as published
@@ -26,7 +26,6 @@ def train_view(image: Tensor, labels: Tensor, settings: Config, seed: int, ignor
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's, which is not restored
-        image, labels = tv_tensors.Image(image), tv_tensors.Mask(labels)
         sizes = settings.MIN_SIZE_TRAIN
         shortest = sizes[int(torch.randint(len(sizes), ()))]
         size = list(shortest_edge(image.shape[-2:], shortest, settings.MAX_SIZE_TRAIN))
@@ -40,7 +39,7 @@ def train_view(image: Tensor, labels: Tensor, settings: Config, seed: int, ignor
             image, labels = TF.horizontal_flip(image), TF.horizontal_flip(labels)
         if settings.CROP.ENABLED:
             image, labels = _pad(image, labels, settings.CROP.SIZE, ignore)
-    return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+    return image, labels
 
 
 def _crop(image: Tensor, labels: Tensor, settings: Config, ignore: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +49,9 @@ def _crop(image: Tensor, labels: Tensor, settings: Config, ignore: int) -> tuple
         top = int(torch.randint(image.shape[-2] - height + 1, ()))
         left = int(torch.randint(image.shape[-1] - width + 1, ()))
         part = labels[top : top + height, left : left + width]
-        counts = part[(part != ignore) & (part >= 0)].unique(return_counts=True)[1]
+        told = (part != ignore) & (part >= 0)
+        counts = (part + 1).where(told, 0).flatten().bincount()[1:]  # pixels of each class
+        counts = counts[counts > 0]
         most = settings.SINGLE_CATEGORY_MAX_AREA
         if len(counts) and (most >= 1 or (len(counts) > 1 and counts.max() < most * counts.sum())):
             break

@@ -54,7 +54,7 @@ class QuerySegmenter(Segmenter):
             embedding: [B, Q, D], what the class layer reads.
             logits, mask_embeddings, mask_features: see `Queries`.
         """
-        return self.outputs(self.queries(channels_last(images)))
+        return self.outputs(self.queries(channels_last(images, exact=False)))
 
     def outputs(self, found: Queries) -> Outputs:
         """See `forward`."""
