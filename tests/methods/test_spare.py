@@ -74,3 +74,25 @@ def test_what_would_change_the_gradient_is_not_spared(tmp_path, method, dropout)
     trainer, step = made(tmp_path, method, dropout)
     gradient(trainer, step, 0.0)
     assert "spared" not in step.terms
+
+
+@pytest.mark.parametrize(
+    ("method", "read"),
+    [
+        ("gs_lora", ["items", "loss"]),
+        ("mask_replay", ["both", "both"]),  # its answers take the place of the bound; kept items may be read
+        ("gs_lora_pp", ["both", "both"]),  # does not say that it reads nothing else
+    ],
+)
+def test_a_forget_phase_asks_for_the_losses_that_it_reads(tmp_path, monkeypatch, method, read):
+    trainer, step = made(tmp_path, method)
+    predict, asked = trainer.domain.predict_together, []
+
+    def listening(model, batches, read=()):
+        if torch.is_grad_enabled():
+            asked.append(list(read))
+        return predict(model, batches, read)
+
+    monkeypatch.setattr(trainer.domain, "predict_together", listening)
+    gradient(trainer, step, 1.0)
+    assert asked == [read]
