@@ -26,7 +26,7 @@ def within(prediction: Prediction, bound: float) -> Tensor | None:
 
 
 def predict_spared(
-    domain: Domain, model: nn.Module, target: Batch, keep: Batch, bound: float, read: Sequence[Read] = ()
+    domain: Domain, model: nn.Module, target: Batch, keep: Batch, bound: float, read: Sequence[Read]
 ) -> list[Prediction]:
     """The predictions of both batches; target items beyond the bound have values and no gradient.
 

@@ -76,7 +76,6 @@ class MaskReplay(Replay, Taught):
         self.answers: dict[str, Tensor] = {}  # name of a forgotten item -> [C] log of its wanted answer
 
     spares = True
-
     reads_kept_items = True
 
     def _by_item(self, step: Step) -> bool:

@@ -66,14 +66,17 @@ class Replay(Method):
             self._sparing = phase.index, can_spare(self.model)
         return self._sparing[1]
 
+    def _states(self) -> bool:
+        """Whether the class itself says what it reads."""
+        return bool(vars(type(self)).get("spares"))
+
     def _by_item(self, step: Step) -> bool:
         """Whether target items count through their bounded loss alone."""
-        stated = bool(vars(type(self)).get("spares")) and step.phase.action == "forget"
-        return stated and self.config.bound_per_item
+        return self._states() and step.phase.action == "forget" and self.config.bound_per_item
 
     def _read(self, step: Step) -> list[Read]:
         """Which losses of the target and of the keep batch are read."""
-        if not vars(type(self)).get("spares"):
+        if not self._states():
             return ["both", "both"]
         target: Read = "items" if self._by_item(step) else "loss" if step.phase.action == "learn" else "both"
         return [target, "both" if self.reads_kept_items else "loss"]

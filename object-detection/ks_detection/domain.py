@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -276,7 +275,8 @@ class DetectionDomain(Domain):
     def predict_together(
         self, model: nn.Module, batches: Sequence[ImageBatch], read: Sequence[Read] = ()
     ) -> list[Prediction]:
-        return [self._predict(model, batch, one) for batch, one in zip(batches, read or repeat("both"), strict=False)]
+        read = read or ["both"] * len(batches)
+        return [self._predict(model, batch, one) for batch, one in zip(batches, read, strict=True)]
 
     def _predict(self, model: nn.Module, batch: ImageBatch, read: Read) -> Prediction:
         device = next(model.parameters()).device
